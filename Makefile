@@ -1,0 +1,86 @@
+# make                   build the program, build/release/flotilla
+# make up                install what is missing, build, start a cluster, mount it at MNT (./mnt)
+# make down              unmount and stop it; the data stays in CLUSTER (./cluster)
+# make clean-cluster     forget the data too
+# make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
+# make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
+# make soak              the simulator until you stop it; failing seeds are kept
+# make bench             key/value and filesystem benchmarks, as JSON
+# make lint              layers, format, warnings
+# make deps              only install what is missing from Debian's packages (as root)
+# make clean             remove build/
+# MODE=release|debug|asan|tsan builds any target in another mode, in build/MODE
+.DEFAULT_GOAL := all
+SHELL := /bin/bash
+
+MODE ?= release
+OUT  := build/$(MODE)
+
+WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes \
+        -Wmissing-prototypes -Wformat=2 -Wimplicit-fallthrough -Wvla \
+        -Wundef -Wpointer-arith -Wwrite-strings -Wcast-align
+WERROR ?= -Werror
+
+MODE_debug   := -O0 -g3
+MODE_asan    := -O1 -g3 -fsanitize=address,undefined -fno-sanitize-recover=all
+MODE_tsan    := -O1 -g3 -fsanitize=thread
+MODE_release := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+
+CPPFLAGS += -I. -D_GNU_SOURCE -DFUSE_USE_VERSION=314 -MMD -MP
+CFLAGS   += -std=c11 -fno-omit-frame-pointer $(WARN) $(WERROR) $(MODE_$(MODE))
+LDFLAGS  += $(MODE_$(MODE)) -pthread
+LDLIBS   += -luv -lssl -lcrypto -lzstd -llmdb -lfuse3 -ljansson
+
+PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
+            libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
+TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
+
+FOLDERS := base raft raft/storage transport rsm shardctrler shardkv fs mount
+LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(FOLDERS))))
+LIB     := $(OUT)/libflotilla.a
+CMD_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard cmd/*.c)))
+TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
+UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
+SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
+
+.PHONY: all deps test unit sim soak bench lint up down clean-cluster clean help
+all: $(OUT)/flotilla
+
+help:
+	@sed -n 's/^# //p;/^\.DEFAULT/q' Makefile
+
+$(OUT)/flotilla: $(CMD_OBJ) $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(LIB): $(LIB_SRC:%.c=$(OUT)/%.o)
+	@rm -f $@
+	@$(AR) rcs $@ $^
+
+$(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
+	@mkdir -p $(@D)
+	@$(CC) $(LDFLAGS) $^ -o $@ -lcmocka $(LDLIBS)
+
+$(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/%.o: %.c
+	@mkdir -p $(@D)
+	@$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+
+unit: $(UNIT)
+	@for t in $(UNIT); do echo "== $$t"; $$t || exit 1; done
+
+# One test: make RUN1 T=test_wal MODE=asan
+one: $(OUT)/unit/$(T)
+	$(OUT)/unit/$(T)
+
+lint:
+	tests/lint/layers.sh
+	@command -v clang-format-14 >/dev/null && clang-format-14 --dry-run -Werror \
+	    $$(git ls-files '*.c' '*.h') || { echo "make lint: format differs, or no clang-format-14"; exit 1; }
+
+clean:
+	rm -rf build
+
+.SECONDARY:
+-include $(shell find build -name '*.d' 2>/dev/null)

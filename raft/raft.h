@@ -1,0 +1,263 @@
+/* Raft as a function from (state, event) to (state, update).
+ *
+ * Nothing here reads a clock, a socket, a disk or a random source. Time and a
+ * seed come in; what must happen outside goes out in the update. rsm/rsm.h is
+ * the shell that makes it happen. The words are those of the Raft paper (Ongaro
+ * and Ousterhout, ATC'14, the extended version) and of Ongaro's thesis.
+ *
+ * Two rules make the shell simple:
+ *  - Every message in an update may be sent at once, before anything is on
+ *    disk. What must not leave before the disk has it (a vote, a candidate's
+ *    request, a follower's acknowledgement, the leader's own count towards a
+ *    majority) the core holds back until RAFT_EV_PERSISTED says so.
+ *  - The core never proposes by itself, not even a no-op: it reports that it
+ *    became leader, and the layer above proposes what it needs. */
+#ifndef RAFT_RAFT_H
+#define RAFT_RAFT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/mem.h"
+#include "base/rng.h"
+
+typedef uint64_t raft_index; /* the first entry has index 1 */
+typedef uint64_t raft_term;  /* 0 before the first election */
+typedef uint64_t raft_id;    /* a replica; 0 is nobody */
+
+#define RAFT_PEERS_MAX 16u
+
+enum raft_entry_type {
+    RAFT_ENTRY_COMMAND = 1, /* the state machine's */
+    RAFT_ENTRY_NOOP = 2,    /* moves the commit index into the new term */
+    RAFT_ENTRY_CONF = 3,    /* an encoded struct raft_conf */
+};
+
+struct raft_entry {
+    raft_term term;
+    raft_index index;
+    enum raft_entry_type type;
+    struct bytes *data; /* NULL when empty; whoever keeps it takes a ref */
+};
+
+/* Who is in the group. While `old_count` is not 0 the configuration is joint
+ * (paper, section 6): both majorities are needed. Learners are sent entries
+ * and are in no majority. */
+struct raft_conf {
+    raft_id voters[RAFT_PEERS_MAX];
+    uint32_t voter_count;
+    raft_id old[RAFT_PEERS_MAX];
+    uint32_t old_count;
+    raft_id learners[RAFT_PEERS_MAX];
+    uint32_t learner_count;
+};
+
+void raft_conf_encode(struct buf *b, const struct raft_conf *conf);
+MUST_USE enum err raft_conf_decode(struct slice from, struct raft_conf *conf);
+
+struct raft_hard_state {
+    raft_term term;
+    raft_id vote; /* for whom in `term`; 0 for nobody */
+};
+
+enum raft_msg_type {
+    RAFT_MSG_PREVOTE = 1, /* thesis 9.6: would you vote for me? */
+    RAFT_MSG_PREVOTE_REPLY = 2,
+    RAFT_MSG_VOTE = 3,
+    RAFT_MSG_VOTE_REPLY = 4,
+    RAFT_MSG_APPEND = 5, /* AppendEntries; without entries, a heartbeat */
+    RAFT_MSG_APPEND_REPLY = 6,
+    RAFT_MSG_TIMEOUT_NOW = 7, /* leadership transfer: campaign at once */
+};
+
+struct raft_msg {
+    enum raft_msg_type type;
+    raft_id from;
+    raft_id to;
+    raft_term term;
+    raft_index log_index; /* VOTE: end of log; APPEND: prevLogIndex;
+                             APPEND_REPLY: see raft/message.c */
+    raft_term log_term;   /* VOTE: term there; APPEND: prevLogTerm */
+    raft_index commit;    /* APPEND: leaderCommit */
+    raft_index match;     /* APPEND_REPLY accepted: on the follower's disk */
+    bool reject;          /* replies: refused */
+    bool transfer;        /* VOTE: by leadership transfer: ignore stickiness */
+    raft_term conflict_term;   /* APPEND_REPLY refused: XTerm, 0 if none */
+    raft_index conflict_index; /* XIndex: first index of XTerm */
+    raft_index last_index;     /* XLen: the follower's last index */
+    uint64_t read_round; /* APPEND and its reply: the newest ReadIndex round */
+    struct raft_entry *entries; /* APPEND */
+    uint32_t entry_count;
+};
+
+/* What was stored, at start; and what the group is. */
+struct raft_config {
+    raft_id id;
+    uint64_t seed;            /* for the election timeout */
+    uint32_t heartbeat_ms;    /* 0: 100 */
+    uint32_t election_min_ms; /* 0: 500; the timeout is random in */
+    uint32_t election_max_ms; /* 0: 1000; [min, max] */
+    size_t append_size_max;   /* bytes of entries in one APPEND; 0: 1 MiB */
+    size_t inflight_size_max; /* unacknowledged bytes a follower; 0: 16 MiB */
+    size_t uncommitted_size_max; /* PROPOSE beyond it: ERR_BUSY; 0: 64 MiB */
+    struct raft_hard_state hard_state;
+    /* The state machine holds everything up to here; the log goes on from it.
+     * Both 0 for a new replica. `conf` is the configuration at that point. */
+    raft_index snapshot_index;
+    raft_term snapshot_term;
+    struct raft_conf conf;
+    const struct raft_entry *entries; /* the stored log after it; borrowed */
+    uint32_t entry_count;
+    uint64_t now_ms;
+};
+
+enum raft_event_type {
+    RAFT_EV_TICK,      /* time passed; nothing else did */
+    RAFT_EV_RECV,      /* a peer's message arrived */
+    RAFT_EV_PROPOSE,   /* entries for the log; leader only */
+    RAFT_EV_PERSISTED, /* the disk holds all updates up to `persisted` */
+    RAFT_EV_READ,      /* ReadIndex (thesis 6.4); leader only */
+    RAFT_EV_TRANSFER,  /* hand leadership to `peer`; leader only */
+    RAFT_EV_PEER_DOWN, /* hint: the connection to `peer` broke */
+    RAFT_EV_SNAPSHOT_INSTALLED, /* the state machine and the log were replaced
+                                   by the snapshot at {index, term, conf} */
+    RAFT_EV_SNAPSHOT_SENT,      /* streaming to `peer` ended; see `ok` */
+};
+
+struct raft_event {
+    enum raft_event_type type;
+    uint64_t now_ms;
+    union {
+        const struct raft_msg *msg; /* RECV: borrowed; entries are ref'd */
+        struct {
+            /* Only type and data are read; the core refs data. */
+            const struct raft_entry *entries;
+            uint32_t count;
+        } propose;
+        uint64_t persisted; /* PERSISTED: an update's persist_seq */
+        uint64_t read;      /* READ: the caller's name for it, given back */
+        raft_id peer;       /* TRANSFER, PEER_DOWN */
+        struct {
+            raft_index index;
+            raft_term term;
+            struct raft_conf conf;
+        } snapshot; /* SNAPSHOT_INSTALLED */
+        struct {
+            raft_id peer;
+            raft_index index;
+            bool ok;
+        } sent; /* SNAPSHOT_SENT */
+    } u;
+};
+
+struct raft_read {
+    uint64_t read;    /* the caller's name */
+    enum err rc;      /* ERR_OK, or ERR_NOTLEADER: ask elsewhere */
+    raft_index index; /* serve it when the state machine has applied this */
+};
+
+/* What the caller must now do: begin to persist, and send. Then apply. The
+ * arrays belong to the raft and stand until its next raft_step(). */
+struct raft_update {
+    /* Updates are persisted in order. When hard state and entries of this one
+     * are synced, the caller says RAFT_EV_PERSISTED with this number (a later
+     * number covers earlier ones). 0: there is nothing to persist. */
+    uint64_t persist_seq;
+    bool hard_state_changed;
+    struct raft_hard_state hard_state;
+    /* append[0].index may be at or below entries stored before: then those
+     * from it on are gone (a new leader overwrote them). */
+    const struct raft_entry *append;
+    uint32_t append_count;
+
+    const struct raft_msg *send;
+    uint32_t send_count;
+
+    raft_index commit; /* apply up to here, inclusive; never goes back */
+
+    const struct raft_read *reads;
+    uint32_t read_count;
+
+    /* These followers need entries the log no longer has: stream them a
+     * snapshot, then say RAFT_EV_SNAPSHOT_SENT. Named once per need. */
+    const raft_id *need_snapshot;
+    uint32_t need_snapshot_count;
+
+    bool became_leader;   /* in this step: propose a no-op now */
+    bool lost_leadership; /* in this step: proposals may or may not commit */
+    raft_index proposed;  /* PROPOSE: the index of the first entry */
+};
+
+struct raft;
+
+/* Gives a new raft in `*out`; free it with raft_free(). ERR_CORRUPT if the
+ * stored log has a gap or goes back in terms. */
+MUST_USE enum err raft_new(const struct raft_config *config, struct raft **out);
+void raft_free(struct raft *r);
+
+/* One event. ERR_NOTLEADER, ERR_BUSY and ERR_INVALID refuse the event and
+ * change nothing; `*update` is valid (and may carry work) all the same. */
+MUST_USE enum err raft_step(struct raft *r, const struct raft_event *event,
+                            struct raft_update *update);
+
+/* When the next RAFT_EV_TICK is due, on the events' clock. */
+uint64_t raft_next_tick_ms(const struct raft *r);
+
+/* The entries from `first` on, at most `count_max` and about `size_max` bytes,
+ * none past `last`: borrowed until the next step or compaction. */
+const struct raft_entry *raft_entries(const struct raft *r, raft_index first,
+                                      raft_index last, uint32_t count_max,
+                                      size_t size_max, uint32_t *count);
+
+/* The state machine holds everything up to `index` on disk, so the log up to it
+ * may go. `index` must be committed; going back is ignored. */
+void raft_compact(struct raft *r, raft_index index);
+
+/* The term at `index`; false if the log does not know it (any more). */
+bool raft_term_at(const struct raft *r, raft_index index, raft_term *term);
+
+/* The configuration in force at `index`, for a snapshot's label. */
+void raft_conf_at(const struct raft *r, raft_index index,
+                  struct raft_conf *conf);
+
+enum raft_role {
+    RAFT_FOLLOWER,
+    RAFT_PRECANDIDATE,
+    RAFT_CANDIDATE,
+    RAFT_LEADER
+};
+
+struct raft_status {
+    raft_id id;
+    enum raft_role role;
+    raft_term term;
+    raft_id vote;
+    raft_id leader;         /* 0 when unknown */
+    raft_index first_index; /* of the log in memory */
+    raft_index last_index;
+    raft_index persisted;
+    raft_index commit;
+    raft_index snapshot_index;
+    struct raft_conf conf; /* the newest in the log: used from append on */
+    uint32_t peer_count;   /* leader only: the progress of each peer */
+    struct raft_peer_status {
+        raft_id id;
+        raft_index match;
+        raft_index next;
+        bool snapshot; /* waits for one */
+        bool active;   /* heard from within an election timeout */
+    } peers[RAFT_PEERS_MAX];
+};
+
+void raft_status(const struct raft *r, struct raft_status *status);
+const char *raft_role_text(enum raft_role role);
+
+/* The wire form of a message (docs/wire.md). decode: entries are new, ref'd
+ * data in memory of `a`; free the refs with raft_msg_release(). */
+void raft_msg_encode(struct buf *b, const struct raft_msg *msg);
+MUST_USE enum err raft_msg_decode(struct slice from, struct arena *a,
+                                  struct raft_msg *msg);
+void raft_msg_release(struct raft_msg *msg);
+
+#endif

@@ -1,0 +1,52 @@
+/* The write-ahead log: hard state and entries, in segment files of records with
+ * length, term, index and CRC-32C (docs/disk.md). One wal_append() is one
+ * group commit: everything in it is covered by one fdatasync.
+ *
+ * Recovery tells a torn tail, which was never acknowledged and is cut off, from
+ * damage before the tail, which is refused with file, offset and what to do.
+ * All calls block; after ERR_IO or ERR_NOSPACE from a write or sync the wal is
+ * broken and refuses everything. */
+#ifndef RAFT_STORAGE_WAL_H
+#define RAFT_STORAGE_WAL_H
+
+#include "raft/raft.h"
+#include "raft/storage/disk.h"
+
+struct wal;
+
+/* What recovery found: free with wal_recovery_free(). */
+struct wal_recovery {
+    struct raft_hard_state hard_state;
+    raft_index start_index; /* entries begin after this: the last compaction */
+    raft_term start_term;   /* or reset; 0 and 0 in a new log */
+    struct raft_conf start_conf; /* in force at start_index */
+    struct raft_entry *entries;
+    uint32_t entry_count;
+    char problem[256]; /* with ERR_CORRUPT: file, offset and what to do */
+};
+
+/* Opens or makes the log in `dir` of the disk. ERR_CORRUPT: see problem. */
+MUST_USE enum err wal_open(struct disk *disk, const char *dir,
+                           size_t segment_size, struct wal **out,
+                           struct wal_recovery *recovery);
+void wal_recovery_free(struct wal_recovery *recovery);
+void wal_close(struct wal *w);
+
+/* Writes and syncs. `hard_state` may be NULL. entries[0].index may be at or
+ * below what is stored: it replaces from there on. */
+MUST_USE enum err wal_append(struct wal *w,
+                             const struct raft_hard_state *hard_state,
+                             const struct raft_entry *entries, uint32_t count);
+
+/* The state machine has everything up to `index` on its disk: frees segments
+ * wholly at or below it. `term` and `conf` are those at `index`. */
+MUST_USE enum err wal_compact(struct wal *w, raft_index index, raft_term term,
+                              const struct raft_conf *conf);
+
+/* A snapshot replaced the state machine: the log now begins after `index`,
+ * empty. Atomic: a crash leaves the old log or the new one. Keeps the hard
+ * state. */
+MUST_USE enum err wal_reset(struct wal *w, raft_index index, raft_term term,
+                            const struct raft_conf *conf);
+
+#endif

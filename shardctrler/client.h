@@ -1,0 +1,91 @@
+/* The controller's clerk: asynchronous, on a loop. It remembers the leader,
+ * retries with growing jittered pauses until a call's deadline, and numbers its
+ * changes so that each is made exactly once. */
+#ifndef SHARDCTRLER_CLIENT_H
+#define SHARDCTRLER_CLIENT_H
+
+#include "base/env.h"
+#include "shardctrler/config.h"
+#include "transport/net.h"
+
+#define CTL_METHOD_QUERY  0x20 /* ctl_query -> ctl_config */
+#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; admin, server */
+#define CTL_METHOD_MOUNT  0x22 /* ctl_mount -> empty: hello, or good-bye */
+#define CTL_METHOD_MOUNTS 0x23 /* empty -> ctl_mounts */
+#define CTL_METHOD_STATUS 0x24 /* empty -> ctl_status, of this replica alone   \
+                                */
+
+/* Number CTL_LATEST asks for the newest. With wait_ms, and `number` one above
+ * the newest, the answer waits for it to appear (long poll). */
+#define CTL_LATEST          UINT64_MAX
+#define CTL_QUERY_FIELDS(F) F(U64, number) F(U32, wait_ms)
+MSG_STRUCT(ctl_query, CTL_QUERY_FIELDS);
+
+enum ctl_change_kind { CTL_JOIN = 1, CTL_LEAVE = 2, CTL_MOVE = 3 };
+#define CTL_CHANGE_FIELDS(F)                                                   \
+    F(U64, session)                                                            \
+    F(U64, sequence)                                                           \
+    F(U8, kind)                                                                \
+    F(LIST, ctl_group, join, CTL_GROUPS_MAX)                                   \
+    F(LIST, ctl_owner, leave, CTL_GROUPS_MAX)                                  \
+    F(U32, move_shard)                                                         \
+    F(U32, move_gid)
+MSG_STRUCT(ctl_change, CTL_CHANGE_FIELDS);
+#define CTL_CHANGED_FIELDS(F) F(U32, rc) F(U64, number)
+MSG_STRUCT(ctl_changed, CTL_CHANGED_FIELDS);
+
+#define CTL_MOUNT_FIELDS(F)                                                    \
+    F(U64, session)                                                            \
+    F(BYTES, host)                                                             \
+    F(BYTES, path)                                                             \
+    F(U64, pid)                                                                \
+    F(U64, since_us) /* wall clock */                                          \
+    F(U8, gone)      /* 1: it says good-bye */
+MSG_STRUCT(ctl_mount, CTL_MOUNT_FIELDS);
+#define CTL_MOUNTS_MAX       4096u
+#define CTL_MOUNTS_FIELDS(F) F(LIST, ctl_mount, mounts, CTL_MOUNTS_MAX)
+MSG_STRUCT(ctl_mounts, CTL_MOUNTS_FIELDS);
+
+/* One replica as it sees itself; skv servers answer the same message. */
+#define CTL_PEER_FIELDS(F)                                                     \
+    F(U64, id) F(BYTES, address) F(U64, match) F(U8, active)
+MSG_STRUCT(ctl_peer, CTL_PEER_FIELDS);
+#define CTL_STATUS_FIELDS(F)                                                   \
+    F(U32, gid)                                                                \
+    F(U64, id) F(U8, role) F(U64, term) F(U64, leader) F(U64, first_index)     \
+        F(U64, last_index) F(U64, commit) F(U64, applied) F(U64, durable)      \
+            F(U64, config_number) F(U64, pid) F(U64, uptime_ms) F(U64, keys)   \
+                F(U64, bytes) F(U64, certificate_end_s)                        \
+                    F(BYTES, problem) /* words, empty when all is well */      \
+        F(LIST, ctl_peer, peers, 16)
+MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
+
+struct ctl_client;
+
+/* `addresses` are the controllers', copied. */
+struct ctl_client *ctl_client_new(struct env *env, struct net *net,
+                                  const char (*addresses)[NET_ADDRESS_SIZE_MAX],
+                                  uint32_t count);
+void ctl_client_free(struct ctl_client *c); /* waiting calls get ERR_CLOSED */
+
+/* `config` is borrowed for the call, and NULL unless `rc` is ERR_OK. */
+typedef void ctl_query_fn(void *arg, enum err rc,
+                          const struct ctl_config *config);
+/* Waits up to `wait_ms` for configuration `number` to appear. */
+void ctl_client_query(struct ctl_client *c, uint64_t number, uint32_t wait_ms,
+                      uint32_t timeout_ms, ctl_query_fn *done, void *arg);
+
+typedef void ctl_change_fn(void *arg, enum err rc, uint64_t number);
+/* session and sequence are filled in here. */
+void ctl_client_change(struct ctl_client *c, const struct ctl_change *change,
+                       uint32_t timeout_ms, ctl_change_fn *done, void *arg);
+
+typedef void ctl_mount_fn(void *arg, enum err rc);
+void ctl_client_mount(struct ctl_client *c, const struct ctl_mount *mount,
+                      uint32_t timeout_ms, ctl_mount_fn *done, void *arg);
+typedef void ctl_mounts_fn(void *arg, enum err rc,
+                           const struct ctl_mounts *mounts);
+void ctl_client_mounts(struct ctl_client *c, uint32_t timeout_ms,
+                       ctl_mounts_fn *done, void *arg);
+
+#endif

@@ -1,0 +1,28 @@
+/* A replica of the shard controller: its state machine on an rsm, and its
+ * methods on the net. The state (all configurations, mounts, sessions) is small
+ * and is kept in memory, written whole to the disk at each checkpoint. */
+#ifndef SHARDCTRLER_SERVER_H
+#define SHARDCTRLER_SERVER_H
+
+#include "rsm/rsm.h"
+#include "shardctrler/config.h"
+
+struct ctl_server_config {
+    struct env *env;
+    struct net *net; /* the server sets its handler and down function */
+    struct disk *disk;
+    raft_id id;
+    struct rsm_peer peers[RAFT_PEERS_MAX];
+    uint32_t peer_count;
+    uint32_t shard_count; /* of a new cluster; replicated at first start */
+    uint32_t heartbeat_ms, election_min_ms, election_max_ms;
+    size_t checkpoint_size_max;
+};
+
+struct ctl_replica;
+MUST_USE enum err ctl_replica_new(const struct ctl_server_config *config,
+                                  struct ctl_replica **out);
+void ctl_replica_free(struct ctl_replica *s);
+struct rsm *ctl_replica_rsm(struct ctl_replica *s); /* for tests and shutdown */
+
+#endif

@@ -1,0 +1,82 @@
+/* The clerk: runs minitransactions against whichever groups own their shards
+ * now, exactly once, retrying with growing jittered pauses until the deadline.
+ *
+ * struct skv_clerk is asynchronous and lives on a loop (the simulator drives
+ * it). struct skv_client wraps one with a thread and a loop of its own for
+ * callers that block: the mount and the commands. */
+#ifndef SHARDKV_CLIENT_H
+#define SHARDKV_CLIENT_H
+
+#include "base/env.h"
+#include "shardctrler/client.h"
+#include "shardkv/request.h"
+#include "transport/net.h"
+
+struct skv_clerk;
+struct skv_clerk *skv_clerk_new(struct env *env, struct net *net,
+                                const char (*controllers)[NET_ADDRESS_SIZE_MAX],
+                                uint32_t count);
+void skv_clerk_free(struct skv_clerk *c); /* waiting calls get ERR_CLOSED */
+
+/* A transaction of items over any keys: in one shard it is one entry in one log
+ * (or none, if it only reads); over several it is two-phase commit. The caller
+ * embeds it and keeps it, the items and what they point to, alive until done().
+ */
+struct skv_txn {
+    struct skv_item *items;
+    uint32_t item_count;
+    uint32_t timeout_ms;               /* 0: wait for ever */
+    void (*done)(struct skv_txn *txn); /* on the loop; never from inside */
+    /* Then: ERR_OK, ERR_CONFLICT (with `failed`: the compare's position), or
+     * another final error. results[i] answers items[i]; its data is in memory
+     * of `arena`, which the caller frees. */
+    enum err rc;
+    uint32_t failed;
+    struct skv_result *results;
+    struct arena arena;
+    void *impl; /* the clerk's */
+};
+void skv_clerk_run(struct skv_clerk *c, struct skv_txn *txn);
+/* Gives up: done() is called with ERR_INTERRUPTED; what was sent may still be
+ * executed, once. */
+void skv_clerk_cancel(struct skv_clerk *c, struct skv_txn *txn);
+
+/* Number of shards of the cluster; 0 until the first configuration came. */
+uint32_t skv_clerk_shard_count(const struct skv_clerk *c);
+
+/* ---- blocking ---- */
+
+struct skv_client_config {
+    const char *certs_dir;
+    const char *identity; /* "client" or "admin": DIR/NAME.crt */
+    char controllers[16][NET_ADDRESS_SIZE_MAX];
+    uint32_t controller_count;
+};
+
+struct skv_client;
+/* Connects; waits up to `timeout_ms` for a configuration. On failure `problem`
+ * says what was tried. */
+MUST_USE enum err skv_client_new(const struct skv_client_config *config,
+                                 uint32_t timeout_ms, struct skv_client **out,
+                                 char *problem, size_t problem_size);
+void skv_client_free(struct skv_client *c);
+
+/* Runs and waits; any thread, many at once. `txn->done` is the client's. Gives
+ * txn->rc. */
+MUST_USE enum err skv_client_run(struct skv_client *c, struct skv_txn *txn);
+/* From any thread, also before or after the run: makes it return
+ * ERR_INTERRUPTED soon. */
+void skv_client_cancel(struct skv_client *c, struct skv_txn *txn);
+uint32_t skv_client_shard_count(const struct skv_client *c);
+
+/* For commands: run `fn(arg, env, net, ctl)` on the client's loop and wait for
+ * it to call skv_client_finish(). */
+struct skv_client_task {
+    void (*fn)(struct skv_client_task *task, struct env *env, struct net *net,
+               struct ctl_client *ctl);
+    void *impl;
+};
+void skv_client_task_run(struct skv_client *c, struct skv_client_task *task);
+void skv_client_task_finish(struct skv_client_task *task); /* on the loop */
+
+#endif

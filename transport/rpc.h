@@ -1,0 +1,30 @@
+/* The net over TLS: framed messages on TCP, many requests on one connection,
+ * reconnect with growing jittered pauses, bounds on every queue (docs/wire.md).
+ */
+#ifndef TRANSPORT_RPC_H
+#define TRANSPORT_RPC_H
+
+#include "transport/loop.h"
+#include "transport/net.h"
+#include "transport/tls.h"
+
+struct rpc;
+
+/* A net on `loop`; it keeps `context` but does not own it. */
+MUST_USE enum err rpc_new(struct net_loop *loop, struct tls_context *context,
+                          struct rpc **out);
+/* Closes every connection; waiting calls get ERR_CLOSED. Runs the loop until
+ * all handles are closed, so call it when the loop has stopped. */
+void rpc_free(struct rpc *rpc);
+struct net *rpc_net(struct rpc *rpc);
+
+/* Serves at "HOST:PORT" until rpc_free(). ERR_EXISTS: the port is in use. */
+MUST_USE enum err rpc_listen(struct rpc *rpc, const char *address);
+
+struct rpc_stats {
+    uint64_t frames_in, frames_out, bytes_in, bytes_out;
+    uint32_t connections;
+};
+void rpc_stats(const struct rpc *rpc, struct rpc_stats *stats);
+
+#endif
