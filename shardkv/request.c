@@ -4,8 +4,6 @@
  * stored values (a compare with a large value, say) is the executor's. */
 #include "shardkv/request.h"
 
-#include <string.h>
-
 #include "base/check.h"
 
 MSG_CODEC(skv_item, SKV_ITEM_FIELDS)
@@ -59,7 +57,7 @@ static enum err check_item_key(const struct skv_item *item, uint16_t shard)
     return check_key(item->via, shard);
 }
 
-static enum err check_extent(uint64_t offset, uint64_t size)
+enum err skv_extent_check(uint64_t offset, uint64_t size)
 {
     bool fits =
         offset <= SKV_VALUE_SIZE_MAX && size <= SKV_VALUE_SIZE_MAX - offset;
@@ -91,17 +89,17 @@ static enum err check_item_sizes(const struct skv_item *item, uint64_t *asked)
     case SKV_PUT:
     case SKV_APPEND: return ERR_OK; /* the sum of data is the only bound */
     case SKV_CMP_BYTES:
-    case SKV_PUT_RANGE: return check_extent(item->offset, item->data.size);
+    case SKV_PUT_RANGE: return skv_extent_check(item->offset, item->data.size);
     case SKV_GET:
         if (item->number > SKV_DATA_SIZE_MAX) {
             return ERR_TOOBIG;
         }
         *asked = item->number;
-        return check_extent(item->offset, 0);
+        return skv_extent_check(item->offset, 0);
     case SKV_SCAN: return check_scan(item, asked);
-    case SKV_TRUNCATE: return check_extent(item->number, 0);
-    case SKV_ADD: return check_extent(item->offset, sizeof(uint64_t));
-    case SKV_PUNCH: return check_extent(item->offset, item->number);
+    case SKV_TRUNCATE: return skv_extent_check(item->number, 0);
+    case SKV_ADD: return skv_extent_check(item->offset, sizeof(uint64_t));
+    case SKV_PUNCH: return skv_extent_check(item->offset, item->number);
     }
     return ERR_INVALID; /* no such kind */
 }
