@@ -397,8 +397,8 @@ static void twins_agree_through_crashes_and_installs(void **state)
     const char *text = getenv("SEED");
     uint64_t seed = text != NULL ? strtoull(text, NULL, 0) : rng_entropy();
     const char *steps = getenv("STEPS");
-    twins_run(1, 30000);
-    twins_run(seed, steps != NULL ? (uint32_t)atoi(steps) : 60000);
+    twins_run(1, 10000);
+    twins_run(seed, steps != NULL ? (uint32_t)atoi(steps) : 30000);
 }
 
 /* ---- single scenarios, on both ---- */
