@@ -5,8 +5,8 @@
  *  1. A file's number is given out once, except that a replay after a crash
  *     gives out the same ones again: create empties what it finds.
  *  2. What was written or created since the last sync is marked: dirty on its
- *     open file, `made` for its directory, or sync_all when the file was closed
- *     meanwhile.
+ *     open file, made and made_fan for directories, sync_all when a dirty file
+ *     was closed to open another.
  *  3. Errors of writing back are not lost with a closed file: syncfs() on a
  *     descriptor that was open all along reports them (Linux 5.8 and later).
  *
@@ -29,9 +29,11 @@
 enum {
     FANOUT = 256,
     OPEN_MAX_FILES = 256,
-    /* One syncfs() costs about as much as this many fdatasync() of new files,
-     * each of which commits the file system's journal. */
+    /* Measured: 16 new files one by one 0.9 ms, 17 with one syncfs() 0.25 ms,
+     * 2000 with one 12 ms. But syncfs() also waits for what other programs
+     * wrote, so a few files go one by one. */
     SYNC_ONE_BY_ONE_MAX = 16,
+    FAN_NAME_SIZE = 2 + 1,
     NAME_SIZE = 2 + 1 + 16 + 1,
     ZERO_SIZE = 64 << 10,
 };
@@ -49,12 +51,18 @@ struct skv_blobs {
     struct open_file *files;
     uint32_t dirty_count;
     bool sync_all;
-    bool made[FANOUT];
+    bool made[FANOUT]; /* a file in it */
+    bool made_fan;     /* one of the directories */
 };
 
 static unsigned fan_of(uint64_t id)
 {
     return (unsigned)(id >> 8) % FANOUT;
+}
+
+static void fan_name_of(unsigned fan, char name[FAN_NAME_SIZE])
+{
+    snprintf(name, FAN_NAME_SIZE, "%02x", fan % FANOUT);
 }
 
 static void name_of(uint64_t id, char name[NAME_SIZE])
@@ -69,7 +77,7 @@ static enum err failed(const struct skv_blobs *b, const char *what, uint64_t id)
               "store: %s failed path=%s blob=%016" PRIx64 " error=%s", what,
               b->dir, id, strerror(number));
     /* A file that LMDB names must be there. */
-    return number == ENOENT ? ERR_CORRUPT : err_from_errno(number);
+    return number == ENOENT ? ERR_CORRUPT : skv_system_error(number);
 }
 
 enum err skv_blobs_make(const char *dir)
@@ -77,23 +85,7 @@ enum err skv_blobs_make(const char *dir)
     if (mkdir(dir, 0700) != 0) {
         return skv_system_failed("mkdir", dir);
     }
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) {
-        return skv_system_failed("open", dir);
-    }
-    enum err rc = ERR_OK;
-    for (unsigned i = 0; i < FANOUT && rc == ERR_OK; i++) {
-        char name[3];
-        snprintf(name, sizeof name, "%02x", i & 0xff);
-        if (mkdirat(fd, name, 0700) != 0) {
-            rc = skv_system_failed("mkdir", dir);
-        }
-    }
-    if (rc == ERR_OK && fsync(fd) != 0) {
-        rc = skv_system_failed("fsync", dir);
-    }
-    close(fd);
-    return rc;
+    return ERR_OK;
 }
 
 enum err skv_blobs_open(const char *dir, struct skv_blobs **out)
@@ -185,13 +177,27 @@ static void file_mark(struct skv_blobs *b, struct open_file *f)
 
 /* ---- operations ---- */
 
+static int create_file(const struct skv_blobs *b, uint64_t id)
+{
+    char name[NAME_SIZE];
+    name_of(id, name);
+    return openat(b->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC,
+                  0600);
+}
+
 enum err skv_blobs_create(struct skv_blobs *b, uint64_t id)
 {
     skv_blobs_forget(b, id);
-    char name[NAME_SIZE];
-    name_of(id, name);
-    int fd =
-        openat(b->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int fd = create_file(b, id);
+    if (fd < 0 && errno == ENOENT) { /* the first in its directory */
+        char name[FAN_NAME_SIZE];
+        fan_name_of(fan_of(id), name);
+        if (mkdirat(b->dir_fd, name, 0700) != 0) {
+            return failed(b, "mkdir", id);
+        }
+        b->made_fan = true;
+        fd = create_file(b, id);
+    }
     if (fd < 0) {
         return failed(b, "create", id);
     }
@@ -317,8 +323,8 @@ enum err skv_blobs_unlink(struct skv_blobs *b, uint64_t id)
 
 static enum err sync_fan(struct skv_blobs *b, unsigned fan)
 {
-    char name[3];
-    snprintf(name, sizeof name, "%02x", fan & 0xff);
+    char name[FAN_NAME_SIZE];
+    fan_name_of(fan, name);
     int fd = openat(b->dir_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 || fsync(fd) != 0) {
         enum err rc = skv_system_failed("fsync", b->dir);
@@ -344,6 +350,9 @@ static enum err sync_each(struct skv_blobs *b)
     for (unsigned i = 0; i < FANOUT && rc == ERR_OK; i++) {
         rc = b->made[i] ? sync_fan(b, i) : ERR_OK;
     }
+    if (rc == ERR_OK && b->made_fan && fsync(b->dir_fd) != 0) {
+        rc = skv_system_failed("fsync", b->dir);
+    }
     return rc;
 }
 
@@ -357,6 +366,7 @@ static void marks_clear(struct skv_blobs *b)
     b->dirty_count = 0;
     b->sync_all = false;
     memset(b->made, 0, sizeof b->made);
+    b->made_fan = false;
 }
 
 enum err skv_blobs_sync(struct skv_blobs *b)

@@ -43,12 +43,13 @@ struct skv_value {
 typedef bool skv_scan_fn(void *arg, struct slice key,
                          const struct skv_value *value);
 
-/* Keys of no bytes are ERR_INVALID, of over SKV_STORE_KEY_SIZE_MAX ERR_TOOBIG,
- * values over SKV_VALUE_SIZE_MAX too; these change nothing. After any other
- * failure of a write the store refuses writes and checkpoints (the same error):
- * close it, and a new open is back at the last checkpoint. ERR_NOSPACE: the
- * disk is full, or the LMDB file is as large as it may be; ERR_CORRUPT: what is
- * on disk is damaged. All are logged. */
+/* What the store refuses depends on its state alone, so on every replica alike,
+ * and changes nothing: ERR_NOTFOUND where said; ERR_INVALID, a key without
+ * bytes; ERR_TOOBIG, a key over SKV_STORE_KEY_SIZE_MAX or a value over
+ * SKV_VALUE_SIZE_MAX. Any other error is this replica's own trouble and logged:
+ * ERR_NOSPACE (the disk is full, or the LMDB file as large as it may be),
+ * ERR_IO, ERR_CORRUPT. After one in a write, the store refuses writes and
+ * checkpoints with it: close it, and a new open is at the last checkpoint. */
 struct skv_store_ops {
     /* ERR_NOTFOUND. */
     enum err (*lookup)(struct skv_store *s, struct slice key,

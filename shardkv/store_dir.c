@@ -24,12 +24,21 @@
 
 enum { REMOVE_DEPTH_FDS = 8 };
 
+enum err skv_system_error(int number)
+{
+    switch (number) {
+    case ENOSPC:
+    case EDQUOT: return ERR_NOSPACE;
+    default: return ERR_IO;
+    }
+}
+
 enum err skv_system_failed(const char *what, const char *path)
 {
     int number = errno;
     log_error("shardkv", "store: %s failed path=%s error=%s", what, path,
               strerror(number));
-    return err_from_errno(number);
+    return skv_system_error(number);
 }
 
 static enum err sync_dir(const char *path)
@@ -93,8 +102,8 @@ static uint64_t number_of(const char *name)
     return number;
 }
 
-/* Calls for each DIR/state.N whose number is not `keep`: the highest of all, or
- * with `remove` set, removes it. */
+/* Raises *highest to the highest N there is; or, when it is that already,
+ * removes all others. */
 static enum err each_state(const char *dir, uint64_t *highest, bool removes)
 {
     DIR *d = opendir(dir);

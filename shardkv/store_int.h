@@ -89,7 +89,7 @@ void skv_stream_reader_fini(struct skv_stream_reader *r);
 
 struct skv_blobs;
 
-/* Makes DIR, which must not exist, and its 256 directories. */
+/* Makes DIR, which must not exist. */
 MUST_USE enum err skv_blobs_make(const char *dir);
 MUST_USE enum err skv_blobs_open(const char *dir, struct skv_blobs **out);
 void skv_blobs_close(struct skv_blobs *b);
@@ -132,6 +132,9 @@ MUST_USE enum err skv_dir_adopt_new(const char *dir, uint64_t number,
                                     char **path);
 MUST_USE enum err skv_dir_remove(const char *path); /* missing: ok */
 
+/* ERR_NOSPACE or ERR_IO, never a code that the store uses to refuse something
+ * on every replica alike (EFBIG of a file system is not ERR_TOOBIG). */
+enum err skv_system_error(int number);
 /* Logs what was tried on what, with errno, and gives the code for it. */
 enum err skv_system_failed(const char *what, const char *path);
 

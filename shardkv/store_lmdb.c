@@ -113,7 +113,7 @@ static enum err lmdb_failed(const struct generation *g, const char *what,
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID: return ERR_CORRUPT;
     case MDB_VERSION_MISMATCH: return ERR_VERSION;
-    default: return code > 0 ? err_from_errno(code) : ERR_IO;
+    default: return code > 0 ? skv_system_error(code) : ERR_IO;
     }
 }
 
