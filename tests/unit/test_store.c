@@ -923,6 +923,34 @@ static void a_failed_blob_write_stops_the_store(void **state)
     assert_int_equal(count_blobs(b), 1);
 }
 
+static void *applier_run(void *arg)
+{
+    struct skv_store *s = arg;
+    assert_int_equal(s->ops->put(s, key_a, key_a), ERR_OK);
+    assert_int_equal(s->ops->checkpoint(s, 1, 1), ERR_OK);
+    assert_int_equal(s->ops->put(s, key_b, key_b), ERR_OK);
+    return NULL;
+}
+
+/* Could be wrong: LMDB's lock stays with the thread that ended, and the next
+ * one waits for ever. */
+static void a_store_is_closed_when_its_applier_has_ended(void **state)
+{
+    struct both *b = *state;
+    for (int round = 0; round < 2; round++) {
+        pthread_t thread;
+        assert_int_equal(
+            pthread_create(&thread, NULL, applier_run, b->stores[0]), 0);
+        pthread_join(thread, NULL);
+        reopen(b);
+        struct skv_store *s = b->stores[0];
+        struct skv_value v;
+        assert_value(s, key_a, 1, true);
+        assert_int_equal(s->ops->lookup(s, key_b, &v), ERR_NOTFOUND);
+        reopen(b); /* the transaction of this thread's lookup ends */
+    }
+}
+
 static void a_directory_is_opened_once(void **state)
 {
     struct both *b = *state;
@@ -985,6 +1013,7 @@ int main(void)
         ON_BOTH(leftovers_of_an_install_are_removed),
         cmocka_unit_test(a_full_map_stops_the_store_and_a_restart_heals_it),
         ON_BOTH(a_failed_blob_write_stops_the_store),
+        ON_BOTH(a_store_is_closed_when_its_applier_has_ended),
         ON_BOTH(a_directory_is_opened_once),
         ON_BOTH(the_stream_has_the_documented_bytes),
         cmocka_unit_test(twins_agree_through_crashes_and_installs),
