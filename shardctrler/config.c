@@ -87,6 +87,27 @@ static enum err group_check(const struct ctl_group *g)
     return ERR_OK;
 }
 
+enum err ctl_config_check(const struct ctl_config *c)
+{
+    if (c->shards_count == 0 || c->shards_count > CTL_SHARDS_MAX ||
+        c->groups_count > CTL_GROUPS_MAX) {
+        return ERR_CORRUPT;
+    }
+    for (uint32_t i = 0; i < c->groups_count; i++) {
+        if (group_check(&c->groups[i]) != ERR_OK ||
+            (i > 0 && c->groups[i - 1].gid >= c->groups[i].gid)) {
+            return ERR_CORRUPT;
+        }
+    }
+    for (uint32_t i = 0; i < c->shards_count; i++) {
+        ctl_gid gid = c->shards[i].gid;
+        if (gid != 0 && ctl_config_group(c, gid) == NULL) {
+            return ERR_CORRUPT;
+        }
+    }
+    return ERR_OK;
+}
+
 static enum err join_check(const struct ctl_config *last,
                            const struct ctl_group *groups, uint32_t count)
 {
