@@ -23,8 +23,8 @@ enum {
 };
 
 struct call;
-/* Gives the caller its answer; `body` is empty unless `rc` is ERR_OK. True when
- * that was the end; false: try again (invariant 3). */
+/* Gives the caller its answer; `body` is empty unless `rc` is ERR_OK. False when
+ * that was not the end: it tries again, or its timer runs. */
 typedef bool call_finish_fn(struct call *c, enum err rc, struct slice body);
 
 struct ctl_client {
@@ -113,7 +113,6 @@ static void call_end(struct call *c, enum err rc, struct slice body)
     struct ctl_client *client = c->client;
     env_timer_stop(client->env, &c->timer);
     if (!c->finish(c, rc, body)) {
-        call_try(c);
         return;
     }
     call_unlink(c);
@@ -302,11 +301,16 @@ static bool change_finish(struct call *c, enum err rc, struct slice body)
         rc = rc == ERR_OK ? err_from_wire(changed.rc) : rc;
     }
     arena_free(&a);
+    if (rc == ERR_BUSY) {
+        call_pause(c); /* not made, and not remembered */
+        return false;
+    }
     if (rc == ERR_EXPIRED) {
         session_start(c->client);
         if (c->tries == 1) { /* invariant 3 */
             c->client->sequence++;
             change_name(c);
+            call_try(c);
             return false;
         }
     }
