@@ -23,8 +23,8 @@ enum {
 };
 
 struct call;
-/* Gives the caller its answer; `body` is empty unless `rc` is ERR_OK. False when
- * that was not the end: it tries again, or its timer runs. */
+/* Gives the caller its answer; `body` is empty unless `rc` is ERR_OK. False
+ * when that was not the end: it tries again, or its timer runs. */
 typedef bool call_finish_fn(struct call *c, enum err rc, struct slice body);
 
 struct ctl_client {
