@@ -868,6 +868,17 @@ static void a_joint_configuration_needs_both_majorities(void **state)
     assert_int_equal(status(&b).conf.old_count, 3);
     assert_int_equal(status(&b).conf_index, 2);
     persist(&b);
+    ack(&b, 4, 2);
+    ack(&b, 5, 2);
+    assert_int_equal(status(&b).commit, 1); /* no majority of the old */
+    raft_free(b.r);
+    b = box_of(1, 3, 0, "");
+    make_leader(&b);
+    propose(&b, RAFT_ENTRY_NOOP, NULL);
+    persist(&b);
+    ack(&b, 2, 1);
+    propose_conf(&b, &joint);
+    persist(&b);
     ack(&b, 2, 2);
     ack(&b, 3, 2);
     assert_int_equal(status(&b).commit, 1); /* no majority of the new */
@@ -917,6 +928,35 @@ static void a_leader_that_is_not_in_the_new_set_steps_down(void **state)
         tick(&b);
         assert_int_equal(b.u.send_count, 0); /* it does not campaign */
     }
+    raft_free(b.r);
+}
+
+/* Thesis 4.2.2: until the configuration without it is committed, it may be the
+ * only one with a log the others will vote for. */
+static void who_is_leaving_still_stands_until_that_is_committed(void **state)
+{
+    (void)state;
+    struct box b = box_of(1, 3, 2, "1");
+    struct raft_conf without = {.voters = {2, 3}, .voter_count = 2};
+    struct buf out = {0};
+    raft_conf_encode(&out, &without);
+    struct raft_msg m = append_of(2, 2, 1, 1, "2");
+    m.entries[0].type = RAFT_ENTRY_CONF;
+    m.entries[0].data = bytes_copy(buf_slice(&out));
+    recv(&b, m);
+    persist(&b);
+    bytes_unref(m.entries[0].data);
+    buf_free(&out);
+    tick(&b);
+    assert_non_null(sent(&b, RAFT_MSG_PREVOTE, 3));
+    recv(&b, (struct raft_msg){
+                 .type = RAFT_MSG_PREVOTE_REPLY, .from = 3, .term = 3});
+    assert_int_equal(status(&b).role, RAFT_PRECANDIDATE); /* own vote: none */
+    struct raft_msg heartbeat = append_of(2, 2, 2, 2, "");
+    heartbeat.commit = 2;
+    recv(&b, heartbeat);
+    tick(&b);
+    assert_int_equal(b.u.send_count, 0);
     raft_free(b.r);
 }
 
@@ -1254,6 +1294,7 @@ int main(void)
         cmocka_unit_test(a_group_of_one_reads_at_once),
         cmocka_unit_test(a_joint_configuration_needs_both_majorities),
         cmocka_unit_test(a_leader_that_is_not_in_the_new_set_steps_down),
+        cmocka_unit_test(who_is_leaving_still_stands_until_that_is_committed),
         cmocka_unit_test(a_cut_off_configuration_is_forgotten),
         cmocka_unit_test(a_learner_is_fed_and_has_no_say),
         cmocka_unit_test(who_needs_the_compacted_is_named_once),

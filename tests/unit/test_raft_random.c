@@ -31,7 +31,7 @@ enum {
     TERM_MAX = 1024,
     WIRE_MAX = 512,
     QUEUE_MAX = 256,
-    STEPS = 3000
+    STEPS = 10000
 };
 
 /* An update on its way to disk. */
@@ -663,12 +663,19 @@ static void say_states(struct world *w)
                 "%u %s term=%llu leader=%llu first=%llu last=%llu "
                 "persisted=%llu commit=%llu voters=%u old=%u conf=%llu\n",
                 i + 1, raft_role_text(s.role), (unsigned long long)s.term,
-                (unsigned long long)s.leader,
-                (unsigned long long)s.first_index,
+                (unsigned long long)s.leader, (unsigned long long)s.first_index,
                 (unsigned long long)s.last_index,
                 (unsigned long long)s.persisted, (unsigned long long)s.commit,
                 s.conf.voter_count, s.conf.old_count,
                 (unsigned long long)s.conf_index);
+        for (uint32_t k = 0; k < RAFT_PEERS_MAX; k++) {
+            if (s.conf.voters[k] + s.conf.old[k] + s.conf.learners[k] > 0) {
+                fprintf(stderr, "    conf: voter=%llu old=%llu learner=%llu\n",
+                        (unsigned long long)s.conf.voters[k],
+                        (unsigned long long)s.conf.old[k],
+                        (unsigned long long)s.conf.learners[k]);
+            }
+        }
         for (uint32_t k = 0; k < s.peer_count; k++) {
             fprintf(stderr, "    %llu match=%llu next=%llu%s%s\n",
                     (unsigned long long)s.peers[k].id,
