@@ -265,7 +265,6 @@ enum err raft_recv_append(struct raft *r, const struct raft_msg *m)
         return ERR_OK;
     }
     if (r->installing && m->entry_count > 0) {
-        raft_append_acknowledge(r);
         return ERR_OK; /* the snapshot would take them away again */
     }
     enum err rc = merge(r, m);

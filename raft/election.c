@@ -187,7 +187,7 @@ void raft_election_tick(struct raft *r)
     if (r->now_ms < r->election_due_ms) {
         return;
     }
-    if (r->installing || !raft_conf_votes(raft_conf_now(r), r->id)) {
+    if (r->installing || !raft_conf_may_campaign(r)) {
         raft_election_reset_timer(r); /* learners and strangers wait */
         return;
     }
@@ -284,7 +284,7 @@ void raft_recv_vote_reply(struct raft *r, const struct raft_msg *m)
 void raft_recv_timeout_now(struct raft *r, const struct raft_msg *m)
 {
     if (r->role != RAFT_FOLLOWER || r->leader != m->from || r->installing ||
-        !raft_conf_votes(raft_conf_now(r), r->id)) {
+        !raft_conf_may_campaign(r)) {
         return;
     }
     r->transferred = true;

@@ -114,6 +114,24 @@ uint32_t raft_conf_all(const struct raft_conf *conf, raft_id *ids)
     return count;
 }
 
+/* A voter of the newest configuration; but also one of those before it, back to
+ * the committed one. "A server that is not part of its own latest configuration
+ * should still start new elections, as it might still be needed until the C_new
+ * entry is committed" (thesis 4.2.2): it may be the only one with a log that
+ * the old majority will vote for. It gives itself no vote. */
+bool raft_conf_may_campaign(const struct raft *r)
+{
+    for (size_t i = r->conf_count; i > 0; i--) {
+        if (raft_conf_votes(&r->confs[i - 1].conf, r->id)) {
+            return true;
+        }
+        if (r->confs[i - 1].index <= r->commit) {
+            break;
+        }
+    }
+    return false;
+}
+
 /* A configuration with nobody in it is that of a new replica, which waits to be
  * told; a joint one has voters on both sides. */
 enum err raft_conf_check(const struct raft_conf *conf)

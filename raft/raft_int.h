@@ -251,6 +251,8 @@ void raft_conf_compact(struct raft *r, raft_index index);
 void raft_conf_reset(struct raft *r, raft_index index,
                      const struct raft_conf *conf);
 bool raft_conf_votes(const struct raft_conf *conf, raft_id id);
+/* May this replica stand for election? */
+bool raft_conf_may_campaign(const struct raft *r);
 /* Everybody in it, each once. Gives the count; `ids` has room for
  * 3 * RAFT_PEERS_MAX. */
 uint32_t raft_conf_all(const struct raft_conf *conf, raft_id *ids);
