@@ -334,8 +334,8 @@ struct skv_picture {
     } * debts;
     uint32_t debt_count;
     uint64_t keys, bytes; /* stored, about */
-    /* The first prepared transaction of each shard that has one: encoded
-     * replies with ERR_LOCKED, as somebody who trips over it would get. */
+    /* Some prepared transactions of each shard: encoded replies with
+     * ERR_LOCKED, as somebody gets who trips over them. */
     struct slice *prepared;
     uint32_t prepared_count;
     struct arena arena;
