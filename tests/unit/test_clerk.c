@@ -788,7 +788,8 @@ static void resolve_flow(enum err second_vote, uint8_t decision)
         if (r.phase == SKV_RESOLVE) {
             break;
         }
-        assert_int_equal(r.sequence, 1); /* it was not executed */
+        assert_int_equal(r.sequence, 1);             /* it was not executed */
+        assert_true((r.flags & SKV_FLAG_OPEN) != 0); /* nor remembered */
         answer_locked(&w, c, 77, 3);
     }
     assert_true(locked > 2);
@@ -924,6 +925,7 @@ static void its_own_locks_are_not_resolved(void **state)
         struct sn_call *d = expect(&w, 0, ANY_PHASE, &s);
         assert_int_equal(s.phase, SKV_EXECUTE);
         answer_locked(&w, d, r[0].session, r[0].sequence);
+        assert_int_equal(outstanding(&w), 1); /* the other PREPARE */
     }
     answer_ok(&w, expect(&w, 2, SKV_PREPARE, &r[1]), &r[1], 20);
     answer_rc(&w, expect(&w, 0, SKV_COMMIT, &s), ERR_OK);

@@ -573,6 +573,16 @@ static void a_sane_checksum_over_nonsense_is_refused(void **state)
     }
     assert_true(accepted < good.size);
     buf_free(&good);
+    /* Out of order, a binary search would miss what is there. */
+    struct ctl_session first = m.fsm->state.sessions[0];
+    m.fsm->state.sessions[0] = m.fsm->state.sessions[1];
+    m.fsm->state.sessions[1] = first;
+    struct buf unsorted = bytes_of(&m);
+    struct ctl_state s;
+    ctl_state_init(&s);
+    assert_int_equal(ctl_state_decode(buf_slice(&unsorted), &s), ERR_CORRUPT);
+    ctl_state_fini(&s);
+    buf_free(&unsorted);
     machine_fini(&m);
 }
 
