@@ -12,11 +12,12 @@
 #define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; admin, server */
 #define CTL_METHOD_MOUNT  0x22 /* ctl_mount -> empty: hello, or good-bye */
 #define CTL_METHOD_MOUNTS 0x23 /* empty -> ctl_mounts */
-#define CTL_METHOD_STATUS 0x24 /* empty -> ctl_status, of this replica alone   \
-                                */
+#define CTL_METHOD_STATUS                                                      \
+    0x24 /* empty -> ctl_status, of this replica alone                         \
+          */
 
-/* Number CTL_LATEST asks for the newest. With wait_ms, and `number` one above
- * the newest, the answer waits for it to appear (long poll). */
+/* Number CTL_LATEST asks for the newest. With wait_ms, a number above the
+ * newest waits for it to appear (long poll); ERR_NOTFOUND when it did not. */
 #define CTL_LATEST          UINT64_MAX
 #define CTL_QUERY_FIELDS(F) F(U64, number) F(U32, wait_ms)
 MSG_STRUCT(ctl_query, CTL_QUERY_FIELDS);
@@ -52,12 +53,23 @@ MSG_STRUCT(ctl_mounts, CTL_MOUNTS_FIELDS);
 MSG_STRUCT(ctl_peer, CTL_PEER_FIELDS);
 #define CTL_STATUS_FIELDS(F)                                                   \
     F(U32, gid)                                                                \
-    F(U64, id) F(U8, role) F(U64, term) F(U64, leader) F(U64, first_index)     \
-        F(U64, last_index) F(U64, commit) F(U64, applied) F(U64, durable)      \
-            F(U64, config_number) F(U64, pid) F(U64, uptime_ms) F(U64, keys)   \
-                F(U64, bytes) F(U64, certificate_end_s)                        \
-                    F(BYTES, problem) /* words, empty when all is well */      \
-        F(LIST, ctl_peer, peers, 16)
+    F(U64, id)                                                                 \
+    F(U8, role)                                                                \
+    F(U64, term)                                                               \
+    F(U64, leader)                                                             \
+    F(U64, first_index)                                                        \
+    F(U64, last_index)                                                         \
+    F(U64, commit)                                                             \
+    F(U64, applied)                                                            \
+    F(U64, durable)                                                            \
+    F(U64, config_number)                                                      \
+    F(U64, pid)                                                                \
+    F(U64, uptime_ms)                                                          \
+    F(U64, keys)                                                               \
+    F(U64, bytes)                                                              \
+    F(U64, certificate_end_s)                                                  \
+    F(BYTES, problem) /* words, empty when all is well */                      \
+    F(LIST, ctl_peer, peers, 16)
 MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
 
 struct ctl_client;
@@ -71,12 +83,16 @@ void ctl_client_free(struct ctl_client *c); /* waiting calls get ERR_CLOSED */
 /* `config` is borrowed for the call, and NULL unless `rc` is ERR_OK. */
 typedef void ctl_query_fn(void *arg, enum err rc,
                           const struct ctl_config *config);
-/* Waits up to `wait_ms` for configuration `number` to appear. */
+/* Waits up to `wait_ms` for configuration `number` to appear: ERR_NOTFOUND when
+ * it did not. For all calls: `timeout_ms` 0 means for ever; done() is never
+ * called from inside. */
 void ctl_client_query(struct ctl_client *c, uint64_t number, uint32_t wait_ms,
                       uint32_t timeout_ms, ctl_query_fn *done, void *arg);
 
 typedef void ctl_change_fn(void *arg, enum err rc, uint64_t number);
-/* session and sequence are filled in here. */
+/* session and sequence are filled in here. Changes of one clerk are made one
+ * after the other, in the order of these calls. A timeout is at most five
+ * minutes here (0: that): a session may be forgotten some time after. */
 void ctl_client_change(struct ctl_client *c, const struct ctl_change *change,
                        uint32_t timeout_ms, ctl_change_fn *done, void *arg);
 

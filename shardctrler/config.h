@@ -36,6 +36,10 @@ MSG_STRUCT(ctl_config, CTL_CONFIG_FIELDS);
 /* The group's entry, or NULL. */
 const struct ctl_group *ctl_config_group(const struct ctl_config *c,
                                          ctl_gid gid);
+/* ERR_CORRUPT unless the functions below could have made it: sorted groups with
+ * servers, sizes within limits, every shard's owner there. For a configuration
+ * that came from a peer or a disk. */
+MUST_USE enum err ctl_config_check(const struct ctl_config *c);
 /* A deep copy into the arena. */
 void ctl_config_copy(struct arena *a, const struct ctl_config *from,
                      struct ctl_config *to);

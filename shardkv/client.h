@@ -27,6 +27,7 @@ struct skv_txn {
     uint32_t item_count;
     uint32_t timeout_ms;               /* 0: wait for ever */
     void (*done)(struct skv_txn *txn); /* on the loop; never from inside */
+    void *arg;                         /* for whoever set `done` */
     /* Then: ERR_OK, ERR_CONFLICT (with `failed`: the compare's position), or
      * another final error. results[i] answers items[i]; its data is in memory
      * of `arena`, which the caller frees. */
@@ -34,8 +35,10 @@ struct skv_txn {
     uint32_t failed;
     struct skv_result *results;
     struct arena arena;
-    void *impl; /* the clerk's */
+    void *impl;         /* the clerk's */
+    uint32_t cancelled; /* skv_client_cancel() was called: stays */
 };
+/* The rest of a txn is zero to begin with. */
 void skv_clerk_run(struct skv_clerk *c, struct skv_txn *txn);
 /* Gives up: done() is called with ERR_INTERRUPTED; what was sent may still be
  * executed, once. */
@@ -54,15 +57,17 @@ struct skv_client_config {
 };
 
 struct skv_client;
-/* Connects; waits up to `timeout_ms` for a configuration. On failure `problem`
- * says what was tried. */
+/* Connects; waits up to `timeout_ms` (0: for ever) for a configuration. On
+ * failure `problem` says what was tried. */
 MUST_USE enum err skv_client_new(const struct skv_client_config *config,
                                  uint32_t timeout_ms, struct skv_client **out,
                                  char *problem, size_t problem_size);
+/* Calls that wait in other threads get ERR_CLOSED; they must have returned
+ * before this is called again or the memory they use goes. */
 void skv_client_free(struct skv_client *c);
 
-/* Runs and waits; any thread, many at once. `txn->done` is the client's. Gives
- * txn->rc. */
+/* Runs and waits; any thread, many at once. `txn->done` and `arg` are the
+ * client's. Gives txn->rc. */
 MUST_USE enum err skv_client_run(struct skv_client *c, struct skv_txn *txn);
 /* From any thread, also before or after the run: makes it return
  * ERR_INTERRUPTED soon. */
@@ -76,6 +81,7 @@ struct skv_client_task {
                struct ctl_client *ctl);
     void *impl;
 };
+/* Returns at once, without fn() having run, when the client is closing. */
 void skv_client_task_run(struct skv_client *c, struct skv_client_task *task);
 void skv_client_task_finish(struct skv_client_task *task); /* on the loop */
 

@@ -21,9 +21,9 @@
 
 #include "base/msg.h"
 
-#define SKV_KEY_SIZE_MAX  400u
-#define SKV_DATA_SIZE_MAX (2u << 20) /* all data of one request, or its reply  \
-                                      */
+#define SKV_KEY_SIZE_MAX 400u
+/* All data of one request; all bytes that its reads may answer, too. */
+#define SKV_DATA_SIZE_MAX    (2u << 20)
 #define SKV_ITEMS_MAX        256u
 #define SKV_PARTICIPANTS_MAX 64u
 #define SKV_VALUE_SIZE_MAX   (1ull << 40)
@@ -160,8 +160,13 @@ bool skv_kind_is_read(uint8_t kind);
 bool skv_kind_is_write(uint8_t kind);
 
 /* Sizes, kinds and that every key (and via) is of request.shard and names no
- * object 0. ERR_INVALID or ERR_TOOBIG. */
+ * object 0; that what changes a shard has a session and a sequence; that a
+ * PREPARE names each participant once, its own shard too. docs/keys.md lists
+ * the limits. ERR_INVALID or ERR_TOOBIG. */
 MUST_USE enum err skv_request_check(const struct skv_request *request);
+
+/* ERR_TOOBIG when `size` bytes at `offset` reach over SKV_VALUE_SIZE_MAX. */
+MUST_USE enum err skv_extent_check(uint64_t offset, uint64_t size);
 
 /* The key of a `flotilla kv` name: hashed to one of `shard_count` shards. */
 void skv_key_of_name(struct buf *key, struct slice name, uint32_t shard_count);

@@ -18,10 +18,19 @@
 #include "base/err.h"
 #include "base/mem.h"
 
+/* LMDB's limit; a key has at least one byte. */
+#define SKV_STORE_KEY_SIZE_MAX 511u
+
 struct skv_store;
 struct skv_view;
 
-/* What a value is without reading its bytes. */
+/* What a value is without reading its bytes.
+ *
+ * Whether it is inline is part of the state, the same on every replica after
+ * the same writes: a put makes it inline exactly when it has at most
+ * SKV_INLINE_SIZE_MAX bytes; put_range and truncate make it large when its
+ * length passes that, and large it stays, however short it becomes, until a put
+ * of so few bytes or a truncate to 0. */
 struct skv_value {
     uint64_t length;
     /* All of it, when at most SKV_INLINE_SIZE_MAX bytes and kept so; else
@@ -34,6 +43,13 @@ struct skv_value {
 typedef bool skv_scan_fn(void *arg, struct slice key,
                          const struct skv_value *value);
 
+/* What the store refuses depends on its state alone, so on every replica alike,
+ * and changes nothing: ERR_NOTFOUND where said; ERR_INVALID, a key without
+ * bytes; ERR_TOOBIG, a key over SKV_STORE_KEY_SIZE_MAX or a value over
+ * SKV_VALUE_SIZE_MAX. Any other error is this replica's own trouble and logged:
+ * ERR_NOSPACE (the disk is full, or the LMDB file as large as it may be),
+ * ERR_IO, ERR_CORRUPT. After one in a write, the store refuses writes and
+ * checkpoints with it: close it, and a new open is at the last checkpoint. */
 struct skv_store_ops {
     /* ERR_NOTFOUND. */
     enum err (*lookup)(struct skv_store *s, struct slice key,
@@ -42,11 +58,13 @@ struct skv_store_ops {
     enum err (*read)(struct skv_store *s, struct slice key, uint64_t offset,
                      void *to, size_t size, size_t *got);
     enum err (*put)(struct skv_store *s, struct slice key, struct slice value);
-    /* Makes the key if missing; zeros fill a hole before `offset`. */
+    /* Makes the key if missing; zeros fill a hole before `offset`. No bytes of
+     * data extend nothing. */
     enum err (*put_range)(struct skv_store *s, struct slice key,
                           uint64_t offset, struct slice data);
     enum err (*truncate)(struct skv_store *s, struct slice key,
                          uint64_t length); /* makes the key if missing */
+    /* ERR_NOTFOUND; past the end nothing happens. */
     enum err (*punch)(struct skv_store *s, struct slice key, uint64_t offset,
                       uint64_t size);
     enum err (*remove)(struct skv_store *s, struct slice key); /* missing: ok */
@@ -60,33 +78,39 @@ struct skv_store_ops {
     /* The last checkpoint's. */
     void (*durable)(struct skv_store *s, uint64_t *index, uint64_t *term);
 
-    /* A view of everything as it is now. view_read() may run on another thread
-     * while writes go on; it calls `write` with consecutive bytes of a stream
-     * that install() reads. Bytes of large values may be newer than the view.
-     */
+    /* A view of everything as of the last checkpoint: call checkpoint() first
+     * to see what is now. view_read() may run on another thread while writes
+     * go on, and view_close() too, before close(); it calls `write` with
+     * consecutive bytes of a stream that install() reads. Bytes of large values
+     * may be newer than the view. While it is open, no space is given back. */
     enum err (*view_open)(struct skv_store *s, struct skv_view **out);
     enum err (*view_read)(struct skv_store *s, struct skv_view *v,
                           enum err (*write)(void *arg, struct slice bytes),
                           void *arg);
     void (*view_close)(struct skv_store *s, struct skv_view *v);
     /* Replaces everything by such a stream, durably and atomically. `read`
-     * gives up to `size_max` bytes, 0 at the end. ERR_CORRUPT: nothing
-     * changed. */
+     * gives up to `size_max` bytes, 0 at the end. ERR_CORRUPT (and whatever
+     * `read` fails with): nothing changed. What was not checkpointed is gone.
+     */
     enum err (*install)(struct skv_store *s,
                         enum err (*read)(void *arg, void *to, size_t size_max,
                                          size_t *size),
                         void *arg, uint64_t index, uint64_t term);
     /* Keys and bytes stored, about. */
     void (*usage)(struct skv_store *s, uint64_t *keys, uint64_t *bytes);
-    void (*close)(struct skv_store *s); /* no checkpoint is made */
+    /* No checkpoint is made. On the thread of the writes, or when that one has
+     * ended. */
+    void (*close)(struct skv_store *s);
 };
 
 struct skv_store {
     const struct skv_store_ops *ops;
 };
 
-/* LMDB in DIR/state.lmdb, large values in DIR/blobs. `map_size`: the most the
- * LMDB file may grow to; 0: 64 GiB (address space, not disk). */
+/* LMDB in DIR/state.N/keys.lmdb, large values in DIR/state.N/blobs, where N
+ * grows by one with each install (docs/disk-store.md). DIR is made if missing;
+ * ERR_BUSY when another process has it open. `map_size`: the most the LMDB file
+ * may grow to; 0: 64 GiB (address space, not disk). */
 MUST_USE enum err skv_store_lmdb_open(const char *dir, uint64_t map_size,
                                       struct skv_store **out);
 

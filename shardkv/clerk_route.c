@@ -1,0 +1,145 @@
+/* Where a shard is served. The clerk follows the newest configuration by long
+ * polls, and asks at once when a group says that it has seen a newer one. */
+#include "shardkv/clerk_int.h"
+
+#include <string.h>
+
+#include "base/check.h"
+
+enum {
+    POLL_WAIT_MS = 20000,
+    POLL_TIMEOUT_MS = 30000,
+    POLL_PAUSE_US = 200000,
+    REFRESH_TIMEOUT_MS = 5000
+};
+
+static struct skv_route *route_of(struct skv_clerk *c, ctl_gid gid)
+{
+    struct skv_route *r = NULL;
+    HASH_FIND(hh, c->routes, &gid, sizeof gid, r);
+    if (r == NULL) {
+        r = mem_alloc(sizeof *r);
+        r->gid = gid;
+        HASH_ADD(hh, c->routes, gid, sizeof r->gid, r);
+    }
+    return r;
+}
+
+bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
+                    uint32_t *server, uint32_t *server_count,
+                    char address[NET_ADDRESS_SIZE_MAX])
+{
+    CHECK(c->has_config && shard < c->config.shards_count);
+    const struct ctl_group *g =
+        ctl_config_group(&c->config, c->config.shards[shard].gid);
+    if (g == NULL) {
+        return false;
+    }
+    *gid = g->gid;
+    *server_count = g->servers_count;
+    *server = route_of(c, g->gid)->leader % g->servers_count;
+    struct slice text = g->servers[*server].address;
+    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* ctl_config_check() */
+    memcpy(address, text.data, text.size);
+    address[text.size] = '\0';
+    return true;
+}
+
+/* Only the first of many that fail at once turns to the next server. */
+void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+{
+    const struct ctl_group *g = ctl_config_group(&c->config, gid);
+    struct skv_route *r = route_of(c, gid);
+    if (g != NULL && r->leader % g->servers_count == server) {
+        r->leader = (server + 1) % g->servers_count;
+    }
+}
+
+void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+{
+    route_of(c, gid)->leader = server;
+}
+
+/* ---- the newest configuration ---- */
+
+/* A group that left may come back with other servers; its guess is harmless,
+ * but the table would grow with every group there ever was. */
+static void routes_prune(struct skv_clerk *c)
+{
+    struct skv_route *r = NULL;
+    struct skv_route *next = NULL;
+    HASH_ITER(hh, c->routes, r, next)
+    {
+        if (ctl_config_group(&c->config, r->gid) == NULL) {
+            HASH_DEL(c->routes, r);
+            mem_free(r);
+        }
+    }
+}
+
+static bool config_adopt(struct skv_clerk *c, const struct ctl_config *config)
+{
+    if (c->has_config && (config->number <= c->config.number ||
+                          config->shards_count != c->config.shards_count)) {
+        return false;
+    }
+    arena_free(&c->config_arena);
+    ctl_config_copy(&c->config_arena, config, &c->config);
+    c->has_config = true;
+    routes_prune(c);
+    skv_legs_config_changed(c);
+    if (c->on_config != NULL) {
+        c->on_config(c->on_config_arg, &c->config);
+    }
+    return true;
+}
+
+static void refreshed(void *arg, enum err rc, const struct ctl_config *config)
+{
+    struct skv_clerk *c = arg;
+    c->refreshing = false;
+    if (rc == ERR_OK && !c->closing) {
+        config_adopt(c, config);
+    }
+}
+
+void skv_config_refresh(struct skv_clerk *c)
+{
+    if (!c->refreshing && !c->closing) {
+        c->refreshing = true;
+        ctl_client_query(c->ctl, CTL_LATEST, 0, REFRESH_TIMEOUT_MS, refreshed,
+                         c);
+    }
+}
+
+static void poll_again(struct env_timer *timer);
+
+static void polled(void *arg, enum err rc, const struct ctl_config *config)
+{
+    struct skv_clerk *c = arg;
+    if (c->closing) {
+        return;
+    }
+    bool newer = rc == ERR_OK && config_adopt(c, config);
+    /* An old answer or a failure must not become a busy loop. */
+    bool at_once = newer || rc == ERR_NOTFOUND;
+    c->poll_timer.fire = poll_again;
+    env_timer_start(
+        c->env, &c->poll_timer,
+        at_once ? 0 : POLL_PAUSE_US + env_random(c->env) % POLL_PAUSE_US);
+}
+
+static void poll_again(struct env_timer *timer)
+{
+    struct skv_clerk *c =
+        (struct skv_clerk *)(void *)((char *)timer -
+                                     offsetof(struct skv_clerk, poll_timer));
+    uint64_t number = c->has_config ? c->config.number + 1 : CTL_LATEST;
+    ctl_client_query(c->ctl, number, c->has_config ? POLL_WAIT_MS : 0,
+                     POLL_TIMEOUT_MS, polled, c);
+}
+
+void skv_config_start(struct skv_clerk *c)
+{
+    poll_again(&c->poll_timer);
+}
