@@ -60,6 +60,9 @@ $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 	@mkdir -p $(@D)
 	@$(CC) $(LDFLAGS) $^ -o $@ -lcmocka $(LDLIBS)
 
+$(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
+$(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
+
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
