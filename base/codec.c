@@ -60,7 +60,7 @@ uint8_t dec_u8(struct dec *d)
 uint16_t dec_u16(struct dec *d)
 {
     struct slice v = dec_raw(d, 2);
-    return v.size == 0 ? 0 : (uint16_t)(v.data[0] | v.data[1] << 8);
+    return (uint16_t)(v.size == 0 ? 0 : v.data[0] | v.data[1] << 8);
 }
 
 uint32_t dec_u32(struct dec *d)

@@ -234,9 +234,24 @@ void rsm_incoming_reset_done(struct rsm *r)
     }
 }
 
+static void on_fence(struct env_job *job)
+{
+    struct rsm_incoming *in = (struct rsm_incoming *)job;
+    if (came_back(in)) {
+        submit(in, in->rsm->apply_worker, run_install, on_installed);
+    }
+}
+
+/* Not while we still hold a view of the state that goes, from the time when we
+ * led: the leader asks again until it is gone; what is being released has its
+ * job on the snap worker before the fence. */
 static void begin_install(struct rsm_incoming *in)
 {
     struct rsm *r = in->rsm;
+    if (r->outgoing != NULL) {
+        answer_held(in, RSM_CHUNK_NEXT);
+        return;
+    }
     if (!raft_install_begin(r->raft, in->label.index, in->label.term)) {
         answer_held(in, RSM_CHUNK_DONE); /* the log caught up meanwhile */
         end(in);
@@ -245,7 +260,7 @@ static void begin_install(struct rsm_incoming *in)
     in->installing = true;
     r->installing = true;
     answer_held(in, RSM_CHUNK_WAIT);
-    submit(in, r->apply_worker, run_install, on_installed);
+    submit(in, r->snap_worker, NULL, on_fence);
 }
 
 /* --- Chunks */
@@ -358,10 +373,16 @@ static bool answer_at_once(struct rsm *r, struct net_request *request,
         if (!same) {
             begin_stream(r, m);
         }
-        if (m->offset == r->incoming->offset && m->data.size > 0) {
+        in = r->incoming;
+        if (m->offset == in->offset && m->data.size > 0) {
             return false;
         }
-        answer(r, request, RSM_CHUNK_NEXT, r->incoming->offset);
+        if (in->offset == in->head.total) {
+            in->request = request;
+            begin_install(in);
+        } else {
+            answer(r, request, RSM_CHUNK_NEXT, in->offset);
+        }
     }
     return true;
 }

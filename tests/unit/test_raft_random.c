@@ -555,6 +555,9 @@ static void do_something(struct world *w, bool members)
         return;
     }
     do_tick(w, n);
+    if (members && rng_chance(&w->rng, 60)) {
+        do_conf(w, n);
+    }
     if (dice < 450) {
         for (int i = 0; i < 4; i++) {
             do_deliver(w);
@@ -575,8 +578,6 @@ static void do_something(struct world *w, bool members)
         do_hint(w, n);
     } else if (dice < 982) {
         do_transfer(w, n);
-    } else if (members) {
-        do_conf(w, n);
     }
 }
 
@@ -737,7 +738,7 @@ static void run(uint64_t seed)
     running_seed = seed;
     struct world *w = world_new(seed, seed % 2 == 0 ? 3 : 5);
     for (uint32_t i = 0; i < STEPS; i++) {
-        do_something(w, seed % 3 == 0);
+        do_something(w, seed % 4 >= 2);
     }
     heal(w);
     elections += w->elections;

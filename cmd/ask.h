@@ -1,0 +1,30 @@
+/* Blocking questions for commands: each runs one asynchronous call on a
+ * client's loop and waits for the answer. */
+#ifndef CMD_ASK_H
+#define CMD_ASK_H
+
+#include "shardkv/client.h"
+
+/* The configuration `number` (or CTL_LATEST), copied into `arena`. */
+MUST_USE enum err ask_config(struct skv_client *client, uint64_t number,
+                             uint32_t timeout_ms, struct arena *arena,
+                             struct ctl_config *out);
+MUST_USE enum err ask_change(struct skv_client *client,
+                             const struct ctl_change *change,
+                             uint32_t timeout_ms, uint64_t *number);
+/* Copied into `arena`. */
+MUST_USE enum err ask_mounts(struct skv_client *client, uint32_t timeout_ms,
+                             struct arena *arena, struct ctl_mounts *out);
+
+/* The status of many replicas at once. */
+struct ask_replica {
+    char address[NET_ADDRESS_SIZE_MAX];
+    uint32_t gid;
+    uint64_t id;
+    enum err rc;              /* why there is no status, or ERR_OK */
+    struct ctl_status status; /* in memory of the arena */
+};
+void ask_statuses(struct skv_client *client, struct ask_replica *replicas,
+                  uint32_t count, uint32_t timeout_ms, struct arena *arena);
+
+#endif

@@ -1,0 +1,293 @@
+#include "cmd/cluster.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "transport/tls.h"
+
+enum { CERTIFICATE_DAYS = 3650 };
+
+const char *cluster_dir(const char *given)
+{
+    const char *fromenv = getenv("FLOTILLA_CLUSTER");
+    return given != NULL ? given : fromenv != NULL ? fromenv : "cluster";
+}
+
+char *cluster_path(const struct cluster *c, const char *sub, const char *name,
+                   const char *suffix, char path[PATH_MAX])
+{
+    int size = snprintf(path, PATH_MAX, "%s/%s%s%s%s", c->dir, sub,
+                        name[0] != 0 ? "/" : "", name, suffix);
+    if (size < 0 || size >= PATH_MAX) {
+        fprintf(stderr, "flotilla: the path %s is too long\n", c->dir);
+        exit(1);
+    }
+    return path;
+}
+
+static void json_path(const char *dir, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/cluster.json", dir);
+}
+
+bool cluster_exists(const char *dir)
+{
+    char path[PATH_MAX];
+    json_path(dir, path);
+    return access(path, F_OK) == 0;
+}
+
+static bool replica_from_json(json_t *j, struct cluster_replica *r)
+{
+    const char *name = NULL, *address = NULL;
+    int gid = 0, id = 0;
+    if (json_unpack(j, "{s:s, s:i, s:i, s:s}", "name", &name, "group", &gid,
+                    "id", &id, "address", &address) != 0 ||
+        strlen(name) >= sizeof r->name ||
+        strlen(address) >= sizeof r->address || gid < 0 || id < 1) {
+        return false;
+    }
+    strcpy(r->name, name);
+    strcpy(r->address, address);
+    r->gid = (uint32_t)gid;
+    r->id = (uint64_t)id;
+    return true;
+}
+
+static bool from_json(json_t *j, struct cluster *c)
+{
+    json_t *replicas = json_object_get(j, "replicas");
+    c->shard_count = (uint32_t)json_integer_value(json_object_get(j, "shards"));
+    size_t count = json_array_size(replicas);
+    if (count == 0 || count > CLUSTER_REPLICAS_MAX || c->shard_count == 0) {
+        return false;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!replica_from_json(json_array_get(replicas, i), &c->replicas[i])) {
+            return false;
+        }
+    }
+    c->replica_count = (uint32_t)count;
+    return true;
+}
+
+bool cluster_load(const char *dir, struct cluster *c)
+{
+    char path[PATH_MAX];
+    json_path(dir, path);
+    json_error_t problem;
+    json_t *j = json_load_file(path, 0, &problem);
+    if (j == NULL) {
+        fprintf(stderr,
+                "flotilla: cannot read the cluster's description %s: %s; "
+                "`flotilla up` makes one, --cluster names another\n",
+                path, problem.text);
+        return false;
+    }
+    *c = (struct cluster){0};
+    bool ok = realpath(dir, c->dir) != NULL && from_json(j, c);
+    json_decref(j);
+    if (!ok) {
+        fprintf(stderr,
+                "flotilla: %s is not a cluster's description (or damaged)\n",
+                path);
+    }
+    return ok;
+}
+
+static json_t *to_json(const struct cluster *c)
+{
+    json_t *replicas = json_array();
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        const struct cluster_replica *r = &c->replicas[i];
+        json_array_append_new(replicas,
+                              json_pack("{s:s, s:i, s:i, s:s}", "name", r->name,
+                                        "group", (int)r->gid, "id", (int)r->id,
+                                        "address", r->address));
+    }
+    return json_pack("{s:i, s:i, s:o}", "version", 1, "shards",
+                     (int)c->shard_count, "replicas", replicas);
+}
+
+/* Written last and renamed into place: a cluster exists wholly or not. */
+static bool save(const struct cluster *c)
+{
+    char path[PATH_MAX], temporary[PATH_MAX];
+    cluster_path(c, "cluster.json", "", "", path);
+    cluster_path(c, "cluster.json.new", "", "", temporary);
+    json_t *j = to_json(c);
+    int rc = json_dump_file(j, temporary, JSON_INDENT(2));
+    json_decref(j);
+    return rc == 0 && rename(temporary, path) == 0;
+}
+
+static void plan_group(struct cluster *c, uint32_t gid, uint32_t count,
+                       uint32_t port)
+{
+    for (uint32_t id = 1; id <= count; id++) {
+        struct cluster_replica *r = &c->replicas[c->replica_count];
+        if (gid == 0) {
+            snprintf(r->name, sizeof r->name, "ctl-%u", id);
+        } else {
+            snprintf(r->name, sizeof r->name, "g%u-%u", gid, id);
+        }
+        r->gid = gid;
+        r->id = id;
+        snprintf(r->address, sizeof r->address, "127.0.0.1:%u",
+                 port + c->replica_count);
+        c->replica_count++;
+    }
+}
+
+static bool make_certificates(const struct cluster *c)
+{
+    char dir[PATH_MAX];
+    cluster_path(c, "certs", "", "", dir);
+    enum err rc = tls_make_ca(dir, "flotilla", CERTIFICATE_DAYS);
+    if (rc != ERR_OK && rc != ERR_EXISTS) {
+        fprintf(stderr, "flotilla: cannot make the cluster's CA in %s: %s\n",
+                dir, err_text(rc));
+        return false;
+    }
+    for (uint32_t i = 0; i <= c->replica_count + 1; i++) {
+        char unit[32];
+        struct tls_identity who = {.unit = unit,
+                                   .hosts = "127.0.0.1,::1,localhost",
+                                   .days = CERTIFICATE_DAYS};
+        if (i < c->replica_count) {
+            who.name = c->replicas[i].name;
+            snprintf(unit, sizeof unit, "server:%u", c->replicas[i].gid);
+        } else {
+            who.name = i == c->replica_count ? "client" : "admin";
+            snprintf(unit, sizeof unit, "%s", who.name);
+        }
+        rc = tls_make_certificate(dir, &who);
+        if (rc != ERR_OK && rc != ERR_EXISTS) {
+            fprintf(stderr, "flotilla: cannot make certificate %s/%s.crt: %s\n",
+                    dir, who.name, err_text(rc));
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool make_dirs(const struct cluster *c)
+{
+    static const char *const subs[] = {"", "certs", "data", "log", "run"};
+    for (size_t i = 0; i < sizeof subs / sizeof subs[0]; i++) {
+        char path[PATH_MAX];
+        cluster_path(c, subs[i], "", "", path);
+        if (mkdir(path, 0700) != 0 && errno != EEXIST) {
+            fprintf(stderr, "flotilla: cannot make %s: %s\n", path,
+                    strerror(errno));
+            return false;
+        }
+    }
+    return true;
+}
+
+bool cluster_create(const char *dir, const struct cluster_plan *plan,
+                    struct cluster *c)
+{
+    *c = (struct cluster){.shard_count = plan->shards};
+    uint32_t count = plan->controllers + plan->groups * plan->replicas;
+    if (count > CLUSTER_REPLICAS_MAX || plan->controllers == 0 ||
+        plan->groups == 0 || plan->replicas == 0) {
+        fprintf(stderr, "flotilla: a cluster has 1 to %d processes here\n",
+                CLUSTER_REPLICAS_MAX);
+        return false;
+    }
+    if (mkdir(dir, 0700) != 0 && errno != EEXIST) {
+        fprintf(stderr, "flotilla: cannot make %s: %s\n", dir, strerror(errno));
+        return false;
+    }
+    if (realpath(dir, c->dir) == NULL) {
+        fprintf(stderr, "flotilla: cannot use %s: %s\n", dir, strerror(errno));
+        return false;
+    }
+    plan_group(c, 0, plan->controllers, plan->port);
+    for (uint32_t gid = 1; gid <= plan->groups; gid++) {
+        plan_group(c, gid, plan->replicas, plan->port);
+    }
+    if (!make_dirs(c) || !make_certificates(c)) {
+        return false;
+    }
+    if (!save(c)) {
+        fprintf(stderr, "flotilla: cannot write %s/cluster.json: %s\n", c->dir,
+                strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+static bool split_addresses(const char *list, struct skv_client_config *config)
+{
+    char *copy = mem_strdup(list);
+    bool ok = true;
+    char *rest = copy;
+    for (char *one; (one = strsep(&rest, ",")) != NULL && ok;) {
+        ok = strlen(one) > 0 && strlen(one) < NET_ADDRESS_SIZE_MAX &&
+             strrchr(one, ':') != NULL && config->controller_count < 16;
+        if (ok) {
+            strcpy(config->controllers[config->controller_count++], one);
+        }
+    }
+    mem_free(copy);
+    return ok;
+}
+
+bool cluster_client_config(const struct cluster_access *access,
+                           const char *identity,
+                           struct skv_client_config *config,
+                           char certs_dir[PATH_MAX])
+{
+    *config = (struct skv_client_config){.identity = identity,
+                                         .certs_dir = certs_dir};
+    if (access->controllers != NULL) {
+        snprintf(certs_dir, PATH_MAX, "%s",
+                 access->certs != NULL ? access->certs : "certs");
+        if (split_addresses(access->controllers, config)) {
+            return true;
+        }
+        fprintf(stderr,
+                "flotilla: --controllers wants HOST:PORT,HOST:PORT,... and "
+                "got '%s'\n",
+                access->controllers);
+        return false;
+    }
+    struct cluster c;
+    if (!cluster_load(cluster_dir(access->cluster), &c)) {
+        return false;
+    }
+    cluster_path(&c, "certs", "", "", certs_dir);
+    for (uint32_t i = 0; i < c.replica_count; i++) {
+        if (c.replicas[i].gid == 0 && config->controller_count < 16) {
+            strcpy(config->controllers[config->controller_count++],
+                   c.replicas[i].address);
+        }
+    }
+    return true;
+}
+
+struct skv_client *cluster_connect(const struct cluster_access *access,
+                                   const char *identity, uint32_t timeout_ms)
+{
+    char certs_dir[PATH_MAX], problem[512];
+    struct skv_client_config config;
+    if (!cluster_client_config(access, identity, &config, certs_dir)) {
+        return NULL;
+    }
+    struct skv_client *client = NULL;
+    enum err rc =
+        skv_client_new(&config, timeout_ms, &client, problem, sizeof problem);
+    if (rc != ERR_OK) {
+        fprintf(stderr, "flotilla: cannot reach the cluster: %s\n", problem);
+        return NULL;
+    }
+    return client;
+}

@@ -1,0 +1,84 @@
+/* A cluster on this machine as its directory says it (docs/operating.md):
+ *
+ *   cluster.json    which processes there are, their addresses and directories
+ *   certs/          the cluster's CA and certificates
+ *   data/NAME/      a replica's log and state
+ *   log/NAME.log    what it prints
+ *   run/NAME.pid    "PID STARTTIME" while it runs
+ */
+#ifndef CMD_CLUSTER_H
+#define CMD_CLUSTER_H
+
+#include <limits.h>
+
+#include "shardkv/client.h"
+
+enum { CLUSTER_REPLICAS_MAX = 64, CLUSTER_NAME_SIZE_MAX = 32 };
+
+struct cluster_replica {
+    char name[CLUSTER_NAME_SIZE_MAX]; /* "ctl-1", "g2-3" */
+    uint32_t gid;                     /* 0: a controller */
+    uint64_t id;                      /* in its group, from 1 */
+    char address[NET_ADDRESS_SIZE_MAX];
+};
+
+struct cluster {
+    char dir[PATH_MAX]; /* absolute */
+    uint32_t shard_count;
+    struct cluster_replica replicas[CLUSTER_REPLICAS_MAX];
+    uint32_t replica_count;
+};
+
+/* What a new cluster should look like. */
+struct cluster_plan {
+    uint32_t port; /* the first; each process takes one more */
+    uint32_t controllers, groups, replicas, shards;
+};
+
+/* The directory to use: `given`, else $FLOTILLA_CLUSTER, else "cluster". */
+const char *cluster_dir(const char *given);
+
+/* Reads DIR/cluster.json. Explains failures on standard error. */
+bool cluster_load(const char *dir, struct cluster *c);
+bool cluster_exists(const char *dir);
+/* Makes the directory, certificates and cluster.json of a new cluster. */
+bool cluster_create(const char *dir, const struct cluster_plan *plan,
+                    struct cluster *c);
+
+/* DIR/SUB/NAMEsuffix; returns `path`. */
+char *cluster_path(const struct cluster *c, const char *sub, const char *name,
+                   const char *suffix, char path[PATH_MAX]);
+
+/* Where a command finds the controllers and its certificate: --cluster DIR, or
+ * --controllers A,B,C with --certs DIR. */
+struct cluster_access {
+    const char *cluster;
+    const char *controllers;
+    const char *certs;
+};
+#define CLUSTER_ACCESS_OPTIONS(access)                                         \
+    {"cluster",                                                                \
+     'c',                                                                      \
+     ARG_TEXT,                                                                 \
+     &(access)->cluster,                                                       \
+     "DIR",                                                                    \
+     "the cluster's directory (default: $FLOTILLA_CLUSTER, or ./cluster)"},    \
+        {"controllers", 0,                                                     \
+         ARG_TEXT,      &(access)->controllers,                                \
+         "A,B,C",       "the controllers' HOST:PORT, instead of --cluster"},   \
+    {                                                                          \
+        "certs", 0, ARG_TEXT, &(access)->certs, "DIR",                         \
+            "the certificates, with --controllers"                             \
+    }
+
+/* Fills what skv_client_new() wants; false with words on standard error. The
+ * strings belong to `certs_dir` (PATH_MAX) and the caller. */
+bool cluster_client_config(const struct cluster_access *access,
+                           const char *identity,
+                           struct skv_client_config *config,
+                           char certs_dir[PATH_MAX]);
+/* Connects, or says why not, on standard error. NULL on failure. */
+struct skv_client *cluster_connect(const struct cluster_access *access,
+                                   const char *identity, uint32_t timeout_ms);
+
+#endif

@@ -1,0 +1,20 @@
+/* The subcommands: each takes its own argv (argv[0] is its name) and gives an
+ * exit status (cmd/args.h). This folder is the only place where the parts are
+ * joined. */
+#ifndef CMD_CMD_H
+#define CMD_CMD_H
+
+int cmd_up(int argc, char **argv);
+int cmd_down(int argc, char **argv);
+int cmd_server(int argc, char **argv);
+int cmd_mount(int argc, char **argv);
+int cmd_umount(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_kv(int argc, char **argv);
+int cmd_shards(int argc, char **argv);
+int cmd_certs(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+
+#define FLOTILLA_VERSION "0.1.0"
+
+#endif

@@ -1,0 +1,246 @@
+#include "cmd/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/check.h"
+
+enum { ARGS_MAX = 64, STAT_SIZE = 1024, READY_FD = 3 };
+
+/* The fields of /proc/PID/stat after the command's name, which may itself hold
+ * spaces and brackets. */
+static bool stat_fields(pid_t pid, char text[STAT_SIZE], char **fields)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return false;
+    }
+    ssize_t size = read(fd, text, STAT_SIZE - 1);
+    close(fd);
+    if (size <= 0) {
+        return false;
+    }
+    text[size] = 0;
+    *fields = strrchr(text, ')');
+    return *fields != NULL;
+}
+
+/* Field 22 of proc(5): when the process started, in ticks since boot. A zombie
+ * has ended: it counts as gone. */
+static unsigned long long start_time(pid_t pid)
+{
+    char text[STAT_SIZE];
+    char *fields = NULL;
+    char state = 0;
+    unsigned long long start = 0;
+    if (!stat_fields(pid, text, &fields) ||
+        sscanf(fields,
+               ") %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d "
+               "%*d %*d %*d %*d %llu",
+               &state, &start) != 2 ||
+        state == 'Z') {
+        return 0;
+    }
+    return start;
+}
+
+uint64_t process_cpu_ticks(pid_t pid)
+{
+    char text[STAT_SIZE];
+    char *fields = NULL;
+    unsigned long long user = 0, system = 0;
+    if (!stat_fields(pid, text, &fields) ||
+        sscanf(fields,
+               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user,
+               &system) != 2) {
+        return 0;
+    }
+    return user + system;
+}
+
+pid_t process_alive(const char *pid_file)
+{
+    FILE *f = fopen(pid_file, "re");
+    if (f == NULL) {
+        return 0;
+    }
+    int pid = 0;
+    unsigned long long start = 0;
+    int fields = fscanf(f, "%d %llu", &pid, &start);
+    fclose(f);
+    return fields == 2 && pid > 1 && start_time(pid) == start ? pid : 0;
+}
+
+static bool pid_file_write(const char *pid_file, pid_t pid)
+{
+    FILE *f = fopen(pid_file, "we");
+    if (f == NULL) {
+        return false;
+    }
+    fprintf(f, "%d %llu\n", (int)pid, start_time(pid));
+    return fclose(f) == 0;
+}
+
+/* In the child, between fork and exec: only async-signal-safe calls. */
+static void child(char **args, int log_fd, int ready_fd)
+{
+    setsid();
+    int null_fd = open("/dev/null", O_RDONLY);
+    dup2(null_fd, 0);
+    dup2(log_fd, 1);
+    dup2(log_fd, 2);
+    if (ready_fd == READY_FD) {
+        fcntl(READY_FD, F_SETFD, 0);
+    } else {
+        dup2(ready_fd, READY_FD);
+    }
+    closefrom(READY_FD + 1);
+    execv("/proc/self/exe", args);
+    _exit(127);
+}
+
+/* The last line that the child printed. */
+static void last_line(const char *log_file, off_t from, char *words,
+                      size_t words_size)
+{
+    char text[4096] = {0};
+    int fd = open(log_file, O_RDONLY | O_CLOEXEC);
+    off_t end = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
+    if (end - from > (off_t)sizeof text - 1) {
+        from = end - (off_t)sizeof text + 1;
+    }
+    ssize_t size = fd < 0 ? 0 : pread(fd, text, sizeof text - 1, from);
+    if (fd >= 0) {
+        close(fd);
+    }
+    while (size > 0 && text[size - 1] == '\n') {
+        text[--size] = 0;
+    }
+    const char *line = strrchr(text, '\n');
+    line = line == NULL ? text : line + 1;
+    snprintf(words, words_size, "%s%s", line,
+             *line == 0 ? "it printed nothing" : "");
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static bool wait_ready(int fd, uint32_t timeout_ms)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    char byte = 0;
+    int n;
+    int64_t end = now_ms() + timeout_ms;
+    do {
+        int64_t left = end - now_ms();
+        n = poll(&p, 1, left > 0 ? (int)left : 0);
+    } while (n < 0 && errno == EINTR);
+    /* A child that ended closes the pipe: readable, and empty. */
+    return n == 1 && read(fd, &byte, 1) == 1;
+}
+
+pid_t process_spawn(const char *const *argv, const char *log_file,
+                    const char *pid_file, uint32_t timeout_ms, char *words,
+                    size_t words_size)
+{
+    /* The option goes right behind the subcommand's name: options end at the
+     * first word that is none. */
+    char *args[ARGS_MAX] = {"flotilla", (char *)(uintptr_t)argv[0],
+                            "--ready-fd", "3"};
+    for (uint32_t i = 1; argv[i] != NULL; i++) {
+        CHECK(i < ARGS_MAX - 4);
+        args[i + 3] = (char *)(uintptr_t)argv[i];
+    }
+
+    int ready[2];
+    int log_fd =
+        open(log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    if (log_fd < 0 || pipe2(ready, O_CLOEXEC) != 0) {
+        snprintf(words, words_size, "cannot open %s: %s", log_file,
+                 strerror(errno));
+        return 0;
+    }
+    off_t log_from = lseek(log_fd, 0, SEEK_END);
+    pid_t pid = fork();
+    if (pid == 0) {
+        child(args, log_fd, ready[1]);
+    }
+    close(log_fd);
+    close(ready[1]);
+    bool ok = pid > 0 && wait_ready(ready[0], timeout_ms) &&
+              pid_file_write(pid_file, pid);
+    close(ready[0]);
+    if (ok) {
+        return pid;
+    }
+    if (pid > 0) {
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+    }
+    last_line(log_file, log_from, words, words_size);
+    return 0;
+}
+
+void process_ready(int fd)
+{
+    if (fd >= 0) {
+        /* Nobody to tell if the parent has gone. */
+        ssize_t ignored = write(fd, "r", 1);
+        (void)ignored;
+        close(fd);
+    }
+}
+
+static void pause_ms(long ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
+    nanosleep(&t, NULL);
+}
+
+uint32_t process_stop_all(char (*pid_files)[PATH_MAX], uint32_t count,
+                          uint32_t grace_ms)
+{
+    uint32_t stopped = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        pid_t pid = process_alive(pid_files[i]);
+        if (pid != 0) {
+            kill(pid, SIGTERM);
+            stopped++;
+        }
+    }
+    int64_t end = now_ms() + grace_ms;
+    for (uint32_t i = 0; i < count; i++) {
+        pid_t pid;
+        while ((pid = process_alive(pid_files[i])) != 0) {
+            if (now_ms() >= end) {
+                kill(pid, SIGKILL);
+            }
+            /* Reaps it if it is our child; harmless if not. */
+            waitpid(pid, NULL, WNOHANG);
+            pause_ms(10);
+        }
+        unlink(pid_files[i]);
+    }
+    return stopped;
+}
+
+bool process_stop(const char *pid_file, uint32_t grace_ms)
+{
+    char one[1][PATH_MAX];
+    snprintf(one[0], sizeof one[0], "%s", pid_file);
+    return process_stop_all(one, 1, grace_ms) == 1;
+}

@@ -1,0 +1,344 @@
+/* flotilla status: who leads, who owns which shard, who has it mounted, and
+ * what is wrong. */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "cmd/args.h"
+#include "cmd/ask.h"
+#include "cmd/cluster.h"
+#include "cmd/cmd.h"
+#include "raft/raft.h"
+
+enum { CONNECT_MS = 5000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
+
+struct report {
+    struct arena arena;
+    enum err config_rc, mounts_rc;
+    struct ctl_config config;
+    struct ctl_mounts mounts;
+    struct ask_replica replicas[CTL_SERVERS_MAX + 1024];
+    uint32_t replica_count;
+    char *problems[PROBLEMS_MAX];
+    uint32_t problem_count;
+};
+
+static void add_problem(struct report *r, char *words)
+{
+    if (r->problem_count < PROBLEMS_MAX) {
+        r->problems[r->problem_count++] = words;
+    } else {
+        mem_free(words);
+    }
+}
+
+static void add_replica(struct report *r, ctl_gid gid, uint64_t id,
+                        struct slice address)
+{
+    if (r->replica_count == sizeof r->replicas / sizeof r->replicas[0] ||
+        address.size >= NET_ADDRESS_SIZE_MAX) {
+        return;
+    }
+    struct ask_replica *one = &r->replicas[r->replica_count++];
+    one->gid = gid;
+    one->id = id;
+    memcpy(one->address, address.data, address.size);
+    one->address[address.size] = 0;
+}
+
+static bool is_leader(const struct ask_replica *one)
+{
+    return one->rc == ERR_OK && one->status.role == RAFT_LEADER;
+}
+
+/* A group is well when a majority answers and one of them leads. */
+static void judge_group(struct report *r, ctl_gid gid)
+{
+    uint32_t all = 0, answer = 0, leaders = 0;
+    for (uint32_t i = 0; i < r->replica_count; i++) {
+        const struct ask_replica *one = &r->replicas[i];
+        if (one->gid == gid) {
+            all++;
+            answer += one->rc == ERR_OK;
+            leaders += is_leader(one);
+        }
+    }
+    const char *what = gid == 0 ? "the controllers" : "group";
+    char number[16] = "";
+    if (gid != 0) {
+        snprintf(number, sizeof number, " %u", gid);
+    }
+    if (answer <= all / 2) {
+        add_problem(r, mem_printf("%s%s: only %u of %u replicas answer: no "
+                                  "majority, so calls wait; start the others",
+                                  what, number, answer, all));
+    } else if (leaders == 0) {
+        add_problem(r, mem_printf("%s%s: no leader now", what, number));
+    }
+}
+
+static void judge_replica(struct report *r, const struct ask_replica *one,
+                          uint64_t now_s)
+{
+    if (one->rc != ERR_OK) {
+        add_problem(r, mem_printf("replica %" PRIu64 " of group %u at %s does "
+                                  "not answer (%s): start it with `flotilla "
+                                  "up`, or see its log",
+                                  one->id, one->gid, one->address,
+                                  err_text(one->rc)));
+        return;
+    }
+    if (one->status.problem.size > 0) {
+        add_problem(r,
+                    mem_printf("replica %" PRIu64 " of group %u: %.*s", one->id,
+                               one->gid, (int)one->status.problem.size,
+                               (const char *)one->status.problem.data));
+    }
+    uint64_t end_s = one->status.certificate_end_s;
+    if (end_s != 0 && end_s < now_s + 14 * 86400) {
+        add_problem(r, mem_printf("replica %" PRIu64 " of group %u: its "
+                                  "certificate ends in %" PRIi64 " hours",
+                                  one->id, one->gid,
+                                  ((int64_t)end_s - (int64_t)now_s) / 3600));
+    }
+}
+
+static void judge(struct report *r)
+{
+    uint64_t now_s = (uint64_t)time(NULL);
+    for (uint32_t i = 0; i < r->replica_count; i++) {
+        judge_replica(r, &r->replicas[i], now_s);
+    }
+    judge_group(r, 0);
+    for (uint32_t g = 0; g < r->config.groups_count; g++) {
+        judge_group(r, r->config.groups[g].gid);
+    }
+    if (r->config_rc != ERR_OK) {
+        add_problem(r, mem_printf("the controllers give no configuration: %s",
+                                  err_text(r->config_rc)));
+    } else if (r->config.groups_count == 0) {
+        add_problem(r, mem_printf("no group has joined: `flotilla shards "
+                                  "join`"));
+    }
+}
+
+static void collect(struct report *r, struct skv_client *client,
+                    const struct skv_client_config *config)
+{
+    for (uint32_t i = 0; i < config->controller_count; i++) {
+        add_replica(r, 0, i + 1, slice_text(config->controllers[i]));
+    }
+    r->config_rc =
+        ask_config(client, CTL_LATEST, CONNECT_MS, &r->arena, &r->config);
+    if (r->config_rc == ERR_OK) {
+        r->mounts_rc = ask_mounts(client, REPLICA_MS, &r->arena, &r->mounts);
+        for (uint32_t g = 0; g < r->config.groups_count; g++) {
+            const struct ctl_group *group = &r->config.groups[g];
+            for (uint32_t s = 0; s < group->servers_count; s++) {
+                add_replica(r, group->gid, group->servers[s].id,
+                            group->servers[s].address);
+            }
+        }
+    }
+    ask_statuses(client, r->replicas, r->replica_count, REPLICA_MS, &r->arena);
+    judge(r);
+}
+
+static uint32_t shards_of(const struct report *r, ctl_gid gid)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < r->config.shards_count; i++) {
+        count += r->config.shards[i].gid == gid;
+    }
+    return count;
+}
+
+static void print_replica(const struct ask_replica *one)
+{
+    const struct ctl_status *s = &one->status;
+    if (one->rc != ERR_OK) {
+        printf("  %-3" PRIu64 " %-21s down      %s\n", one->id, one->address,
+               err_text(one->rc));
+        return;
+    }
+    printf("  %-3" PRIu64 " %-21s %-9s %5" PRIu64 " %10" PRIu64 " %10" PRIu64
+           " %10" PRIu64 " %7" PRIu64 " %9" PRIu64 " %9" PRIu64 "\n",
+           one->id, one->address, raft_role_text(s->role), s->term,
+           s->last_index, s->commit, s->applied, s->pid, s->keys,
+           s->bytes >> 20);
+}
+
+static void print_group(const struct report *r, ctl_gid gid)
+{
+    if (gid == 0) {
+        printf("controllers\n");
+    } else {
+        printf("group %u: %u of %u shards\n", gid, shards_of(r, gid),
+               r->config.shards_count);
+    }
+    printf("  %-3s %-21s %-9s %5s %10s %10s %10s %7s %9s %9s\n", "id",
+           "address", "role", "term", "last", "commit", "applied", "pid",
+           "keys", "MiB");
+    for (uint32_t i = 0; i < r->replica_count; i++) {
+        if (r->replicas[i].gid == gid) {
+            print_replica(&r->replicas[i]);
+        }
+    }
+}
+
+static void print_mounts(const struct report *r)
+{
+    for (uint32_t i = 0; i < r->mounts.mounts_count; i++) {
+        const struct ctl_mount *m = &r->mounts.mounts[i];
+        time_t since = (time_t)(m->since_us / 1000000);
+        struct tm tm;
+        char text[32];
+        strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S",
+                 localtime_r(&since, &tm));
+        printf("mount %.*s on %.*s, pid %" PRIu64 ", since %s\n",
+               (int)m->path.size, (const char *)m->path.data, (int)m->host.size,
+               (const char *)m->host.data, m->pid, text);
+    }
+    if (r->config_rc == ERR_OK && r->mounts.mounts_count == 0) {
+        printf("nobody has it mounted\n");
+    }
+}
+
+static void print_text(const struct report *r)
+{
+    if (r->config_rc == ERR_OK) {
+        printf("configuration %" PRIu64 "\n", r->config.number);
+    }
+    print_group(r, 0);
+    for (uint32_t g = 0; g < r->config.groups_count; g++) {
+        print_group(r, r->config.groups[g].gid);
+    }
+    print_mounts(r);
+    for (uint32_t i = 0; i < r->problem_count; i++) {
+        printf("PROBLEM %s\n", r->problems[i]);
+    }
+    if (r->problem_count == 0) {
+        printf("all is well\n");
+    }
+}
+
+static json_t *replica_json(const struct ask_replica *one)
+{
+    const struct ctl_status *s = &one->status;
+    json_t *j = json_pack("{s:i, s:I, s:s, s:b}", "group", (int)one->gid, "id",
+                          (json_int_t)one->id, "address", one->address, "up",
+                          one->rc == ERR_OK);
+    if (one->rc != ERR_OK) {
+        json_object_set_new(j, "error", json_string(err_text(one->rc)));
+        return j;
+    }
+    const struct {
+        const char *name;
+        uint64_t value;
+    } numbers[] = {{"term", s->term},
+                   {"leader", s->leader},
+                   {"first_index", s->first_index},
+                   {"last_index", s->last_index},
+                   {"commit", s->commit},
+                   {"applied", s->applied},
+                   {"durable", s->durable},
+                   {"configuration", s->config_number},
+                   {"pid", s->pid},
+                   {"uptime_ms", s->uptime_ms},
+                   {"keys", s->keys},
+                   {"bytes", s->bytes},
+                   {"certificate_end_s", s->certificate_end_s}};
+    json_object_set_new(j, "role", json_string(raft_role_text(s->role)));
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        json_object_set_new(j, numbers[i].name,
+                            json_integer((json_int_t)numbers[i].value));
+    }
+    return j;
+}
+
+static void print_json(const struct report *r)
+{
+    json_t *replicas = json_array(), *mounts = json_array();
+    json_t *problems = json_array(), *groups = json_array();
+    for (uint32_t i = 0; i < r->replica_count; i++) {
+        json_array_append_new(replicas, replica_json(&r->replicas[i]));
+    }
+    for (uint32_t g = 0; g < r->config.groups_count; g++) {
+        ctl_gid gid = r->config.groups[g].gid;
+        json_array_append_new(groups,
+                              json_pack("{s:i, s:i}", "group", (int)gid,
+                                        "shards", (int)shards_of(r, gid)));
+    }
+    for (uint32_t i = 0; i < r->mounts.mounts_count; i++) {
+        const struct ctl_mount *m = &r->mounts.mounts[i];
+        json_array_append_new(
+            mounts,
+            json_pack("{s:s%, s:s%, s:I, s:I}", "host",
+                      (const char *)m->host.data, m->host.size, "path",
+                      (const char *)m->path.data, m->path.size, "pid",
+                      (json_int_t)m->pid, "since_us", (json_int_t)m->since_us));
+    }
+    for (uint32_t i = 0; i < r->problem_count; i++) {
+        json_array_append_new(problems, json_string(r->problems[i]));
+    }
+    json_t *j =
+        json_pack("{s:I, s:i, s:o, s:o, s:o, s:o}", "configuration",
+                  (json_int_t)r->config.number, "shards",
+                  (int)r->config.shards_count, "groups", groups, "replicas",
+                  replicas, "mounts", mounts, "problems", problems);
+    json_dumpf(j, stdout, JSON_INDENT(2));
+    printf("\n");
+    json_decref(j);
+}
+
+static void report_free(struct report *r)
+{
+    for (uint32_t i = 0; i < r->problem_count; i++) {
+        mem_free(r->problems[i]);
+    }
+    arena_free(&r->arena);
+    mem_free(r);
+}
+
+int cmd_status(int argc, char **argv)
+{
+    struct cluster_access access = {0};
+    bool json = false;
+    const struct arg_option options[] = {
+        CLUSTER_ACCESS_OPTIONS(&access),
+        {"json", 'j', ARG_FLAG, &json, NULL, "print JSON"},
+        {0}};
+    const struct arg_spec spec = {
+        .usage = "status [OPTION...]",
+        .about = "Shows groups, replicas, leaders, terms, log indexes, shards "
+                 "and mounts, and what is\nwrong. Exits with 3 when something "
+                 "is.",
+        .options = options};
+    int first = 0, status = 0;
+    if (!args_parse(&spec, argc, argv, &first, &status)) {
+        return status;
+    }
+    struct skv_client_config config;
+    char certs_dir[PATH_MAX], problem[512];
+    struct skv_client *client = NULL;
+    if (!cluster_client_config(&access, "admin", &config, certs_dir)) {
+        return EXIT_FAILED;
+    }
+    /* A cluster without a majority must still be looked at, so the lack of a
+     * configuration is reported and not fatal: 1 ms, not CONNECT_MS. */
+    enum err rc =
+        skv_client_new(&config, CONNECT_MS, &client, problem, sizeof problem);
+    if (rc != ERR_OK) {
+        fprintf(stderr, "flotilla: cannot reach the cluster: %s\n", problem);
+        return EXIT_FAILED;
+    }
+    struct report *r = mem_alloc(sizeof *r);
+    collect(r, client, &config);
+    json ? print_json(r) : print_text(r);
+    status = r->problem_count == 0 ? EXIT_DONE : EXIT_UNWELL;
+    report_free(r);
+    skv_client_free(client);
+    return status;
+}
