@@ -161,5 +161,7 @@ struct rsm_status {
     uint32_t proposals_waiting;
 };
 void rsm_status(const struct rsm *r, struct rsm_status *status);
+/* The core, for tests that look at its log. */
+const struct raft *rsm_raft(const struct rsm *r);
 
 #endif

@@ -587,8 +587,7 @@ static void dir_crash(struct sim_disk *d, struct dir *dir)
 void sim_disk_crash(struct sim_disk *d)
 {
     CHECK(d->handles == 0);
-    d->die_after = 0;
-    d->fail_sync = false;
+    sim_disk_calm(d);
     for (uint32_t i = 0; i < d->dir_count; i++) {
         dir_crash(d, &d->dirs[i]);
     }
@@ -602,6 +601,12 @@ void sim_disk_die_after(struct sim_disk *d, uint32_t count)
 void sim_disk_fail_sync(struct sim_disk *d)
 {
     d->fail_sync = true;
+}
+
+void sim_disk_calm(struct sim_disk *d)
+{
+    d->die_after = 0;
+    d->fail_sync = false;
 }
 
 uint64_t sim_disk_syncs(const struct sim_disk *d)

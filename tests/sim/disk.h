@@ -27,6 +27,8 @@ void sim_disk_crash(struct sim_disk *d);
 void sim_disk_die_after(struct sim_disk *d, uint32_t count);
 /* The next sync fails with ERR_IO, and what it should have written is lost. */
 void sim_disk_fail_sync(struct sim_disk *d);
+/* Takes both back. */
+void sim_disk_calm(struct sim_disk *d);
 uint64_t sim_disk_syncs(const struct sim_disk *d);
 
 #endif

@@ -166,10 +166,12 @@ struct call_event {
     struct sim_event event;
     void (*fn)(void *arg);
     void *arg;
+    void *taken; /* arg, when it is ours to free */
 };
 
 static void call_drop(struct sim_event *e)
 {
+    mem_free(((struct call_event *)e)->taken);
     mem_free(e);
 }
 
@@ -182,14 +184,27 @@ static void call_fire(struct sim_event *e)
     fn(arg);
 }
 
-void sim_after(struct sim_world *w, uint64_t delay_us, void (*fn)(void *arg),
-               void *arg)
+static void call_push(struct sim_world *w, uint64_t delay_us,
+                      void (*fn)(void *arg), void *arg, void *taken)
 {
     struct call_event *c = mem_alloc(sizeof *c);
     c->event = (struct sim_event){.fire = call_fire, .drop = call_drop};
     c->fn = fn;
     c->arg = arg;
+    c->taken = taken;
     sim_push(w, &c->event, delay_us);
+}
+
+void sim_after_taking(struct sim_world *w, uint64_t delay_us,
+                      void (*fn)(void *arg), void *arg)
+{
+    call_push(w, delay_us, fn, arg, arg);
+}
+
+void sim_after(struct sim_world *w, uint64_t delay_us, void (*fn)(void *arg),
+               void *arg)
+{
+    call_push(w, delay_us, fn, arg, NULL);
 }
 
 uint64_t sim_delay(struct sim_world *w, uint64_t low, uint64_t high)

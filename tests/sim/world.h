@@ -68,6 +68,10 @@ bool sim_step(struct sim_world *w);
 void sim_after(struct sim_world *w, uint64_t delay_us, void (*fn)(void *arg),
                void *arg);
 
+/* The same, and `arg` is taken: freed if the world ends before. */
+void sim_after_taking(struct sim_world *w, uint64_t delay_us,
+                      void (*fn)(void *arg), void *arg);
+
 /* A line for the tail that is printed with a failure, and when verbose. */
 void sim_trace(struct sim_world *w, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
