@@ -483,6 +483,7 @@ static enum err start(struct ctl_replica *r)
         .checkpoint_size_max = r->config.checkpoint_size_max,
         .wal_segment_size = r->config.wal_segment_size,
         .log_keep_size = r->config.log_keep_size,
+        .append_size_max = r->config.append_size_max,
         .on_leader = on_leader,
         .on_applied = on_applied,
         .arg = r,

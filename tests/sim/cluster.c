@@ -124,6 +124,7 @@ static enum err controller_start(struct node *n)
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
+        .append_size_max = n->cluster->plan.append_size_max,
     };
     config.peer_count = peers_of(n->cluster, 0, config.peers);
     return ctl_replica_new(&config, &n->ctl);
@@ -143,6 +144,7 @@ static enum err server_start(struct node *n)
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
+        .append_size_max = n->cluster->plan.append_size_max,
     };
     config.peer_count = peers_of(n->cluster, n->gid, config.peers);
     controllers_of(config.controllers);

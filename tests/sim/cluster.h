@@ -24,13 +24,14 @@ enum {
 
 /* What may happen, per mille of the faults drawn. */
 enum fault {
-    FAULT_CRASH,      /* a server dies, and comes back soon */
-    FAULT_CRASH_ALL,  /* every server of a group at once */
-    FAULT_POWER,      /* dies inside a later call to its disk */
-    FAULT_SYNC,       /* a sync fails: it must die of it */
-    FAULT_PARTITION,  /* the nodes in two halves */
-    FAULT_ONE_WAY,    /* some links, in one direction */
-    FAULT_LEADER_CUT, /* a leader alone, or with a minority */
+    FAULT_CRASH,        /* a server dies, and comes back soon */
+    FAULT_CRASH_LEADER, /* as soon as it has sent a little */
+    FAULT_CRASH_ALL,    /* every server of a group at once */
+    FAULT_POWER,        /* dies inside a later call to its disk */
+    FAULT_SYNC,         /* a sync fails: it must die of it */
+    FAULT_PARTITION,    /* the nodes in two halves */
+    FAULT_ONE_WAY,      /* some links, in one direction */
+    FAULT_LEADER_CUT,   /* a leader alone, or with a minority */
     FAULT_MEND,
     FAULT_PAUSE,   /* a process stands still */
     FAULT_SLOW,    /* a slow disk */
@@ -47,7 +48,8 @@ struct plan {
     uint32_t weights[FAULTS];
     uint32_t groups, replicas, shards, clerks, keys;
     uint64_t duration_us; /* of the time of faults */
-    size_t checkpoint_size_max, wal_segment_size, log_keep_size;
+    size_t checkpoint_size_max, wal_segment_size, log_keep_size,
+        append_size_max;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
 };
@@ -99,6 +101,7 @@ struct cluster {
     struct verify *verify;
     struct workload *workload;
     bool healed;      /* no more faults */
+    uint32_t hunted;  /* bit gid: the next leader is to die */
     bool admin_busy;  /* a change is under way */
     uint32_t changes; /* asked of the controllers, and answered */
     uint32_t joined;  /* bit gid: it is in the configuration */
@@ -132,6 +135,7 @@ struct node *cluster_leader(struct cluster *c, uint32_t gid);
 
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);
+void faults_leader_seen(struct node *n);
 void faults_heal(struct cluster *c); /* all at once, for good */
 void admin_join_first(struct cluster *c);
 

@@ -23,6 +23,13 @@ static const struct scenario scenarios[] = {
       [FAULT_POWER] = 3,
       [FAULT_PAUSE] = 1,
       [FAULT_CLERK] = 1}},
+    {"leaders",
+     10 * MS,
+     1500 * MS,
+     {[FAULT_CRASH_LEADER] = 8,
+      [FAULT_LEADER_CUT] = 2,
+      [FAULT_MEND] = 3,
+      [FAULT_WEATHER] = 1}},
     {"net",
      50 * MS,
      1500 * MS,
@@ -60,6 +67,7 @@ static const struct scenario scenarios[] = {
      30 * MS,
      2000 * MS,
      {[FAULT_CRASH] = 4,
+      [FAULT_CRASH_LEADER] = 2,
       [FAULT_CRASH_ALL] = 1,
       [FAULT_POWER] = 4,
       [FAULT_SYNC] = 1,
@@ -122,6 +130,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
                                                      : 0;
     p->wal_segment_size = rng_chance(&rng, 500) ? 16384 : 262144;
     p->log_keep_size = rng_chance(&rng, 500) ? 1 : 8192;
+    p->append_size_max = rng_chance(&rng, 300) ? 1 : 0; /* one entry each */
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
     return true;
