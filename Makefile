@@ -58,7 +58,7 @@ $(LIB): $(LIB_SRC:%.c=$(OUT)/%.o)
 
 $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 	@mkdir -p $(@D)
-	@$(CC) $(LDFLAGS) $^ -o $@ -lcmocka $(LDLIBS)
+	@$(CC) $(LDFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ -lcmocka $(LDLIBS)
 
 $(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
 $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
