@@ -1,8 +1,18 @@
 /* The list of calls and returns in the order of time. The search takes a call
  * that stands before the first return, tries it on the state, takes both its
  * entries out and goes on; at a return it must go back (Lowe, "Testing for
- * linearizability", 2017, section 3). An operation without an answer has its
- * return after all others, and need not be taken at all. */
+ * linearizability", 2017, section 3). Operations without an answer have no
+ * return, need not be taken at all, and are in a list of their own that is
+ * tried last.
+ *
+ * That every token is written once lets most wrong turns be seen at once:
+ *
+ *  1. What only reads, and holds now, is taken now, and never tried later: it
+ *     changes nothing, and with it gone there is less to explain.
+ *  2. An append that a read shows has one place: after exactly the bytes that
+ *     the read shows before it.
+ *  3. A value that some read not yet taken still needs may not be changed: it
+ *     will never be there again. */
 #include "tests/linear/linear.h"
 
 #include <inttypes.h>
@@ -44,10 +54,14 @@ struct part {
     struct linear_value value; /* of `data` */
     struct slice data;
     uint64_t number;
+    uint32_t seen;             /* GET: the value, in keys[key].seen */
+    bool is_shown;             /* APPEND: some read shows it, */
+    struct linear_value after; /* after these bytes */
 };
 
 struct op {
     const struct linear_op *from;
+    bool only_reads;
     struct part parts[LINEAR_PARTS];
 };
 
@@ -78,6 +92,10 @@ static bool part_write(const struct part *p, bool unknown, struct state *s)
         if (!unknown && p->number != v->length) {
             return false; /* it says that it landed elsewhere */
         }
+        if (p->is_shown && (p->after.length != v->length ||
+                            (v->length > 0 && p->after.hash != v->hash))) {
+            return false;
+        }
         *v = linear_value_append(*v, p->data);
         return true;
     default: return true;
@@ -106,37 +124,125 @@ static bool op_step(const struct op *op, struct state *s)
     return true;
 }
 
-/* ---- operations that explain nothing ---- */
+/* ---- the values that reads show ---- */
 
-/* Was any of what `op` wrote ever read? */
-static bool op_was_seen(const struct linear_op *op, const struct linear_op *ops,
-                        uint32_t count)
+/* A value that answered reads show, and how many of them are not yet taken. */
+struct seen {
+    struct slice data;
+    struct linear_value value;
+    uint32_t left;
+};
+
+struct key {
+    struct seen *seen; /* sorted by bytes, without the absent and the empty */
+    uint32_t count;
+    uint32_t *by_hash; /* the same, sorted by hash */
+};
+
+static int seen_compare(const void *a, const void *b)
 {
-    for (uint32_t i = 0; i < op->part_count; i++) {
-        const struct linear_part *p = &op->parts[i];
-        if (p->kind == LINEAR_DELETE || p->kind == LINEAR_APPEND ||
-            p->kind == LINEAR_PUT) {
-            if (p->data.size == 0) {
-                return true; /* it leaves no trace that we could miss */
+    const struct seen *x = a;
+    const struct seen *y = b;
+    return slice_compare(x->data, y->data);
+}
+
+static bool op_is_answered(const struct linear_op *op)
+{
+    return !op->unknown && !op->conflict;
+}
+
+static void key_collect(struct key *k, uint32_t which,
+                        const struct linear_op *ops, uint32_t count)
+{
+    k->seen = mem_array((size_t)count * LINEAR_PARTS + 1, sizeof *k->seen);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t p = 0; p < ops[i].part_count; p++) {
+            const struct linear_part *part = &ops[i].parts[p];
+            if (part->kind == LINEAR_GET && part->key == which &&
+                part->exists && part->data.size > 0 &&
+                op_is_answered(&ops[i])) {
+                k->seen[n++].data = part->data;
             }
         }
-        for (uint32_t j = 0; j < count; j++) {
-            for (uint32_t k = 0; k < ops[j].part_count; k++) {
-                const struct linear_part *r = &ops[j].parts[k];
-                if (r->kind == LINEAR_GET && r->key == p->key && r->exists &&
-                    p->data.size > 0 &&
-                    memmem(r->data.data, r->data.size, p->data.data,
-                           p->data.size) != NULL) {
-                    return true;
-                }
-            }
+    }
+    qsort(k->seen, n, sizeof *k->seen, seen_compare);
+    for (uint32_t i = 0; i < n; i++) {
+        if (k->count == 0 ||
+            slice_compare(k->seen[k->count - 1].data, k->seen[i].data) != 0) {
+            k->seen[k->count++].data = k->seen[i].data;
+        }
+    }
+    for (uint32_t i = 0; i < k->count; i++) {
+        k->seen[i].value = linear_value_of(k->seen[i].data);
+    }
+}
+
+static uint32_t key_find(const struct key *k, struct slice data)
+{
+    struct seen wanted = {.data = data};
+    const struct seen *at =
+        bsearch(&wanted, k->seen, k->count, sizeof *k->seen, seen_compare);
+    CHECK(at != NULL);
+    return (uint32_t)(at - k->seen);
+}
+
+/* NULL when no read shows it. */
+static const struct seen *key_of_value(const struct key *k,
+                                       const struct linear_value *v)
+{
+    uint32_t low = 0;
+    uint32_t high = k->count;
+    while (low < high) {
+        uint32_t mid = (low + high) / 2;
+        if (k->seen[k->by_hash[mid]].value.hash < v->hash) {
+            low = mid + 1;
+        } else {
+            high = mid;
+        }
+    }
+    if (low < k->count && value_same(k->seen[k->by_hash[low]].value, *v)) {
+        return &k->seen[k->by_hash[low]];
+    }
+    return NULL;
+}
+
+static void key_sort_by_hash(struct key *k)
+{
+    k->by_hash = mem_array(k->count + 1, sizeof *k->by_hash);
+    for (uint32_t i = 0; i < k->count; i++) {
+        uint32_t at = i;
+        for (; at > 0 &&
+               k->seen[k->by_hash[at - 1]].value.hash > k->seen[i].value.hash;
+             at--) {
+            k->by_hash[at] = k->by_hash[at - 1];
+        }
+        k->by_hash[at] = i;
+    }
+}
+
+/* Where a read shows `token`: the bytes before it. Values that are a beginning
+ * of the next one show nothing more. */
+static bool key_shows(const struct key *k, struct slice token,
+                      struct slice *before)
+{
+    for (uint32_t i = 0; i < k->count; i++) {
+        struct slice v = k->seen[i].data;
+        if (i + 1 < k->count && k->seen[i + 1].data.size > v.size &&
+            memcmp(k->seen[i + 1].data.data, v.data, v.size) == 0) {
+            continue;
+        }
+        const uint8_t *at = memmem(v.data, v.size, token.data, token.size);
+        if (at != NULL) {
+            *before = slice_of(v.data, (size_t)(at - v.data));
+            return true;
         }
     }
     return false;
 }
 
-/* Whether the lengths that appends and compares report could depend on `op`:
- * then it may matter though no read shows it. */
+/* Whether the lengths that appends and compares report could depend on what no
+ * read shows. */
 static bool lengths_matter(const struct linear_op *ops, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -157,7 +263,7 @@ struct entry {
     uint64_t time;
     uint32_t op;
     bool is_return;
-    struct entry *match; /* a call's return */
+    struct entry *match; /* a call's return; NULL without an answer */
     struct entry *next, *prev;
 };
 
@@ -174,30 +280,38 @@ static int entry_compare(const void *a, const void *b)
     return x->op < y->op ? -1 : x->op > y->op;
 }
 
+static void entry_out(struct entry *e)
+{
+    if (e == NULL) {
+        return;
+    }
+    e->prev->next = e->next;
+    if (e->next != NULL) {
+        e->next->prev = e->prev;
+    }
+}
+
+static void entry_in(struct entry *e)
+{
+    if (e == NULL) {
+        return;
+    }
+    e->prev->next = e;
+    if (e->next != NULL) {
+        e->next->prev = e;
+    }
+}
+
 static void entry_lift(struct entry *call)
 {
-    call->prev->next = call->next;
-    if (call->next != NULL) {
-        call->next->prev = call->prev;
-    }
-    struct entry *ret = call->match;
-    ret->prev->next = ret->next;
-    if (ret->next != NULL) {
-        ret->next->prev = ret->prev;
-    }
+    entry_out(call);
+    entry_out(call->match);
 }
 
 static void entry_unlift(struct entry *call)
 {
-    struct entry *ret = call->match;
-    ret->prev->next = ret;
-    if (ret->next != NULL) {
-        ret->next->prev = ret;
-    }
-    call->prev->next = call;
-    if (call->next != NULL) {
-        call->next->prev = call;
-    }
+    entry_in(call->match);
+    entry_in(call);
 }
 
 /* ---- what was tried before: (set, state) in an open hash table ---- */
@@ -275,14 +389,17 @@ static bool memory_add(struct memory *m, const struct state *s,
 struct frame {
     struct entry *call;
     struct state state; /* before it */
+    bool forced;        /* (1): nothing else is tried in its place */
 };
 
 struct search {
+    struct key keys[LINEAR_KEYS];
     struct op *ops;
     uint32_t op_count;
     uint32_t known_left; /* operations with an answer, not yet explained */
     struct entry *entries;
-    struct entry head;
+    struct entry head;    /* calls and returns of what has an answer */
+    struct entry unknown; /* calls of what has none */
     struct frame *stack;
     uint32_t depth;
     uint64_t *set;
@@ -299,22 +416,6 @@ static void set_flip(uint64_t *set, uint32_t op)
     set[op / 64] ^= UINT64_C(1) << op % 64;
 }
 
-static void op_take(struct op *to, const struct linear_op *from)
-{
-    to->from = from;
-    for (uint32_t i = 0; i < from->part_count; i++) {
-        const struct linear_part *p = &from->parts[i];
-        CHECK(p->key < LINEAR_KEYS);
-        to->parts[i].kind = p->kind;
-        to->parts[i].key = p->key;
-        to->parts[i].number = p->number;
-        to->parts[i].data = p->data;
-        if (p->kind != LINEAR_GET || p->exists) {
-            to->parts[i].value = linear_value_of(p->data);
-        }
-    }
-}
-
 static bool only_reads(const struct linear_op *op)
 {
     for (uint32_t i = 0; i < op->part_count; i++) {
@@ -326,6 +427,63 @@ static bool only_reads(const struct linear_op *op)
     return true;
 }
 
+static bool reads_value(const struct op *op, uint32_t i)
+{
+    const struct linear_part *p = &op->from->parts[i];
+    return p->kind == LINEAR_GET && p->exists && p->data.size > 0 &&
+           op_is_answered(op->from);
+}
+
+/* Does any read show what it wrote? Deletes and empty values leave no trace, so
+ * they count as shown. */
+static bool op_is_shown(const struct op *op)
+{
+    for (uint32_t i = 0; i < op->from->part_count; i++) {
+        enum linear_kind kind = op->from->parts[i].kind;
+        bool writes = kind == LINEAR_PUT || kind == LINEAR_APPEND ||
+                      kind == LINEAR_DELETE;
+        if (writes &&
+            (op->parts[i].is_shown || op->from->parts[i].data.size == 0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void part_take(struct search *s, struct part *to,
+                      const struct linear_part *p)
+{
+    CHECK(p->key < LINEAR_KEYS);
+    to->kind = p->kind;
+    to->key = p->key;
+    to->number = p->number;
+    to->data = p->data;
+    if (p->kind != LINEAR_GET || p->exists) {
+        to->value = linear_value_of(p->data);
+    }
+    struct slice before;
+    if ((p->kind == LINEAR_APPEND || p->kind == LINEAR_PUT) &&
+        p->data.size > 0 && key_shows(&s->keys[p->key], p->data, &before)) {
+        to->is_shown = true;
+        to->after = linear_value_of(before);
+    }
+}
+
+static void op_take(struct search *s, struct op *to,
+                    const struct linear_op *from)
+{
+    *to = (struct op){.from = from,
+                      .only_reads = from->conflict || only_reads(from)};
+    for (uint32_t i = 0; i < from->part_count; i++) {
+        part_take(s, &to->parts[i], &from->parts[i]);
+        if (reads_value(to, i)) {
+            struct key *k = &s->keys[from->parts[i].key];
+            to->parts[i].seen = key_find(k, from->parts[i].data);
+            k->seen[to->parts[i].seen].left++;
+        }
+    }
+}
+
 /* Leaves out what cannot matter: a read without an answer; a write without one
  * whose bytes nobody ever saw (take it out of an order that explains the rest,
  * and the rest is still explained), unless a length could tell of it. */
@@ -333,104 +491,205 @@ static void search_take_ops(struct search *s, const struct linear_op *ops,
                             uint32_t count)
 {
     bool lengths = lengths_matter(ops, count);
+    for (uint32_t k = 0; k < LINEAR_KEYS; k++) {
+        key_collect(&s->keys[k], k, ops, count);
+        key_sort_by_hash(&s->keys[k]);
+    }
     s->ops = mem_array(count + 1, sizeof *s->ops);
     for (uint32_t i = 0; i < count; i++) {
+        struct op *op = &s->ops[s->op_count];
+        op_take(s, op, &ops[i]);
         if (ops[i].unknown &&
-            (only_reads(&ops[i]) ||
-             (!lengths && !op_was_seen(&ops[i], ops, count)))) {
+            (op->only_reads || (!lengths && !op_is_shown(op)))) {
             continue;
         }
         s->known_left += !ops[i].unknown;
-        op_take(&s->ops[s->op_count++], &ops[i]);
+        s->op_count++;
     }
+}
+
+static void search_sort(struct search *s, uint32_t *count)
+{
+    uint32_t n = 0;
+    s->entries = mem_array(2 * s->op_count + 1, sizeof *s->entries);
+    for (uint32_t i = 0; i < s->op_count; i++) {
+        const struct linear_op *op = s->ops[i].from;
+        s->entries[n++] = (struct entry){.time = op->call, .op = i};
+        if (!op->unknown) {
+            s->entries[n++] =
+                (struct entry){.time = op->ret, .op = i, .is_return = true};
+        }
+    }
+    qsort(s->entries, n, sizeof *s->entries, entry_compare);
+    *count = n;
 }
 
 static void search_link(struct search *s)
 {
-    uint32_t n = 2 * s->op_count;
-    s->entries = mem_array(n + 1, sizeof *s->entries);
-    for (uint32_t i = 0; i < s->op_count; i++) {
-        const struct linear_op *op = s->ops[i].from;
-        s->entries[2 * i] = (struct entry){.time = op->call, .op = i};
-        s->entries[2 * i + 1] =
-            (struct entry){.time = op->unknown ? UINT64_MAX : op->ret,
-                           .op = i,
-                           .is_return = true};
-    }
-    qsort(s->entries, n, sizeof *s->entries, entry_compare);
-    struct entry **returns = mem_array(s->op_count + 1, sizeof *returns);
+    uint32_t n = 0;
+    search_sort(s, &n);
+    struct entry **calls = mem_array(s->op_count + 1, sizeof *calls);
     struct entry *last = &s->head;
+    struct entry *last_unknown = &s->unknown;
     for (uint32_t i = 0; i < n; i++) {
         struct entry *e = &s->entries[i];
-        last->next = e;
-        e->prev = last;
-        last = e;
+        struct entry **end =
+            s->ops[e->op].from->unknown ? &last_unknown : &last;
+        (*end)->next = e;
+        e->prev = *end;
+        *end = e;
         if (e->is_return) {
-            returns[e->op] = e;
+            calls[e->op]->match = e;
+        } else {
+            calls[e->op] = e;
         }
     }
-    for (uint32_t i = 0; i < n; i++) {
-        if (!s->entries[i].is_return) {
-            s->entries[i].match = returns[s->entries[i].op];
+    mem_free(calls);
+}
+
+static void count_reads(struct search *s, const struct op *op, uint32_t by)
+{
+    for (uint32_t i = 0; i < op->from->part_count; i++) {
+        if (reads_value(op, i)) {
+            s->keys[op->parts[i].key].seen[op->parts[i].seen].left += by;
         }
     }
-    mem_free(returns);
+}
+
+/* (3), with the reads of the operation itself taken off already. */
+static bool destroys_needed(const struct search *s, const struct state *next)
+{
+    for (uint32_t k = 0; k < LINEAR_KEYS; k++) {
+        const struct linear_value *v = &s->state.keys[k];
+        if (!v->exists || v->length == 0 || value_same(*v, next->keys[k])) {
+            continue;
+        }
+        const struct seen *seen = key_of_value(&s->keys[k], v);
+        if (seen != NULL && seen->left > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool search_try(struct search *s, struct entry *e, struct state *next)
+{
+    const struct op *op = &s->ops[e->op];
+    *next = s->state;
+    if (!op_step(op, next)) {
+        return false;
+    }
+    count_reads(s, op, UINT32_MAX);
+    if (!destroys_needed(s, next)) {
+        set_flip(s->set, e->op);
+        if (memory_add(&s->memory, next, s->set)) {
+            return true;
+        }
+        set_flip(s->set, e->op);
+    }
+    count_reads(s, op, 1);
+    return false;
 }
 
 /* Takes the call at `e` if it can happen now and leads somewhere new. */
 static bool search_advance(struct search *s, struct entry *e)
 {
-    struct state next = s->state;
-    if (!op_step(&s->ops[e->op], &next)) {
+    struct state next;
+    if (!search_try(s, e, &next)) {
         return false;
     }
-    set_flip(s->set, e->op);
-    if (!memory_add(&s->memory, &next, s->set)) {
-        set_flip(s->set, e->op);
-        return false;
-    }
-    s->stack[s->depth++] = (struct frame){.call = e, .state = s->state};
+    s->stack[s->depth++] = (struct frame){
+        .call = e, .state = s->state, .forced = s->ops[e->op].only_reads};
     s->state = next;
     s->known_left -= !s->ops[e->op].from->unknown;
     entry_lift(e);
     return true;
 }
 
-static struct entry *search_back(struct search *s)
+/* Takes the last one back. */
+static struct frame search_back(struct search *s)
 {
-    struct frame *f = &s->stack[--s->depth];
-    s->state = f->state;
-    s->known_left += !s->ops[f->call->op].from->unknown;
-    set_flip(s->set, f->call->op);
-    entry_unlift(f->call);
-    return f->call->next;
+    struct frame f = s->stack[--s->depth];
+    const struct op *op = &s->ops[f.call->op];
+    s->state = f.state;
+    s->known_left += !op->from->unknown;
+    set_flip(s->set, f.call->op);
+    count_reads(s, op, 1);
+    entry_unlift(f.call);
+    return f;
 }
 
 static void search_note_best(struct search *s, const struct entry *stuck)
 {
-    if (s->depth >= s->best_depth) {
+    if (s->depth > s->best_depth || s->best_depth == 0) {
         s->best_depth = s->depth;
         s->best_stuck = stuck->op;
         s->best_state = s->state;
     }
 }
 
-static enum linear_verdict search_run(struct search *s, uint64_t steps)
+/* The first return: what was called after it cannot come before it. */
+static struct entry *first_return(struct search *s)
 {
     struct entry *e = s->head.next;
+    while (!e->is_return) {
+        e = e->next;
+    }
+    return e;
+}
+
+/* What to try after `e`; NULL: nothing is left here. */
+static struct entry *search_next(struct search *s, struct entry *e)
+{
+    if (e->is_return) {
+        search_note_best(s, e);
+        e = s->unknown.next;
+    } else if (!s->ops[e->op].from->unknown) {
+        return e->next;
+    } else {
+        e = e->next;
+    }
+    return e != NULL && e->time <= first_return(s)->time ? e : NULL;
+}
+
+/* (1): what only reads and holds now; else the first call. */
+static struct entry *search_first(struct search *s)
+{
+    for (struct entry *e = s->head.next; e != NULL && !e->is_return;
+         e = e->next) {
+        struct state next = s->state;
+        if (s->ops[e->op].only_reads && op_step(&s->ops[e->op], &next)) {
+            return e;
+        }
+    }
+    return s->head.next;
+}
+
+static enum linear_verdict search_run(struct search *s, uint64_t steps)
+{
+    struct entry *e = search_first(s);
     while (s->known_left > 0) {
         if (steps-- == 0) {
             return LINEAR_BUDGET;
         }
-        if (!e->is_return) {
-            e = search_advance(s, e) ? s->head.next : e->next;
-            continue;
+        bool forced = false;
+        if (e != NULL && !e->is_return) {
+            if (search_advance(s, e)) {
+                e = search_first(s);
+                continue;
+            }
+            struct state next = s->state;
+            /* It led nowhere before, so nothing here does. */
+            forced = s->ops[e->op].only_reads && op_step(&s->ops[e->op], &next);
         }
-        search_note_best(s, e);
-        if (s->depth == 0) {
-            return LINEAR_BAD;
+        e = e != NULL && !forced ? search_next(s, e) : NULL;
+        while (e == NULL) {
+            if (s->depth == 0) {
+                return LINEAR_BAD;
+            }
+            struct frame f = search_back(s);
+            e = f.forced ? NULL : search_next(s, f.call);
         }
-        e = search_back(s);
     }
     return LINEAR_OK;
 }
@@ -506,6 +765,10 @@ enum linear_verdict linear_check(const struct linear_op *ops, uint32_t count,
     enum linear_verdict verdict = search_run(&s, steps);
     if (verdict != LINEAR_OK) {
         search_explain(&s, why);
+    }
+    for (uint32_t k = 0; k < LINEAR_KEYS; k++) {
+        mem_free(s.keys[k].seen);
+        mem_free(s.keys[k].by_hash);
     }
     mem_free(s.ops);
     mem_free(s.entries);

@@ -5,7 +5,10 @@
  * Histories are checked one object at a time (linearizability is local: Herlihy
  * and Wing 1990). An object is one key, or the two keys that transactions use
  * together. The search is Wing and Gong's with Lowe's memory of (set of
- * linearized operations, state), as porcupine does it. */
+ * linearized operations, state), as porcupine does it.
+ *
+ * No bytes may be written twice to a key: each write has a token of its own,
+ * which is no part of another's. */
 #ifndef TESTS_LINEAR_LINEAR_H
 #define TESTS_LINEAR_LINEAR_H
 
