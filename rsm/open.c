@@ -61,6 +61,9 @@ static enum err finish_install(struct rsm *r, struct wal_recovery *rec,
     }
     log_info("rsm", "finishing an interrupted install index=%" PRIu64, durable);
     rc = wal_reset(r->wal, label.index, label.term, &label.conf);
+    if (rc == ERR_OK) {
+        rsm_incoming_forget(r);
+    }
     struct raft_hard_state hard_state = rec->hard_state;
     wal_recovery_free(rec);
     rec->hard_state = hard_state;

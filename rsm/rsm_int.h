@@ -179,6 +179,7 @@ MUST_USE enum err rsm_open_log(struct rsm *r);
 /* The label of the snapshot that was being installed, if its file is whole
  * enough to have one. */
 MUST_USE enum err rsm_incoming_label(struct rsm *r, struct snap_label *label);
+void rsm_incoming_forget(struct rsm *r); /* that file */
 
 /* log.c */
 void rsm_log_update(struct rsm *r, const struct raft_update *update);

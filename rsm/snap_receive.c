@@ -88,6 +88,12 @@ enum err rsm_incoming_label(struct rsm *r, struct snap_label *label)
     return rc;
 }
 
+void rsm_incoming_forget(struct rsm *r)
+{
+    /* A left-over is written over by the next stream. */
+    (void)!r->config.disk->ops->remove(r->config.disk, SNAP_IN_PATH);
+}
+
 /* --- Answers */
 
 static void answer(struct rsm *r, struct net_request *request,
@@ -128,8 +134,7 @@ static void run_remove(struct env_job *job)
     if (in->file != NULL) {
         disk->ops->close(in->file);
         in->file = NULL;
-        /* A left-over is written over by the next one. */
-        (void)!disk->ops->remove(disk, SNAP_IN_PATH);
+        rsm_incoming_forget(in->rsm);
     }
 }
 

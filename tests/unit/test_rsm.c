@@ -90,6 +90,8 @@ static void run_ms(uint64_t ms)
 
 /* --- The env of one replica */
 
+static uint32_t slow_per_mille; /* jobs that take long */
+
 struct env_worker {
     struct env_job *head, *tail;
     struct event *event; /* the next run or done */
@@ -182,7 +184,11 @@ static void job_run(void *arg)
 static void worker_next(struct env_worker *w)
 {
     if (w->head != NULL && w->event == NULL) {
-        w->event = schedule(rng_below(&world.rng, 1000), job_run, w);
+        uint64_t delay_us = rng_below(&world.rng, 1000);
+        if (rng_chance(&world.rng, slow_per_mille)) {
+            delay_us *= 30;
+        }
+        w->event = schedule(delay_us, job_run, w);
     }
 }
 
@@ -548,6 +554,7 @@ static const struct rsm_fsm_ops fsm_ops = {
 /* --- The cluster */
 
 static size_t keep_size;
+static uint32_t checkpoint_ms;
 
 static void on_leader(void *arg, bool leader)
 {
@@ -572,7 +579,7 @@ static enum err node_try_start(uint32_t at)
         .peers = {{1, "1"}, {2, "2"}, {3, "3"}},
         .peer_count = NODES,
         .wal_segment_size = 16384,
-        .checkpoint_ms_max = 300,
+        .checkpoint_ms_max = checkpoint_ms,
         .log_keep_size = keep_size,
         .on_leader = on_leader,
         .arg = n,
@@ -604,6 +611,8 @@ static void cluster_new(uint64_t seed)
 {
     world.rng = (struct rng){seed};
     keep_size = 100000;
+    checkpoint_ms = 300;
+    slow_per_mille = 0;
     loss_per_mille = 0;
     for (uint32_t i = 0; i < NODES; i++) {
         nodes[i] = (struct node){.env.ops = &env_ops,
@@ -838,6 +847,38 @@ static void test_reads_see_what_was_acknowledged(void **state)
     cluster_free();
 }
 
+/* A new leader with a long log to apply: the read waits for all of it. */
+static void test_reads_wait_for_the_log(void **state)
+{
+    (void)state;
+    cluster_new(10);
+    checkpoint_ms = 1000000;
+    for (uint32_t i = 0; i < NODES; i++) {
+        node_start(i);
+    }
+    for (uint32_t i = 0; i < 10; i++) {
+        propose_many(await_leader(), i * 500, 500);
+    }
+    for (uint32_t i = 0; i < NODES; i++) {
+        node_crash(i);
+    }
+    for (uint32_t i = 0; i < NODES; i++) {
+        node_start(i);
+    }
+    struct reader rd = {0};
+    while (!rd.ended) {
+        for (uint32_t i = 0; i < NODES; i++) {
+            if (rd.node == NULL && rsm_is_leader(nodes[i].rsm)) {
+                read_begin(&nodes[i], &rd);
+            }
+        }
+        assert_true(run_one());
+    }
+    assert_int_equal(rd.rc, ERR_OK);
+    assert_int_equal(rd.count, 5000);
+    cluster_free();
+}
+
 static void test_followers_refuse(void **state)
 {
     (void)state;
@@ -963,6 +1004,11 @@ static void test_crash_while_installing(void **state)
         node_start(behind->at);
         assert_true(behind->now.index >= index);
         run_ms(3000);
+        propose_many(await_leader(), 50000, 20);
+        await_all_equal();
+        /* What was written after the install joins up with it. */
+        node_crash(behind->at);
+        node_start(behind->at);
         await_leader();
         await_all_equal();
         cluster_free();
@@ -1091,14 +1137,23 @@ static void chaos_disturb(void)
 {
     uint32_t at = (uint32_t)rng_below(&world.rng, NODES);
     struct node *n = &nodes[at];
-    switch (rng_below(&world.rng, 6)) {
+    switch (rng_below(&world.rng, 8)) {
     case 0:
     case 1:
         if (n->rsm != NULL) {
             node_crash(at);
         }
         break;
-    case 2: n->cut = true; break;
+    case 2:
+    case 3: n->cut = true; break;
+    case 4: /* the power goes for all of them */
+        for (uint32_t i = 0; i < NODES; i++) {
+            if (nodes[i].rsm != NULL) {
+                node_crash(i);
+            }
+            node_start(i);
+        }
+        break;
     default:
         for (uint32_t i = 0; i < NODES; i++) {
             nodes[i].cut = false;
@@ -1113,6 +1168,7 @@ static void chaos_run(uint64_t seed)
 {
     cluster_new(seed);
     keep_size = 3000;
+    slow_per_mille = 200;
     loss_per_mille = 20;
     for (uint32_t i = 0; i < NODES; i++) {
         node_start(i);
@@ -1178,6 +1234,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_proposals_are_applied_once_in_order),
         cmocka_unit_test(test_reads_see_what_was_acknowledged),
+        cmocka_unit_test(test_reads_wait_for_the_log),
         cmocka_unit_test(test_followers_refuse),
         cmocka_unit_test(test_restart_of_all),
         cmocka_unit_test(test_snapshot_for_one_that_lags),
