@@ -11,8 +11,9 @@
  *     changes nothing, and with it gone there is less to explain.
  *  2. An append that a read shows has one place: after exactly the bytes that
  *     the read shows before it.
- *  3. A value that some read not yet taken still needs may not be changed: it
- *     will never be there again. */
+ *  3. A value with which some read not yet taken begins may not be destroyed:
+ *     it will never be there again.
+ *  4. Of a value with which no read begins, only the length matters. */
 #include "tests/linear/linear.h"
 
 #include <inttypes.h>
@@ -126,17 +127,18 @@ static bool op_step(const struct op *op, struct state *s)
 
 /* ---- the values that reads show ---- */
 
-/* A value that answered reads show, and how many of them are not yet taken. */
+/* A value that a key had on its way to one that a read shows. */
 struct seen {
     struct slice data;
     struct linear_value value;
-    uint32_t left;
+    uint32_t end; /* those that begin with it: from itself to before here */
 };
 
 struct key {
     struct seen *seen; /* sorted by bytes, without the absent and the empty */
     uint32_t count;
     uint32_t *by_hash; /* the same, sorted by hash */
+    uint32_t *left;    /* reads not yet taken, by value: a Fenwick tree */
 };
 
 static int seen_compare(const void *a, const void *b)
@@ -146,36 +148,125 @@ static int seen_compare(const void *a, const void *b)
     return slice_compare(x->data, y->data);
 }
 
+static bool begins_with(struct slice whole, struct slice part)
+{
+    return whole.size >= part.size &&
+           (part.size == 0 || memcmp(whole.data, part.data, part.size) == 0);
+}
+
 static bool op_is_answered(const struct linear_op *op)
 {
     return !op->unknown && !op->conflict;
 }
 
-static void key_collect(struct key *k, uint32_t which,
-                        const struct linear_op *ops, uint32_t count)
+static void key_sort(struct key *k)
 {
-    k->seen = mem_array((size_t)count * LINEAR_PARTS + 1, sizeof *k->seen);
-    uint32_t n = 0;
+    uint32_t n = k->count;
+    k->count = 0;
+    qsort(k->seen, n, sizeof *k->seen, seen_compare);
+    for (uint32_t i = 0; i < n; i++) {
+        if (k->count == 0 ||
+            slice_compare(k->seen[k->count - 1].data, k->seen[i].data) != 0) {
+            k->seen[k->count++] = k->seen[i];
+        }
+    }
+}
+
+/* Where a read shows `token`: the bytes before it and it. Values that are a
+ * beginning of the next one show nothing more. */
+static bool key_shows(const struct key *k, struct slice token,
+                      struct slice *through)
+{
+    for (uint32_t i = 0; i < k->count; i++) {
+        struct slice v = k->seen[i].data;
+        if (i + 1 < k->count && begins_with(k->seen[i + 1].data, v)) {
+            continue;
+        }
+        const uint8_t *at = memmem(v.data, v.size, token.data, token.size);
+        if (at != NULL) {
+            *through = slice_of(v.data, (size_t)(at - v.data) + token.size);
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool part_writes_bytes(const struct linear_part *p)
+{
+    return (p->kind == LINEAR_PUT || p->kind == LINEAR_APPEND) &&
+           p->data.size > 0;
+}
+
+static void key_collect_reads(struct key *k, uint32_t which,
+                              const struct linear_op *ops, uint32_t count)
+{
     for (uint32_t i = 0; i < count; i++) {
         for (uint32_t p = 0; p < ops[i].part_count; p++) {
             const struct linear_part *part = &ops[i].parts[p];
             if (part->kind == LINEAR_GET && part->key == which &&
                 part->exists && part->data.size > 0 &&
                 op_is_answered(&ops[i])) {
-                k->seen[n++].data = part->data;
+                k->seen[k->count++].data = part->data;
             }
         }
     }
-    qsort(k->seen, n, sizeof *k->seen, seen_compare);
-    for (uint32_t i = 0; i < n; i++) {
-        if (k->count == 0 ||
-            slice_compare(k->seen[k->count - 1].data, k->seen[i].data) != 0) {
-            k->seen[k->count++].data = k->seen[i].data;
+    key_sort(k);
+}
+
+static void key_collect_steps(struct key *k, uint32_t which,
+                              const struct linear_op *ops, uint32_t count)
+{
+    uint32_t n = k->count;
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t p = 0; p < ops[i].part_count; p++) {
+            const struct linear_part *part = &ops[i].parts[p];
+            struct slice through;
+            if (part->key == which && part_writes_bytes(part) &&
+                key_shows(k, part->data, &through)) {
+                k->seen[n++].data = through;
+            }
         }
     }
+    k->count = n;
+    key_sort(k);
+}
+
+static void key_index(struct key *k)
+{
+    k->by_hash = mem_array(k->count + 1, sizeof *k->by_hash);
+    k->left = mem_array(k->count + 1, sizeof *k->left);
     for (uint32_t i = 0; i < k->count; i++) {
-        k->seen[i].value = linear_value_of(k->seen[i].data);
+        struct seen *seen = &k->seen[i];
+        seen->value = linear_value_of(seen->data);
+        seen->end = i + 1;
+        while (seen->end < k->count &&
+               begins_with(k->seen[seen->end].data, seen->data)) {
+            seen->end++;
+        }
+        uint32_t at = i;
+        for (; at > 0 &&
+               k->seen[k->by_hash[at - 1]].value.hash > seen->value.hash;
+             at--) {
+            k->by_hash[at] = k->by_hash[at - 1];
+        }
+        k->by_hash[at] = i;
     }
+}
+
+static void key_init(struct key *k, uint32_t which, const struct linear_op *ops,
+                     uint32_t count)
+{
+    k->seen = mem_array(2 * (size_t)count * LINEAR_PARTS + 1, sizeof *k->seen);
+    key_collect_reads(k, which, ops, count);
+    key_collect_steps(k, which, ops, count);
+    key_index(k);
+}
+
+static void key_fini(struct key *k)
+{
+    mem_free(k->seen);
+    mem_free(k->by_hash);
+    mem_free(k->left);
 }
 
 static uint32_t key_find(const struct key *k, struct slice data)
@@ -187,7 +278,7 @@ static uint32_t key_find(const struct key *k, struct slice data)
     return (uint32_t)(at - k->seen);
 }
 
-/* NULL when no read shows it. */
+/* NULL when it leads to nothing that a read shows. */
 static const struct seen *key_of_value(const struct key *k,
                                        const struct linear_value *v)
 {
@@ -207,38 +298,27 @@ static const struct seen *key_of_value(const struct key *k,
     return NULL;
 }
 
-static void key_sort_by_hash(struct key *k)
+/* `by`: 1 or UINT32_MAX, which is -1. */
+static void key_count(struct key *k, uint32_t seen, uint32_t by)
 {
-    k->by_hash = mem_array(k->count + 1, sizeof *k->by_hash);
-    for (uint32_t i = 0; i < k->count; i++) {
-        uint32_t at = i;
-        for (; at > 0 &&
-               k->seen[k->by_hash[at - 1]].value.hash > k->seen[i].value.hash;
-             at--) {
-            k->by_hash[at] = k->by_hash[at - 1];
-        }
-        k->by_hash[at] = i;
+    for (uint32_t i = seen + 1; i <= k->count; i += i & (~i + 1)) {
+        k->left[i] += by;
     }
 }
 
-/* Where a read shows `token`: the bytes before it. Values that are a beginning
- * of the next one show nothing more. */
-static bool key_shows(const struct key *k, struct slice token,
-                      struct slice *before)
+static uint32_t key_left_below(const struct key *k, uint32_t end)
 {
-    for (uint32_t i = 0; i < k->count; i++) {
-        struct slice v = k->seen[i].data;
-        if (i + 1 < k->count && k->seen[i + 1].data.size > v.size &&
-            memcmp(k->seen[i + 1].data.data, v.data, v.size) == 0) {
-            continue;
-        }
-        const uint8_t *at = memmem(v.data, v.size, token.data, token.size);
-        if (at != NULL) {
-            *before = slice_of(v.data, (size_t)(at - v.data));
-            return true;
-        }
+    uint32_t sum = 0;
+    for (uint32_t i = end; i > 0; i -= i & (~i + 1)) {
+        sum += k->left[i];
     }
-    return false;
+    return sum;
+}
+
+static bool key_is_needed(const struct key *k, const struct seen *seen)
+{
+    return key_left_below(k, seen->end) >
+           key_left_below(k, (uint32_t)(seen - k->seen));
 }
 
 /* Whether the lengths that appends and compares report could depend on what no
@@ -461,11 +541,12 @@ static void part_take(struct search *s, struct part *to,
     if (p->kind != LINEAR_GET || p->exists) {
         to->value = linear_value_of(p->data);
     }
-    struct slice before;
-    if ((p->kind == LINEAR_APPEND || p->kind == LINEAR_PUT) &&
-        p->data.size > 0 && key_shows(&s->keys[p->key], p->data, &before)) {
+    struct slice through;
+    if (part_writes_bytes(p) &&
+        key_shows(&s->keys[p->key], p->data, &through)) {
         to->is_shown = true;
-        to->after = linear_value_of(before);
+        to->after = linear_value_of(
+            slice_of(through.data, through.size - p->data.size));
     }
 }
 
@@ -479,7 +560,7 @@ static void op_take(struct search *s, struct op *to,
         if (reads_value(to, i)) {
             struct key *k = &s->keys[from->parts[i].key];
             to->parts[i].seen = key_find(k, from->parts[i].data);
-            k->seen[to->parts[i].seen].left++;
+            key_count(k, to->parts[i].seen, 1);
         }
     }
 }
@@ -492,8 +573,7 @@ static void search_take_ops(struct search *s, const struct linear_op *ops,
 {
     bool lengths = lengths_matter(ops, count);
     for (uint32_t k = 0; k < LINEAR_KEYS; k++) {
-        key_collect(&s->keys[k], k, ops, count);
-        key_sort_by_hash(&s->keys[k]);
+        key_init(&s->keys[k], k, ops, count);
     }
     s->ops = mem_array(count + 1, sizeof *s->ops);
     for (uint32_t i = 0; i < count; i++) {
@@ -551,25 +631,49 @@ static void count_reads(struct search *s, const struct op *op, uint32_t by)
 {
     for (uint32_t i = 0; i < op->from->part_count; i++) {
         if (reads_value(op, i)) {
-            s->keys[op->parts[i].key].seen[op->parts[i].seen].left += by;
+            key_count(&s->keys[op->parts[i].key], op->parts[i].seen, by);
         }
     }
 }
 
-/* (3), with the reads of the operation itself taken off already. */
+/* (3), with the reads of the operation itself taken off already. A value that
+ * grew is not destroyed. */
 static bool destroys_needed(const struct search *s, const struct state *next)
 {
-    for (uint32_t k = 0; k < LINEAR_KEYS; k++) {
-        const struct linear_value *v = &s->state.keys[k];
-        if (!v->exists || v->length == 0 || value_same(*v, next->keys[k])) {
+    for (uint32_t i = 0; i < LINEAR_KEYS; i++) {
+        const struct key *k = &s->keys[i];
+        const struct linear_value *v = &s->state.keys[i];
+        if (!v->exists || v->length == 0 || value_same(*v, next->keys[i])) {
             continue;
         }
-        const struct seen *seen = key_of_value(&s->keys[k], v);
-        if (seen != NULL && seen->left > 0) {
+        const struct seen *was = key_of_value(k, v);
+        const struct seen *is = key_of_value(k, &next->keys[i]);
+        bool grew =
+            was != NULL && is != NULL && is > was && is < k->seen + was->end;
+        if (was != NULL && !grew && key_is_needed(k, was)) {
+            return true;
+        }
+        /* It grew: but past what a read shows of it? */
+        if (grew && key_left_below(k, was->end) - key_left_below(k, is->end) +
+                            key_left_below(k, (uint32_t)(is - k->seen)) -
+                            key_left_below(k, (uint32_t)(was - k->seen)) >
+                        0) {
             return true;
         }
     }
     return false;
+}
+
+/* (4) */
+static void forget_bytes(const struct search *s, struct state *state)
+{
+    for (uint32_t i = 0; i < LINEAR_KEYS; i++) {
+        struct linear_value *v = &state->keys[i];
+        if (v->exists && v->length > 0 &&
+            key_of_value(&s->keys[i], v) == NULL) {
+            v->hash = 0;
+        }
+    }
 }
 
 static bool search_try(struct search *s, struct entry *e, struct state *next)
@@ -581,6 +685,7 @@ static bool search_try(struct search *s, struct entry *e, struct state *next)
     }
     count_reads(s, op, UINT32_MAX);
     if (!destroys_needed(s, next)) {
+        forget_bytes(s, next);
         set_flip(s->set, e->op);
         if (memory_add(&s->memory, next, s->set)) {
             return true;
@@ -767,8 +872,7 @@ enum linear_verdict linear_check(const struct linear_op *ops, uint32_t count,
         search_explain(&s, why);
     }
     for (uint32_t k = 0; k < LINEAR_KEYS; k++) {
-        mem_free(s.keys[k].seen);
-        mem_free(s.keys[k].by_hash);
+        key_fini(&s.keys[k]);
     }
     mem_free(s.ops);
     mem_free(s.entries);
