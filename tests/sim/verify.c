@@ -22,6 +22,7 @@
 
 struct committed {
     raft_term term;
+    raft_term in_term; /* of the leader that committed it */
     uint32_t hash;
 };
 
@@ -201,10 +202,11 @@ static uint32_t entry_hash(const struct raft_entry *e)
 }
 
 static void saw_committed(struct verify *v, const struct node *n,
-                          const struct raft_entry *e)
+                          const struct raft_entry *e, raft_term in_term)
 {
     struct group_record *g = &v->groups[n->gid];
-    struct committed now = {.term = e->term, .hash = entry_hash(e)};
+    struct committed now = {
+        .term = e->term, .in_term = in_term, .hash = entry_hash(e)};
     if (e->index <= g->count) {
         const struct committed *was = &g->entries[e->index - 1];
         if (was->term != now.term || was->hash != now.hash) {
@@ -247,7 +249,7 @@ static void compare_commits(struct verify *v, struct node *n,
             return;
         }
         for (uint32_t i = 0; i < count; i++) {
-            saw_committed(v, n, &e[i]);
+            saw_committed(v, n, &e[i], s->term);
         }
         next += count;
     }
@@ -259,7 +261,7 @@ static void compare_leader(struct verify *v, struct node *n,
 {
     const struct group_record *g = &v->groups[n->gid];
     raft_index last = g->count;
-    while (last > 0 && g->entries[last - 1].term >= s->term) {
+    while (last > 0 && g->entries[last - 1].in_term >= s->term) {
         last--;
     }
     raft_term term = 0;
