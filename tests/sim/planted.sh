@@ -37,7 +37,7 @@ for name in "${names[@]}"; do
     make -s -C "$copy"/tree build/release/simulate || exit 2
     "$copy"/tree/build/release/simulate --seeds "${SEEDS:-20000}" \
         ${scenario:+--scenario "$scenario"} > "$copy"/out 2>&1
-    words=$(grep -aE 'FAILED:|died of signal|invariant broken' "$copy"/out | head -1)
+    words=$(grep -aE '^seed .* FAILED|died of signal|invariant broken' "$copy"/out | head -1)
     if [ -n "$words" ]; then
         found=$((found + 1))
         echo "$name: found${scenario:+ (scenario $scenario)}: $words"
