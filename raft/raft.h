@@ -137,7 +137,7 @@ struct raft_event {
         } propose;
         uint64_t persisted; /* PERSISTED: an update's persist_seq */
         uint64_t read;      /* READ: the caller's name for it, given back */
-        raft_id peer;       /* TRANSFER, PEER_DOWN */
+        raft_id peer;       /* TRANSFER (0: to the best one), PEER_DOWN */
         struct {
             raft_index index;
             raft_term term;
@@ -174,7 +174,10 @@ struct raft_update {
     const struct raft_msg *send;
     uint32_t send_count;
 
-    raft_index commit; /* apply up to here, inclusive; never goes back */
+    /* Apply up to here, inclusive; never goes back. Never past what this
+     * replica has on its own disk: so a state machine that makes what it
+     * applied durable is never ahead of the stored log. */
+    raft_index commit;
 
     const struct raft_read *reads;
     uint32_t read_count;
@@ -221,6 +224,20 @@ bool raft_term_at(const struct raft *r, raft_index index, raft_term *term);
 void raft_conf_at(const struct raft *r, raft_index index,
                   struct raft_conf *conf);
 
+/* Is a snapshot at {index, term} news to this replica? If its log has that
+ * entry, installing would forget acknowledged entries after it. */
+bool raft_wants_snapshot(const struct raft *r, raft_index index,
+                         raft_term term);
+
+/* The shell goes to replace state machine and log by this snapshot. False, and
+ * nothing changes, if it is not wanted (any more). From `true` on, until
+ * RAFT_EV_SNAPSHOT_INSTALLED or raft_install_abort(), the raft answers
+ * heartbeats but takes no entries and does not campaign: what it would
+ * acknowledge now, the install would take away again. */
+MUST_USE bool raft_install_begin(struct raft *r, raft_index index,
+                                 raft_term term);
+void raft_install_abort(struct raft *r);
+
 enum raft_role {
     RAFT_FOLLOWER,
     RAFT_PRECANDIDATE,
@@ -240,6 +257,8 @@ struct raft_status {
     raft_index commit;
     raft_index snapshot_index;
     struct raft_conf conf; /* the newest in the log: used from append on */
+    raft_index conf_index; /* its entry: once this is committed and the conf is
+                              joint, propose the final one */
     uint32_t peer_count;   /* leader only: the progress of each peer */
     struct raft_peer_status {
         raft_id id;

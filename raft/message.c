@@ -1,0 +1,157 @@
+/* The bytes of a message (docs/wire.md). Integers are little-endian.
+ *
+ *   u8   type                         u64  conflict_term   XTerm
+ *   u64  from                         u64  conflict_index  XIndex
+ *   u64  to                           u64  last_index      XLen
+ *   u64  term                         u64  read_round
+ *   u64  log_index                    u32  entry_count, and for each:
+ *   u64  log_term                         u64  term
+ *   u64  commit                           u8   type
+ *   u64  match                            u32  size, and the bytes
+ *   u8   flags: 1 reject, 2 transfer
+ *
+ * Entry i has the index log_index + 1 + i.
+ *
+ * What a field means in an APPEND_REPLY: accepted: `log_index`, up to where the
+ * follower's log, in memory, is the leader's; `match`, up to where it is on its
+ * disk. Refused: `log_index` is the prevLogIndex that did not fit, and
+ * conflict_term, conflict_index and last_index are the labs' XTerm, XIndex and
+ * XLen (paper 5.3, end). */
+#include "base/codec.h"
+#include "raft/raft_int.h"
+
+enum { FLAG_REJECT = 1, FLAG_TRANSFER = 2 };
+
+/* The least an entry takes: a count that cannot fit is refused before memory
+ * is taken for it. */
+enum { ENTRY_SIZE_MIN = 8 + 1 + 4 };
+
+static bool entries_sane(const struct raft_msg *m)
+{
+    raft_term before = m->log_term;
+    for (uint32_t i = 0; i < m->entry_count; i++) {
+        const struct raft_entry *e = &m->entries[i];
+        if (e->term < before || e->term > m->term || e->term == 0 ||
+            e->index != m->log_index + 1 + i) {
+            return false;
+        }
+        if (e->type != RAFT_ENTRY_COMMAND && e->type != RAFT_ENTRY_NOOP &&
+            e->type != RAFT_ENTRY_CONF) {
+            return false;
+        }
+        struct raft_conf conf;
+        if (e->type == RAFT_ENTRY_CONF &&
+            (raft_conf_decode(bytes_slice(e->data), &conf) != ERR_OK ||
+             conf.voter_count == 0)) {
+            return false;
+        }
+        before = e->term;
+    }
+    return true;
+}
+
+bool raft_msg_sane(const struct raft_msg *m)
+{
+    if (m->type < RAFT_MSG_PREVOTE || m->type > RAFT_MSG_TIMEOUT_NOW) {
+        return false;
+    }
+    if (m->from == 0 || m->to == 0 || m->from == m->to || m->term == 0) {
+        return false;
+    }
+    if (m->entry_count == 0) {
+        return true;
+    }
+    return m->type == RAFT_MSG_APPEND &&
+           m->entry_count <= RAFT_MSG_ENTRIES_MAX &&
+           m->log_index < UINT64_MAX - RAFT_MSG_ENTRIES_MAX && entries_sane(m);
+}
+
+void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
+{
+    enc_u8(b, (uint8_t)msg->type);
+    enc_u64(b, msg->from);
+    enc_u64(b, msg->to);
+    enc_u64(b, msg->term);
+    enc_u64(b, msg->log_index);
+    enc_u64(b, msg->log_term);
+    enc_u64(b, msg->commit);
+    enc_u64(b, msg->match);
+    enc_u8(b, (uint8_t)((msg->reject ? FLAG_REJECT : 0) |
+                        (msg->transfer ? FLAG_TRANSFER : 0)));
+    enc_u64(b, msg->conflict_term);
+    enc_u64(b, msg->conflict_index);
+    enc_u64(b, msg->last_index);
+    enc_u64(b, msg->read_round);
+    enc_u32(b, msg->entry_count);
+    for (uint32_t i = 0; i < msg->entry_count; i++) {
+        enc_u64(b, msg->entries[i].term);
+        enc_u8(b, (uint8_t)msg->entries[i].type);
+        enc_bytes(b, bytes_slice(msg->entries[i].data));
+    }
+}
+
+static void decode_entries(struct dec *d, struct arena *a, struct raft_msg *m)
+{
+    uint32_t count = dec_u32(d);
+    if (count > RAFT_MSG_ENTRIES_MAX || count > dec_left(d) / ENTRY_SIZE_MIN) {
+        d->failed = true;
+        return;
+    }
+    if (count == 0) {
+        return;
+    }
+    m->entries = arena_array(a, count, sizeof *m->entries);
+    for (uint32_t i = 0; i < count; i++) {
+        raft_term term = dec_u64(d);
+        uint8_t type = dec_u8(d);
+        struct slice data = dec_bytes(d);
+        if (d->failed) {
+            return;
+        }
+        m->entries[m->entry_count++] = (struct raft_entry){
+            .term = term,
+            .index = m->log_index + 1 + i,
+            .type = (enum raft_entry_type)type,
+            .data = data.size == 0 ? NULL : bytes_copy(data),
+        };
+    }
+}
+
+enum err raft_msg_decode(struct slice from, struct arena *a,
+                         struct raft_msg *msg)
+{
+    struct raft_msg m = {0};
+    struct dec d = dec_of(from);
+    m.type = (enum raft_msg_type)dec_u8(&d);
+    m.from = dec_u64(&d);
+    m.to = dec_u64(&d);
+    m.term = dec_u64(&d);
+    m.log_index = dec_u64(&d);
+    m.log_term = dec_u64(&d);
+    m.commit = dec_u64(&d);
+    m.match = dec_u64(&d);
+    uint8_t flags = dec_u8(&d);
+    m.reject = (flags & FLAG_REJECT) != 0;
+    m.transfer = (flags & FLAG_TRANSFER) != 0;
+    m.conflict_term = dec_u64(&d);
+    m.conflict_index = dec_u64(&d);
+    m.last_index = dec_u64(&d);
+    m.read_round = dec_u64(&d);
+    decode_entries(&d, a, &m);
+    if (dec_done(&d) != ERR_OK || (flags & ~(FLAG_REJECT | FLAG_TRANSFER)) ||
+        !raft_msg_sane(&m)) {
+        raft_msg_release(&m);
+        return ERR_CORRUPT;
+    }
+    *msg = m;
+    return ERR_OK;
+}
+
+void raft_msg_release(struct raft_msg *msg)
+{
+    for (uint32_t i = 0; i < msg->entry_count; i++) {
+        bytes_unref(msg->entries[i].data);
+    }
+    msg->entries = NULL;
+    msg->entry_count = 0;
+}

@@ -1,0 +1,98 @@
+/* Linearizable reads without a log entry: ReadIndex, thesis 6.4.
+ *
+ * Invariants:
+ *  1. A round begins only when an entry of this term is committed: before that
+ *     the commit index may lag behind what an earlier leader answered.
+ *  2. A read is in a round that began after the read arrived, and its index is
+ *     the commit index when the round began.
+ *  3. A read is answered when a majority has echoed its round or a later one,
+ *     in this term: so nobody else can have led when the round began.
+ *  4. One round is in flight at a time; what arrives meanwhile shares the next.
+ *     A lost round is carried again by the heartbeats. */
+#include <string.h>
+
+#include "raft/raft_int.h"
+
+static void answer(struct raft *r, uint64_t name, enum err rc, raft_index index)
+{
+    r->out_reads = raft_grow(r->out_reads, &r->out_read_capacity,
+                             r->out_read_count, sizeof *r->out_reads);
+    r->out_reads[r->out_read_count++] =
+        (struct raft_read){.read = name, .rc = rc, .index = index};
+}
+
+static uint64_t echoed_by(const struct raft *r, raft_id id)
+{
+    if (id == r->id) {
+        return r->read_round;
+    }
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        if (r->peers[i].id == id) {
+            return r->peers[i].read_round;
+        }
+    }
+    return 0;
+}
+
+static void begin_round(struct raft *r)
+{
+    r->read_flight = r->read_count;
+    r->read_round++;
+    r->read_index = r->commit;
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        if (raft_conf_votes(raft_conf_now(r), r->peers[i].id)) {
+            raft_append_heartbeat(r, &r->peers[i]);
+        }
+    }
+}
+
+static void end_round(struct raft *r)
+{
+    for (size_t i = 0; i < r->read_flight; i++) {
+        answer(r, r->reads[i], ERR_OK, r->read_index);
+    }
+    r->read_count -= r->read_flight;
+    memmove(r->reads, r->reads + r->read_flight,
+            r->read_count * sizeof *r->reads);
+    r->read_flight = 0;
+}
+
+void raft_read_advance(struct raft *r)
+{
+    while (r->read_count > 0) {
+        if (r->read_flight == 0) {
+            if (!raft_commit_in_term(r)) {
+                return;
+            }
+            begin_round(r);
+        }
+        if (raft_quorum(r, echoed_by) < r->read_round) {
+            return;
+        }
+        end_round(r);
+    }
+}
+
+enum err raft_read_add(struct raft *r, uint64_t name)
+{
+    if (r->role != RAFT_LEADER) {
+        return ERR_NOTLEADER;
+    }
+    if (r->read_count >= RAFT_READS_MAX) {
+        return ERR_BUSY;
+    }
+    r->reads =
+        raft_grow(r->reads, &r->read_capacity, r->read_count, sizeof *r->reads);
+    r->reads[r->read_count++] = name;
+    raft_read_advance(r);
+    return ERR_OK;
+}
+
+void raft_read_fail(struct raft *r)
+{
+    for (size_t i = 0; i < r->read_count; i++) {
+        answer(r, r->reads[i], ERR_NOTLEADER, 0);
+    }
+    r->read_count = 0;
+    r->read_flight = 0;
+}
