@@ -78,11 +78,13 @@
 #define MSG_CODEC(type, FIELDS)                                                \
     void type##_encode(struct buf *b, const struct type *m)                    \
     {                                                                          \
+        (void)b;                                                               \
         (void)m;                                                               \
         FIELDS(MSG_ENC_)                                                       \
     }                                                                          \
     void type##_decode_from(struct dec *d, struct arena *a, struct type *m)    \
     {                                                                          \
+        (void)d;                                                               \
         (void)a;                                                               \
         (void)m;                                                               \
         FIELDS(MSG_DEC_)                                                       \

@@ -1,5 +1,5 @@
 /* TLS 1.3 on memory buffers, certificates required on both sides. It sees no
- * socket: ciphertext in, plaintext out, and back. The only file that includes
+ * socket: ciphertext in, plaintext out, and back. Only transport/tls*.c include
  * <openssl/>.
  *
  * A certificate's role is its subject's OU: "client", "server:GROUP" or
@@ -19,23 +19,28 @@ MUST_USE enum err tls_context_new(const char *dir, const char *name,
                                   size_t problem_size);
 void tls_context_free(struct tls_context *c);
 /* Reads the files anew; on failure the old ones stay in use. New connections
- * use the new ones. */
+ * use the new ones. A context is used by one thread at a time. */
 MUST_USE enum err tls_context_reload(struct tls_context *c, char *problem,
                                      size_t problem_size);
 
 struct tls;
-struct tls *tls_new(struct tls_context *c, bool is_server);
+/* A client's side takes only a peer with the role of a server, and, unless
+ * `host` is NULL, whose certificate is for `host` (an IP or a name). */
+struct tls *tls_new(struct tls_context *c, bool is_server, const char *host);
 void tls_free(struct tls *t);
 
-/* Ciphertext from the socket. */
+/* Ciphertext from the socket; borrowed until the tls_read() that must follow,
+ * which uses all of it up. */
 void tls_feed(struct tls *t, struct slice ciphertext);
 /* Goes on with the handshake and takes decrypted bytes to the end of `plain`.
  * ERR_CORRUPT when the peer broke the protocol or its certificate is refused
  * (tls_problem() has the words), ERR_CLOSED at its orderly end. */
 MUST_USE enum err tls_read(struct tls *t, struct buf *plain);
 MUST_USE enum err tls_write(struct tls *t, struct slice plain);
-/* Takes ciphertext for the socket to the end of `out`. */
+/* Takes ciphertext for the socket to the end of `out`; without a copy when
+ * `out` is empty. */
 void tls_drain(struct tls *t, struct buf *out);
+bool tls_has_output(const struct tls *t);
 bool tls_is_ready(const struct tls *t); /* the handshake is done */
 /* The peer's certificate; valid once ready, as long as `t`. */
 const struct net_peer *tls_peer(const struct tls *t);

@@ -1,0 +1,411 @@
+/* The env over libuv: time, timers, posts from threads, workers. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "transport/loop.h"
+
+static struct net_loop *loop;
+static struct env *env;
+
+static int set_up(void **state)
+{
+    (void)state;
+    assert_int_equal(net_loop_new(&loop), ERR_OK);
+    env = net_loop_env(loop);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    net_loop_free(loop);
+    return 0;
+}
+
+/* --- timers --- */
+
+struct alarm {
+    struct env_timer timer; /* first */
+    uint64_t set_us;
+    uint64_t fired_us;
+    uint32_t fired_count;
+    uint32_t *order;
+    uint32_t place;
+};
+
+static void alarm_fire(struct env_timer *timer)
+{
+    struct alarm *a = (struct alarm *)timer;
+    assert_null(timer->impl);
+    a->fired_us = env_now_us(env);
+    a->fired_count++;
+    if (a->order != NULL) {
+        a->place = (*a->order)++;
+    }
+}
+
+static void stop_fire(struct env_timer *timer)
+{
+    (void)timer;
+    net_loop_stop(loop);
+}
+
+static void run_for(uint64_t us)
+{
+    struct env_timer stop = {.fire = stop_fire};
+    env_timer_start(env, &stop, us);
+    net_loop_run(loop);
+}
+
+/* Wrong if libuv's stale clock or its milliseconds let a timer fire early. */
+static void timers_fire_in_order_and_never_early(void **state)
+{
+    (void)state;
+    uint32_t order = 0;
+    static const uint32_t delays[] = {9000, 1, 3100, 0, 7999, 1500};
+    struct alarm alarms[6] = {0};
+    usleep(3000); /* now the loop's own clock is stale */
+    for (int i = 0; i < 6; i++) {
+        alarms[i].timer.fire = alarm_fire;
+        alarms[i].order = &order;
+        alarms[i].set_us = env_now_us(env);
+        env_timer_start(env, &alarms[i].timer, delays[i]);
+    }
+    run_for(30000);
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(alarms[i].fired_count, 1);
+        assert_true(alarms[i].fired_us >= alarms[i].set_us + delays[i]);
+        for (int j = 0; j < 6; j++) {
+            /* Those of the same millisecond may come in any order. */
+            uint64_t due_us = alarms[i].set_us + delays[i];
+            if (due_us + 1000 < alarms[j].set_us + delays[j]) {
+                assert_true(alarms[i].place < alarms[j].place);
+            }
+        }
+    }
+}
+
+static void
+a_stopped_timer_does_not_fire_and_a_restarted_one_fires_once(void **state)
+{
+    (void)state;
+    struct alarm stopped = {.timer.fire = alarm_fire};
+    struct alarm again = {.timer.fire = alarm_fire};
+    env_timer_stop(env, &stopped.timer); /* never started: no harm */
+    env_timer_start(env, &stopped.timer, 1000);
+    env_timer_stop(env, &stopped.timer);
+    env_timer_stop(env, &stopped.timer);
+    env_timer_start(env, &again.timer, 1000);
+    again.set_us = env_now_us(env);
+    env_timer_start(env, &again.timer, 8000);
+    run_for(20000);
+    assert_int_equal(stopped.fired_count, 0);
+    assert_int_equal(again.fired_count, 1);
+    assert_true(again.fired_us >= again.set_us + 8000);
+}
+
+static uint32_t chain_count;
+
+static void chain_fire(struct env_timer *timer)
+{
+    if (++chain_count < 100) {
+        env_timer_start(env, timer, 0);
+    } else {
+        net_loop_stop(loop);
+    }
+}
+
+/* Wrong if a timer that is set anew inside itself starves the loop, so that
+ * the stop is never seen. */
+static void a_timer_may_set_itself_anew(void **state)
+{
+    (void)state;
+    struct env_timer timer = {.fire = chain_fire};
+    chain_count = 0;
+    env_timer_start(env, &timer, 0);
+    net_loop_run(loop);
+    assert_int_equal(chain_count, 100);
+}
+
+/* --- posts --- */
+
+enum { POST_THREADS = 4, POSTS_EACH = 5000 };
+
+struct posted {
+    struct env_job job; /* first */
+    uint32_t thread;
+    uint32_t number;
+};
+
+static struct posted posts[POST_THREADS][POSTS_EACH];
+static uint32_t posts_seen[POST_THREADS];
+static uint32_t posts_total;
+
+static void post_done(struct env_job *job)
+{
+    struct posted *p = (struct posted *)job;
+    assert_int_equal(p->number, posts_seen[p->thread]);
+    posts_seen[p->thread]++;
+    if (++posts_total == POST_THREADS * POSTS_EACH) {
+        net_loop_stop(loop);
+    }
+}
+
+static void *post_main(void *arg)
+{
+    struct posted *mine = arg;
+    for (uint32_t i = 0; i < POSTS_EACH; i++) {
+        env_post(env, &mine[i].job);
+    }
+    return NULL;
+}
+
+/* Wrong if the one wake-up for many posts is lost, or jobs of one thread change
+ * places. */
+static void posts_of_many_threads_all_arrive_in_order(void **state)
+{
+    (void)state;
+    pthread_t threads[POST_THREADS];
+    posts_total = 0;
+    for (uint32_t t = 0; t < POST_THREADS; t++) {
+        posts_seen[t] = 0;
+        for (uint32_t i = 0; i < POSTS_EACH; i++) {
+            posts[t][i] = (struct posted){
+                .job.done = post_done, .thread = t, .number = i};
+        }
+        assert_int_equal(pthread_create(&threads[t], NULL, post_main, posts[t]),
+                         0);
+    }
+    net_loop_run(loop);
+    for (uint32_t t = 0; t < POST_THREADS; t++) {
+        pthread_join(threads[t], NULL);
+        assert_int_equal(posts_seen[t], POSTS_EACH);
+    }
+}
+
+/* --- workers --- */
+
+enum { JOBS = 3000 };
+
+struct work {
+    struct env_job job; /* first */
+    uint32_t number;
+    bool ran;
+};
+
+static struct work works[JOBS];
+static uint32_t ran_count;  /* the worker's */
+static uint32_t done_count; /* the loop's */
+static struct env_worker *worker;
+
+static void work_run(struct env_job *job)
+{
+    struct work *w = (struct work *)job;
+    assert_int_equal(w->number, ran_count);
+    ran_count++;
+    w->ran = true;
+}
+
+static void work_done(struct env_job *job)
+{
+    struct work *w = (struct work *)job;
+    assert_true(w->ran);
+    assert_int_equal(w->number, done_count);
+    if (++done_count == JOBS) {
+        net_loop_stop(loop);
+    }
+}
+
+static void works_submit(uint32_t from, uint32_t to)
+{
+    for (uint32_t i = from; i < to; i++) {
+        works[i] = (struct work){.job = {.run = work_run, .done = work_done},
+                                 .number = i};
+        env_worker_submit(env, worker, &works[i].job);
+    }
+}
+
+static void a_worker_runs_in_order_and_reports_in_order(void **state)
+{
+    (void)state;
+    ran_count = done_count = 0;
+    worker = env_worker_new(env, "test");
+    works_submit(0, JOBS);
+    net_loop_run(loop);
+    assert_int_equal(done_count, JOBS);
+    env_worker_free(env, worker);
+}
+
+static void more_done(struct env_job *job)
+{
+    work_done(job);
+    if (done_count == 10) {
+        works_submit(10, 20);
+    }
+}
+
+/* Wrong if free() forgets jobs that are still queued, their done(), or jobs
+ * that those submit. */
+static void freeing_a_worker_finishes_everything_first(void **state)
+{
+    (void)state;
+    ran_count = done_count = 0;
+    worker = env_worker_new(env, "test");
+    works_submit(0, 10);
+    for (int i = 0; i < 10; i++) {
+        works[i].job.done = more_done;
+    }
+    env_worker_free(env, worker);
+    assert_int_equal(ran_count, 20);
+    assert_int_equal(done_count, 20);
+    run_for(2000); /* nothing of it may be left in the loop */
+    assert_int_equal(done_count, 20);
+}
+
+static void free_done(struct env_job *job)
+{
+    (void)job;
+    env_worker_free(env, worker);
+    done_count++;
+    net_loop_stop(loop);
+}
+
+/* Wrong if delivering goes on with a worker that its own job freed. */
+static void a_job_may_free_its_worker(void **state)
+{
+    (void)state;
+    done_count = ran_count = 0;
+    worker = env_worker_new(env, "test");
+    struct env_job first = {.done = free_done};
+    env_worker_submit(env, worker, &first);
+    works_submit(0, 5);
+    net_loop_run(loop);
+    assert_int_equal(done_count, 6);
+}
+
+struct slow {
+    struct env_job job; /* first */
+    uint64_t done_us;
+};
+
+static void slow_run(struct env_job *job)
+{
+    (void)job;
+    usleep(5000);
+}
+
+static void slow_done(struct env_job *job)
+{
+    ((struct slow *)job)->done_us = env_now_us(env);
+    done_count++;
+    if (done_count == 8) {
+        net_loop_stop(loop);
+    }
+}
+
+/* Wrong if a batch is reported only when all of it has run: an fsync would
+ * wait for those behind it. */
+static void a_slow_batch_is_reported_in_pieces(void **state)
+{
+    (void)state;
+    struct slow slow[8] = {0};
+    done_count = 0;
+    worker = env_worker_new(env, "test");
+    for (int i = 0; i < 8; i++) {
+        slow[i].job = (struct env_job){.run = slow_run, .done = slow_done};
+        env_worker_submit(env, worker, &slow[i].job);
+    }
+    net_loop_run(loop);
+    /* The first may have run alone, before the others came. */
+    assert_true(slow[1].done_us + 15000 < slow[7].done_us);
+    env_worker_free(env, worker);
+}
+
+/* --- the rest --- */
+
+static int signal_seen;
+
+static void on_signal(void *arg, int signal_number)
+{
+    assert_ptr_equal(arg, &signal_seen);
+    signal_seen = signal_number;
+    net_loop_stop(loop);
+}
+
+static void a_signal_is_called_on_the_loop(void **state)
+{
+    (void)state;
+    assert_int_equal(net_loop_signal(loop, SIGUSR1, on_signal, &signal_seen),
+                     ERR_OK);
+    kill(getpid(), SIGUSR1);
+    net_loop_run(loop);
+    assert_int_equal(signal_seen, SIGUSR1);
+    for (int i = 0; i < 7; i++) {
+        assert_int_equal(net_loop_signal(loop, SIGUSR2, on_signal, NULL),
+                         ERR_OK);
+    }
+    assert_int_equal(net_loop_signal(loop, SIGUSR2, on_signal, NULL), ERR_BUSY);
+}
+
+static void fatal_ends_the_process_with_status_70(void **state)
+{
+    (void)state;
+    pid_t child = fork();
+    if (child == 0) {
+        log_set_level(LOG_LEVEL_OFF);
+        env_fatal(env, "disk %d is broken", 3);
+        _exit(1);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 70);
+}
+
+static void a_stop_before_the_run_is_not_lost(void **state)
+{
+    (void)state;
+    net_loop_stop(loop);
+    net_loop_run(loop);
+}
+
+static void clocks_and_random_numbers(void **state)
+{
+    (void)state;
+    uint64_t before = env_now_us(env);
+    assert_true(env_now_us(env) >= before);
+    assert_true(env_wall_us(env) > 1700000000ull * 1000000);
+    assert_true(env_random(env) != env_random(env));
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        T(timers_fire_in_order_and_never_early),
+        T(a_stopped_timer_does_not_fire_and_a_restarted_one_fires_once),
+        T(a_timer_may_set_itself_anew),
+        T(posts_of_many_threads_all_arrive_in_order),
+        T(a_worker_runs_in_order_and_reports_in_order),
+        T(freeing_a_worker_finishes_everything_first),
+        T(a_job_may_free_its_worker),
+        T(a_slow_batch_is_reported_in_pieces),
+        T(a_signal_is_called_on_the_loop),
+        T(fatal_ends_the_process_with_status_70),
+        T(a_stop_before_the_run_is_not_lost),
+        T(clocks_and_random_numbers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,272 @@
+/* The bytes of one connection. Invariants:
+ *
+ *  1. Frames queued during one turn of the loop leave together: queueing only
+ *     marks the connection, and the rpc flushes all marked ones just before the
+ *     loop would sleep. One wake-up, few records, one write().
+ *  2. Plaintext waits unencrypted; no more than RPC_WRITE_SIZE of it is
+ *     encrypted ahead of what the kernel takes.
+ *  3. Bodies given to handlers lie in `plain` or `in`, and neither changes
+ *     until the handler has returned. */
+#include "transport/rpc_int.h"
+
+#include <string.h>
+#include <utlist.h>
+
+#include "base/check.h"
+
+/* --- in --- */
+
+static void read_where(uv_handle_t *handle, size_t hint, uv_buf_t *out)
+{
+    (void)hint;
+    struct conn *conn = handle->data;
+    *out = uv_buf_init((char *)conn->rpc->read_buffer, RPC_READ_SIZE);
+}
+
+/* Handles the complete frames in `plain`; returns how many bytes they took. */
+static size_t frames_parse(struct conn *conn, const struct buf *plain)
+{
+    size_t at = 0;
+    while (conn->state == CONN_READY && plain->size - at >= FRAME_HEADER_SIZE) {
+        struct frame f;
+        enum err rc = frame_decode(&f, plain->data + at);
+        if (rc != ERR_OK) {
+            conn_close(conn, "bad frame: %s", err_text(rc));
+            break;
+        }
+        if (plain->size - at - FRAME_HEADER_SIZE < f.size) {
+            break;
+        }
+        const uint8_t *body = plain->data + at + FRAME_HEADER_SIZE;
+        at += FRAME_HEADER_SIZE + f.size;
+        conn->rpc->stats.frames_in++;
+        rpc_frame_in(conn, &f, slice_of(body, f.size));
+    }
+    return at;
+}
+
+/* Keeps in `in` what is behind the first `used` bytes of `plain`. */
+static void rest_keep(struct conn *conn, struct buf *plain, size_t used)
+{
+    size_t rest = plain->size - used;
+    if (plain != &conn->in) {
+        buf_append(&conn->in, plain->data + used, rest);
+        buf_clear(plain);
+        return;
+    }
+    if (used > 0 && rest > 0) {
+        memmove(plain->data, plain->data + used, rest);
+    }
+    plain->size = rest;
+    if (rest == 0 && plain->capacity > RPC_KEEP_SIZE) {
+        buf_free(plain);
+    }
+}
+
+static void cipher_in(struct conn *conn, struct slice cipher)
+{
+    struct rpc *rpc = conn->rpc;
+    struct buf *plain = conn->in.size == 0 ? &rpc->plain : &conn->in;
+    tls_feed(conn->tls, cipher);
+    enum err rc = tls_read(conn->tls, plain);
+    if (conn->state == CONN_HANDSHAKE && tls_is_ready(conn->tls)) {
+        conn_ready(conn);
+    }
+    /* What came before a failure is good: handle it first. */
+    size_t used = frames_parse(conn, plain);
+    rest_keep(conn, plain, used);
+    if (rc != ERR_OK) {
+        conn_close(conn, "TLS: %s",
+                   rc == ERR_CLOSED ? "closed" : tls_problem(conn->tls));
+    } else if (tls_has_output(conn->tls)) {
+        conn_mark_dirty(conn);
+    }
+}
+
+static void read_came(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer)
+{
+    struct conn *conn = stream->data;
+    if (size > 0) {
+        conn->rpc->stats.bytes_in += (uint64_t)size;
+        cipher_in(conn, slice_of(buffer->base, (size_t)size));
+    } else if (size < 0) {
+        conn_close(conn, "%s",
+                   size == UV_EOF ? "the other side closed it"
+                                  : uv_strerror((int)size));
+    }
+}
+
+void conn_read_start(struct conn *conn)
+{
+    int rc = uv_read_start((uv_stream_t *)&conn->tcp, read_where, read_came);
+    if (rc != 0) {
+        conn_close(conn, "%s", uv_strerror(rc));
+        return;
+    }
+    conn->reading = true;
+}
+
+void conn_throttle(struct conn *conn)
+{
+    if (conn->state != CONN_READY || conn->peer != NULL) {
+        return; /* what we called, we read: replies free memory */
+    }
+    size_t unsent = conn_unsent(conn);
+    if (conn->reading && (unsent > RPC_UNSENT_STOP_SIZE ||
+                          conn->request_count >= RPC_REQUESTS_MAX)) {
+        uv_read_stop((uv_stream_t *)&conn->tcp);
+        conn->reading = false;
+    } else if (!conn->reading && unsent < RPC_UNSENT_GO_SIZE &&
+               conn->request_count < RPC_REQUESTS_MAX) {
+        conn_read_start(conn);
+    }
+}
+
+/* --- out --- */
+
+size_t conn_unsent(const struct conn *conn)
+{
+    return conn->queued.size + (conn->sending.size - conn->sending_at) +
+           (conn->cipher.size - conn->cipher_at);
+}
+
+void conn_mark_dirty(struct conn *conn)
+{
+    if (!conn->dirty) {
+        conn->dirty = true;
+        DL_APPEND2(conn->rpc->dirty, conn, dirty_prev, dirty_next);
+    }
+}
+
+/* Every frame leaves through here, and comes in through rpc_frame_in(): the two
+ * places where a fault plan of a link belongs. */
+void conn_frame_out(struct conn *conn, struct frame f,
+                    const struct slice *parts, uint32_t part_count)
+{
+    f.size = 0;
+    for (uint32_t i = 0; i < part_count; i++) {
+        f.size += (uint32_t)parts[i].size;
+    }
+    CHECK(f.size <= NET_BODY_SIZE_MAX);
+    uint8_t *to = buf_extend(&conn->queued, FRAME_HEADER_SIZE + f.size);
+    frame_encode(to, &f);
+    to += FRAME_HEADER_SIZE;
+    for (uint32_t i = 0; i < part_count; i++) {
+        if (parts[i].size > 0) {
+            memcpy(to, parts[i].data, parts[i].size);
+            to += parts[i].size;
+        }
+    }
+    conn->rpc->stats.frames_out++;
+    if (conn->state == CONN_READY) {
+        conn_mark_dirty(conn);
+    }
+}
+
+static void buf_reset(struct buf *b)
+{
+    if (b->capacity > RPC_KEEP_SIZE) {
+        buf_free(b);
+    } else {
+        buf_clear(b);
+    }
+}
+
+/* Encrypts the next piece. False when there is nothing to write. */
+static bool cipher_fill(struct conn *conn)
+{
+    CHECK(conn->cipher.size == 0);
+    if (conn->sending_at == conn->sending.size) {
+        buf_reset(&conn->sending);
+        conn->sending_at = 0;
+        struct buf empty = conn->sending;
+        conn->sending = conn->queued;
+        conn->queued = empty;
+    }
+    size_t size = conn->sending.size - conn->sending_at;
+    if (size > RPC_WRITE_SIZE) {
+        size = RPC_WRITE_SIZE;
+    }
+    if (size > 0 && conn->state == CONN_READY) {
+        struct slice piece =
+            slice_of(conn->sending.data + conn->sending_at, size);
+        if (tls_write(conn->tls, piece) != ERR_OK) {
+            conn_close(conn, "TLS: cannot write");
+            return false;
+        }
+        conn->sending_at += size;
+    }
+    tls_drain(conn->tls, &conn->cipher);
+    return conn->cipher.size > 0;
+}
+
+static void cipher_sent(struct conn *conn, size_t size)
+{
+    conn->rpc->stats.bytes_out += size;
+    conn->cipher_at += size;
+    if (conn->cipher_at == conn->cipher.size) {
+        conn->cipher_at = 0;
+        if (conn->queued.size > 0 || conn->sending.size > conn->sending_at) {
+            buf_clear(&conn->cipher); /* used again at once */
+        } else {
+            buf_reset(&conn->cipher);
+        }
+    }
+}
+
+static void write_done(uv_write_t *write, int status)
+{
+    struct conn *conn = write->data;
+    conn->writing = false;
+    if (status != 0) {
+        conn_close(conn, "%s", uv_strerror(status));
+        return;
+    }
+    cipher_sent(conn, conn->cipher.size - conn->cipher_at);
+    conn_flush(conn);
+}
+
+/* Writes `cipher`: what the kernel takes now, the rest when it can. */
+static void cipher_write(struct conn *conn)
+{
+    uv_stream_t *stream = (uv_stream_t *)&conn->tcp;
+    uv_buf_t all =
+        uv_buf_init((char *)conn->cipher.data, (unsigned int)conn->cipher.size);
+    int taken = uv_try_write(stream, &all, 1);
+    if (taken < 0 && taken != UV_EAGAIN) {
+        conn_close(conn, "%s", uv_strerror(taken));
+        return;
+    }
+    cipher_sent(conn, taken > 0 ? (size_t)taken : 0);
+    if (conn->cipher_at == conn->cipher.size) {
+        return;
+    }
+    uv_buf_t rest =
+        uv_buf_init((char *)conn->cipher.data + conn->cipher_at,
+                    (unsigned int)(conn->cipher.size - conn->cipher_at));
+    conn->write.data = conn;
+    int rc = uv_write(&conn->write, stream, &rest, 1, write_done);
+    if (rc != 0) {
+        conn_close(conn, "%s", uv_strerror(rc));
+        return;
+    }
+    conn->writing = true;
+}
+
+void conn_flush(struct conn *conn)
+{
+    bool open = conn->state == CONN_HANDSHAKE || conn->state == CONN_READY;
+    while (open && !conn->writing && cipher_fill(conn)) {
+        cipher_write(conn);
+        open = conn->state != CONN_CLOSING;
+    }
+    conn_throttle(conn);
+}
+
+void conn_flow_free(struct conn *conn)
+{
+    buf_free(&conn->in);
+    buf_free(&conn->queued);
+    buf_free(&conn->sending);
+    buf_free(&conn->cipher);
+}
