@@ -114,6 +114,8 @@ struct rsm_proposal {
     /* The rest is rsm's. */
     raft_index index;
     raft_term term;
+    enum err rc;
+    struct bytes *command;
     struct buf reply;
     struct rsm_proposal *next, *prev;
 };
@@ -130,9 +132,7 @@ struct rsm_read {
     void (*run)(struct rsm_read *rd);
     void (*done)(struct rsm_read *rd, enum err rc);
     /* The rest is rsm's. */
-    struct env_job job;
-    struct rsm *rsm;
-    uint64_t round;
+    enum err rc;
     struct rsm_read *next;
 };
 void rsm_read(struct rsm *r, struct rsm_read *rd);

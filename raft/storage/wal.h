@@ -49,4 +49,12 @@ MUST_USE enum err wal_compact(struct wal *w, raft_index index, raft_term term,
 MUST_USE enum err wal_reset(struct wal *w, raft_index index, raft_term term,
                             const struct raft_conf *conf);
 
+/* Since wal_open(). */
+struct wal_stats {
+    uint64_t bytes; /* of records */
+    uint64_t syncs;
+    uint32_t segments; /* files there are now */
+};
+void wal_stats(const struct wal *w, struct wal_stats *stats);
+
 #endif

@@ -1,0 +1,90 @@
+/* Private to the log's three files: wal_record.c (bytes of a record), wal.c
+ * (writing) and wal_recover.c (reading at start). */
+#ifndef RAFT_STORAGE_WAL_INT_H
+#define RAFT_STORAGE_WAL_INT_H
+
+#include "raft/storage/wal.h"
+
+enum {
+    WAL_HEAD_SIZE = 40,
+    WAL_RECORD_HEAD_SIZE = 32,
+    WAL_PAYLOAD_SIZE_MAX = 8 << 20,
+    WAL_SEGMENT_SIZE_DEFAULT = 64 << 20,
+    WAL_FILL_SIZE = 4 << 20,
+    WAL_PATH_SIZE = 64,
+};
+
+enum wal_record_type {
+    WAL_HARD_STATE = 1, /* term; payload: the vote */
+    WAL_ENTRY = 2,      /* term, index; payload: the entry's data */
+    WAL_START = 3,      /* the log begins after index; payload: conf */
+};
+
+/* The head of a segment (docs/disk.md). */
+struct wal_head {
+    uint64_t sequence;
+    bool reset;         /* nothing in older segments counts */
+    uint64_t prev_size; /* where the records of sequence - 1 end */
+};
+
+struct wal_record {
+    enum wal_record_type type;
+    uint8_t entry_type;
+    uint32_t batch; /* offset in the file where its group commit begins */
+    raft_term term;
+    raft_index index;
+    struct slice payload;
+};
+
+/* One file, oldest first in wal.segments. */
+struct wal_segment {
+    uint64_t sequence;
+    raft_index index_max; /* highest entry in it, also if overwritten later */
+};
+
+struct wal {
+    struct disk *disk;
+    char dir[WAL_PATH_SIZE / 2];
+    size_t segment_size;
+    bool broken;
+
+    struct wal_segment *segments; /* the last one is written to */
+    uint32_t segment_count;
+    struct disk_file *file; /* of the last segment */
+    uint64_t end;           /* where its next record goes */
+    uint64_t filled;        /* zeros are written up to here */
+
+    /* Repeated at the start of each segment. */
+    struct raft_hard_state hard_state;
+    raft_index start_index;
+    raft_term start_term;
+    struct raft_conf start_conf;
+
+    struct wal_stats stats;
+};
+
+/* --- wal_record.c */
+void wal_head_write(uint8_t to[WAL_HEAD_SIZE], const struct wal_head *head);
+MUST_USE enum err wal_head_read(const uint8_t from[WAL_HEAD_SIZE],
+                                struct wal_head *head);
+size_t wal_record_size(size_t payload_size); /* with head and padding */
+/* Appends the record; `offset` is where it will be in segment `sequence`. */
+void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
+                      const struct wal_record *record);
+
+enum wal_look {
+    WAL_LOOK_RECORD,
+    WAL_LOOK_ZERO, /* never written */
+    WAL_LOOK_BAD,
+};
+/* What is at `offset` of the segment's bytes. */
+enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
+                              uint64_t offset, struct wal_record *record);
+
+/* --- wal_recover.c */
+void wal_path(const struct wal *w, uint64_t sequence, char to[WAL_PATH_SIZE]);
+/* Fills segments, file, end, filled and what is repeated, and `out`. With no
+ * usable segment, segment_count is 0. */
+MUST_USE enum err wal_recover(struct wal *w, struct wal_recovery *out);
+
+#endif

@@ -1,0 +1,153 @@
+/* The bytes of the log: a segment's head and its records (docs/disk.md). */
+#include "raft/storage/wal_int.h"
+
+#include <string.h>
+
+#include "base/check.h"
+#include "base/codec.h"
+
+#define WAL_MAGIC   UINT64_C(0x314c4157544f4c46) /* "FLOTWAL1" */
+#define WAL_VERSION 1u
+
+enum { HEAD_RESET = 1 };
+
+/* Segment head:
+ *   offset size field
+ *        0    8 magic
+ *        8    4 version
+ *       12    4 flags      1: reset
+ *       16    8 sequence
+ *       24    8 prev_size
+ *       32    4 reserved   zero
+ *       36    4 crc        CRC-32C of bytes 0..35 */
+_Static_assert(WAL_HEAD_SIZE == 8 + 4 + 4 + 8 + 8 + 4 + 4, "see docs/disk.md");
+
+void wal_head_write(uint8_t to[WAL_HEAD_SIZE], const struct wal_head *head)
+{
+    set_u64(to, WAL_MAGIC);
+    set_u32(to + 8, WAL_VERSION);
+    set_u32(to + 12, head->reset ? HEAD_RESET : 0);
+    set_u64(to + 16, head->sequence);
+    set_u64(to + 24, head->prev_size);
+    set_u32(to + 32, 0);
+    set_u32(to + 36, crc32c(0, slice_of(to, 36)));
+}
+
+enum err wal_head_read(const uint8_t from[WAL_HEAD_SIZE], struct wal_head *head)
+{
+    uint32_t flags = get_u32(from + 12);
+    if (get_u64(from) != WAL_MAGIC || get_u32(from + 8) != WAL_VERSION ||
+        get_u32(from + 36) != crc32c(0, slice_of(from, 36)) ||
+        (flags & ~(uint32_t)HEAD_RESET) != 0 || get_u32(from + 32) != 0) {
+        return ERR_CORRUPT;
+    }
+    *head = (struct wal_head){
+        .sequence = get_u64(from + 16),
+        .reset = flags != 0,
+        .prev_size = get_u64(from + 24),
+    };
+    return ERR_OK;
+}
+
+/* Record:
+ *   offset size field
+ *        0    4 crc        see record_crc()
+ *        4    4 length     of the payload
+ *        8    1 type       enum wal_record_type
+ *        9    1 entry_type enum raft_entry_type; 0 unless type is WAL_ENTRY
+ *       10    2 reserved   zero
+ *       12    4 batch      where its group commit begins in this file
+ *       16    8 term
+ *       24    8 index
+ *       32      payload, and zeros up to a multiple of 8 */
+_Static_assert(WAL_RECORD_HEAD_SIZE == 4 + 4 + 1 + 1 + 2 + 4 + 8 + 8,
+               "see docs/disk.md");
+
+size_t wal_record_size(size_t payload_size)
+{
+    return (WAL_RECORD_HEAD_SIZE + payload_size + 7) & ~(size_t)7;
+}
+
+/* Over the place and the record. The place is in it because an entry's payload
+ * is a user's, who may well keep a copy of such a file in our filesystem: a
+ * record that is valid only where it was written is never mistaken for one. */
+static uint32_t record_crc(const uint8_t *record, size_t size,
+                           uint64_t sequence, uint64_t offset)
+{
+    uint8_t place[16];
+    set_u64(place, sequence);
+    set_u64(place + 8, offset);
+    uint32_t crc = crc32c(0, slice_of(place, sizeof place));
+    return crc32c(crc, slice_of(record + 4, size - 4));
+}
+
+void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
+                      const struct wal_record *record)
+{
+    CHECK(record->payload.size <= WAL_PAYLOAD_SIZE_MAX);
+    CHECK(offset % 8 == 0);
+    size_t size = wal_record_size(record->payload.size);
+    uint8_t *p = buf_extend(b, size);
+    set_u32(p + 4, (uint32_t)record->payload.size);
+    p[8] = (uint8_t)record->type;
+    p[9] = record->entry_type;
+    p[10] = p[11] = 0;
+    set_u32(p + 12, record->batch);
+    set_u64(p + 16, record->term);
+    set_u64(p + 24, record->index);
+    uint8_t *payload = p + WAL_RECORD_HEAD_SIZE;
+    if (record->payload.size > 0) {
+        memcpy(payload, record->payload.data, record->payload.size);
+    }
+    memset(payload + record->payload.size, 0,
+           size - WAL_RECORD_HEAD_SIZE - record->payload.size);
+    set_u32(p, record_crc(p, size, sequence, offset));
+}
+
+static bool is_zero(const uint8_t *p, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        if (p[i] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_plausible(const uint8_t *p, uint64_t left)
+{
+    uint32_t length = get_u32(p + 4);
+    return p[8] >= WAL_HARD_STATE && p[8] <= WAL_START && p[10] == 0 &&
+           p[11] == 0 && length <= WAL_PAYLOAD_SIZE_MAX &&
+           wal_record_size(length) <= left;
+}
+
+enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
+                              uint64_t offset, struct wal_record *record)
+{
+    const uint8_t *p = segment.data + offset;
+    uint64_t left = segment.size - offset;
+    if (left < WAL_RECORD_HEAD_SIZE) {
+        return is_zero(p, (size_t)left) ? WAL_LOOK_ZERO : WAL_LOOK_BAD;
+    }
+    if (is_zero(p, WAL_RECORD_HEAD_SIZE)) {
+        return WAL_LOOK_ZERO;
+    }
+    if (!is_plausible(p, left)) {
+        return WAL_LOOK_BAD;
+    }
+    uint32_t length = get_u32(p + 4);
+    if (get_u32(p) !=
+        record_crc(p, wal_record_size(length), sequence, offset)) {
+        return WAL_LOOK_BAD;
+    }
+    *record = (struct wal_record){
+        .type = p[8],
+        .entry_type = p[9],
+        .batch = get_u32(p + 12),
+        .term = get_u64(p + 16),
+        .index = get_u64(p + 24),
+        .payload = slice_of(p + WAL_RECORD_HEAD_SIZE, length),
+    };
+    return WAL_LOOK_RECORD;
+}

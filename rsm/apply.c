@@ -1,0 +1,138 @@
+/* Committed entries on their way through the state machine. Invariants:
+ *
+ *  1. applied <= submitted <= commit, except that submitted starts at what the
+ *     state machine has on disk, which the core may not know as committed yet.
+ *  2. The apply worker runs jobs in the order in which they were submitted: a
+ *     job submitted when `submitted` is i runs on the state at i.
+ *  3. A proposal belongs to its apply job from the match on: nobody else
+ *     answers it. */
+#include "base/check.h"
+#include "rsm/rsm_int.h"
+
+enum {
+    ENTRY_OVERHEAD = 64
+}; /* what an empty entry counts in bounds on bytes */
+
+struct apply_job {
+    struct env_job job;
+    struct rsm *rsm;
+    enum err rc;
+    uint32_t count;
+    uint64_t size;
+    struct rsm_entry *entries;
+    struct bytes **data; /* references */
+    struct rsm_proposal **proposals;
+};
+
+static void on_run(struct env_job *job)
+{
+    struct apply_job *j = (struct apply_job *)job;
+    struct rsm_fsm *fsm = j->rsm->config.fsm;
+    j->rc = fsm->ops->apply(fsm, j->entries, j->count);
+}
+
+static void answer(struct rsm *r, struct apply_job *j)
+{
+    for (uint32_t i = 0; i < j->count; i++) {
+        struct rsm_proposal *p = j->proposals[i];
+        if (p == NULL) {
+            continue;
+        }
+        if (r->dead || j->rc != ERR_OK) {
+            rsm_propose_fail(r, p, ERR_CLOSED);
+            continue;
+        }
+        struct buf reply = p->reply; /* done() may free the proposal */
+        p->reply = (struct buf){0};
+        p->done(p, ERR_OK, buf_slice(&reply));
+        buf_free(&reply);
+    }
+}
+
+static void job_free(struct apply_job *j)
+{
+    for (uint32_t i = 0; i < j->count; i++) {
+        bytes_unref(j->data[i]);
+    }
+    mem_free(j->entries);
+    mem_free(j->data);
+    mem_free(j->proposals);
+    mem_free(j);
+}
+
+static void on_done(struct env_job *job)
+{
+    struct apply_job *j = (struct apply_job *)job;
+    struct rsm *r = j->rsm;
+    r->apply_running--;
+    if (j->rc != ERR_OK) {
+        rsm_die(r, j->rc, "applying an entry");
+    } else {
+        r->applied = j->entries[j->count - 1].index;
+    }
+    answer(r, j);
+    if (!rsm_stopped(r)) {
+        rsm_checkpoint_applied(r, r->applied, j->size);
+        rsm_leader_tell(r);
+        if (r->config.on_applied != NULL) {
+            r->config.on_applied(r->config.arg);
+        }
+        rsm_apply_pump(r);
+    }
+    job_free(j);
+}
+
+static struct apply_job *
+make_job(struct rsm *r, const struct raft_entry *entries, uint32_t count)
+{
+    struct apply_job *j = mem_alloc(sizeof *j);
+    j->job.run = on_run;
+    j->job.done = on_done;
+    j->rsm = r;
+    j->count = count;
+    j->entries = mem_array(count, sizeof *j->entries);
+    j->data = mem_array(count, sizeof(struct bytes *));
+    j->proposals = mem_array(count, sizeof(struct rsm_proposal *));
+    for (uint32_t i = 0; i < count; i++) {
+        const struct raft_entry *e = &entries[i];
+        struct rsm_proposal *p = rsm_propose_match(r, e->index, e->term);
+        j->data[i] = bytes_ref(e->data);
+        j->size += bytes_slice(e->data).size + ENTRY_OVERHEAD;
+        j->proposals[i] = p;
+        j->entries[i] = (struct rsm_entry){
+            .index = e->index,
+            .term = e->term,
+            .type = e->type,
+            .command = e->type == RAFT_ENTRY_COMMAND ? bytes_slice(e->data)
+                                                     : slice_of(NULL, 0),
+            .reply = p != NULL ? &p->reply : NULL,
+        };
+    }
+    return j;
+}
+
+static bool submit_next(struct rsm *r)
+{
+    if (rsm_stopped(r) || r->installing || r->submitted >= r->commit ||
+        r->apply_running >= RSM_APPLY_JOBS_MAX) {
+        return false;
+    }
+    uint32_t count = 0;
+    const struct raft_entry *entries =
+        raft_entries(r->raft, r->submitted + 1, r->commit, RSM_APPLY_COUNT_MAX,
+                     RSM_APPLY_SIZE_MAX, &count);
+    CHECK(count > 0 && entries[0].index == r->submitted + 1);
+    struct apply_job *j = make_job(r, entries, count);
+    r->submitted += count;
+    r->apply_running++;
+    env_worker_submit(r->env, r->apply_worker, &j->job);
+    return true;
+}
+
+void rsm_apply_pump(struct rsm *r)
+{
+    while (submit_next(r)) {
+    }
+    rsm_read_pump(r);
+    rsm_checkpoint_pump(r);
+}

@@ -1,0 +1,166 @@
+/* When the state machine goes to disk, and what of the log may go then.
+ * Invariants:
+ *
+ *  1. The log is cut at or below `durable`: a restart finds all that the state
+ *     machine has not stored.
+ *  2. It is never cut past the index of a snapshot that is on its way to a
+ *     peer, which needs what follows it.
+ *  3. About log_keep_size bytes stay, so that a follower that was away for a
+ *     moment need not be sent a snapshot. */
+#include "base/check.h"
+#include "rsm/rsm_int.h"
+
+#include <string.h>
+
+struct checkpoint_job {
+    struct env_job job;
+    struct rsm *rsm;
+    raft_index index;
+    enum err rc;
+};
+
+static void add_mark(struct rsm *r, raft_index index)
+{
+    if (r->mark_count == r->mark_capacity) {
+        r->mark_capacity = r->mark_capacity > 0 ? 2 * r->mark_capacity : 64;
+        r->marks = mem_resize(r->marks, r->mark_capacity * sizeof *r->marks);
+    }
+    r->marks[r->mark_count++] =
+        (struct rsm_mark){.index = index, .size = r->applied_size};
+}
+
+static void drop_marks(struct rsm *r, raft_index upto)
+{
+    uint32_t drop = 0;
+    while (drop < r->mark_count && r->marks[drop].index <= upto) {
+        drop++;
+    }
+    r->mark_count -= drop;
+    if (r->mark_count > 0) {
+        memmove(r->marks, r->marks + drop, r->mark_count * sizeof *r->marks);
+    }
+}
+
+/* The last index with at least log_keep_size bytes after it. */
+static raft_index keep_from(const struct rsm *r)
+{
+    raft_index index = 0;
+    for (uint32_t i = 0; i < r->mark_count; i++) {
+        if (r->applied_size - r->marks[i].size < r->config.log_keep_size) {
+            break;
+        }
+        index = r->marks[i].index;
+    }
+    return index;
+}
+
+static void compact(struct rsm *r)
+{
+    raft_index index = keep_from(r);
+    raft_index oldest = rsm_outgoing_oldest(r);
+    index = index < r->durable ? index : r->durable;
+    index = index < oldest ? index : oldest;
+    if (index <= r->compacted) {
+        return;
+    }
+    raft_term term = 0;
+    struct raft_conf conf;
+    CHECK(raft_term_at(r->raft, index, &term));
+    raft_conf_at(r->raft, index, &conf);
+    raft_compact(r->raft, index);
+    rsm_log_compact(r, index, term, &conf);
+    r->compacted = index;
+    drop_marks(r, index);
+}
+
+static void on_run(struct env_job *job)
+{
+    struct checkpoint_job *j = (struct checkpoint_job *)job;
+    struct rsm_fsm *fsm = j->rsm->config.fsm;
+    j->rc = fsm->ops->checkpoint(fsm);
+}
+
+static void on_done(struct env_job *job)
+{
+    struct checkpoint_job *j = (struct checkpoint_job *)job;
+    struct rsm *r = j->rsm;
+    r->checkpoint_running = false;
+    if (j->rc != ERR_OK) {
+        rsm_die(r, j->rc, "a checkpoint");
+    } else if (!rsm_stopped(r)) {
+        CHECK(r->applied >= j->index);
+        if (j->index > r->durable) {
+            r->durable = j->index;
+        }
+        r->checkpoint_size = r->applied_size;
+        compact(r);
+        rsm_checkpoint_pump(r);
+    }
+    mem_free(j);
+}
+
+static void submit(struct rsm *r)
+{
+    struct checkpoint_job *j = mem_alloc(sizeof *j);
+    j->job.run = on_run;
+    j->job.done = on_done;
+    j->rsm = r;
+    j->index = r->submitted;
+    r->checkpoint_running = true;
+    r->checkpoint_due = false;
+    env_worker_submit(r->env, r->apply_worker, &j->job);
+}
+
+void rsm_checkpoint_pump(struct rsm *r)
+{
+    if (rsm_stopped(r) || r->checkpoint_running || r->installing ||
+        r->applied <= r->durable) {
+        return;
+    }
+    uint64_t size = r->applied_size - r->checkpoint_size;
+    if (r->checkpoint_due || size >= r->config.checkpoint_size_max) {
+        submit(r);
+    } else if (!r->checkpoint_set) {
+        r->checkpoint_set = true;
+        env_timer_start(r->env, &r->checkpoint,
+                        r->config.checkpoint_ms_max * UINT64_C(1000));
+    }
+}
+
+void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size)
+{
+    uint64_t step = r->config.log_keep_size / 16;
+    step = step < RSM_MARK_SIZE ? step : RSM_MARK_SIZE;
+    r->applied_size += size;
+    if (r->mark_count == 0 ||
+        r->applied_size - r->marks[r->mark_count - 1].size >= step) {
+        add_mark(r, index);
+    }
+}
+
+static void on_timer(struct env_timer *t)
+{
+    struct rsm *r =
+        (struct rsm *)((char *)t - offsetof(struct rsm, checkpoint));
+    r->checkpoint_set = false;
+    r->checkpoint_due = true;
+    rsm_checkpoint_pump(r);
+}
+
+void rsm_checkpoint_installed(struct rsm *r, raft_index index)
+{
+    r->durable = index;
+    r->compacted = index;
+    r->checkpoint_size = r->applied_size;
+    r->mark_count = 0;
+}
+
+void rsm_checkpoint_init(struct rsm *r)
+{
+    r->checkpoint.fire = on_timer;
+}
+
+void rsm_checkpoint_close(struct rsm *r)
+{
+    env_timer_stop(r->env, &r->checkpoint);
+}

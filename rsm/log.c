@@ -1,0 +1,170 @@
+/* The queue of what the "wal" worker is to write. One job runs; updates that
+ * come meanwhile gather in the next one, so that one sync covers them all
+ * (group commit). Compactions and resets keep their place among them. */
+#include "base/check.h"
+#include "rsm/rsm_int.h"
+
+static struct rsm_log_job *job_of(struct env_job *job)
+{
+    return (struct rsm_log_job *)job;
+}
+
+static void job_free(struct rsm_log_job *j)
+{
+    for (uint32_t i = 0; i < j->entry_count; i++) {
+        bytes_unref(j->entries[i].data);
+    }
+    mem_free(j->entries);
+    mem_free(j);
+}
+
+static void on_run(struct env_job *job)
+{
+    struct rsm_log_job *j = job_of(job);
+    struct wal *wal = j->rsm->wal;
+    switch (j->kind) {
+    case RSM_LOG_APPEND:
+        j->rc = wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
+                           j->entries, j->entry_count);
+        break;
+    case RSM_LOG_COMPACT:
+        j->rc = wal_compact(wal, j->index, j->term, &j->conf);
+        break;
+    case RSM_LOG_RESET:
+        j->rc = wal_reset(wal, j->index, j->term, &j->conf);
+        break;
+    }
+    wal_stats(wal, &j->stats);
+}
+
+static void pump(struct rsm *r)
+{
+    if (!r->log_running && r->log_head != NULL && !rsm_stopped(r)) {
+        r->log_running = true;
+        env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
+    }
+}
+
+static void on_done(struct env_job *job)
+{
+    struct rsm_log_job *j = job_of(job);
+    struct rsm *r = j->rsm;
+    CHECK(r->log_head == j);
+    r->log_head = j->next;
+    if (r->log_head == NULL) {
+        r->log_tail = NULL;
+    }
+    r->log_running = false;
+    r->wal_stats = j->stats;
+    if (j->rc != ERR_OK) {
+        rsm_die(r, j->rc, "writing the log");
+    } else if (!rsm_stopped(r)) {
+        pump(r); /* first: the disk should not wait for the core */
+        if (j->kind == RSM_LOG_APPEND) {
+            struct raft_event event = {.type = RAFT_EV_PERSISTED,
+                                       .u.persisted = j->seq};
+            (void)!rsm_step(r, &event, NULL);
+        } else if (j->kind == RSM_LOG_RESET) {
+            rsm_incoming_reset_done(r);
+        }
+    }
+    job_free(j);
+}
+
+static struct rsm_log_job *push(struct rsm *r, enum rsm_log_kind kind)
+{
+    struct rsm_log_job *j = mem_alloc(sizeof *j);
+    j->job.run = on_run;
+    j->job.done = on_done;
+    j->rsm = r;
+    j->kind = kind;
+    if (r->log_tail != NULL) {
+        r->log_tail->next = j;
+    } else {
+        r->log_head = j;
+    }
+    r->log_tail = j;
+    return j;
+}
+
+/* The job that an update can still join. */
+static struct rsm_log_job *open_job(struct rsm *r)
+{
+    struct rsm_log_job *j = r->log_tail;
+    bool running = r->log_running && j == r->log_head;
+    if (j == NULL || running || j->kind != RSM_LOG_APPEND) {
+        j = push(r, RSM_LOG_APPEND);
+    }
+    return j;
+}
+
+/* Entries of the job that this update replaces need not be written at all. */
+static void cut(struct rsm_log_job *j, raft_index from)
+{
+    while (j->entry_count > 0 && j->entries[j->entry_count - 1].index >= from) {
+        bytes_unref(j->entries[--j->entry_count].data);
+    }
+}
+
+static void add_entries(struct rsm_log_job *j, const struct raft_entry *entries,
+                        uint32_t count)
+{
+    uint32_t needed = j->entry_count + count;
+    if (needed > j->entry_capacity) {
+        j->entry_capacity =
+            needed > 2 * j->entry_capacity ? needed : 2 * j->entry_capacity;
+        j->entries =
+            mem_resize(j->entries, j->entry_capacity * sizeof *j->entries);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        j->entries[j->entry_count] = entries[i];
+        bytes_ref(j->entries[j->entry_count++].data);
+    }
+}
+
+void rsm_log_update(struct rsm *r, const struct raft_update *update)
+{
+    if (update->persist_seq == 0) {
+        return;
+    }
+    struct rsm_log_job *j = open_job(r);
+    j->seq = update->persist_seq;
+    if (update->hard_state_changed) {
+        j->with_hard_state = true;
+        j->hard_state = update->hard_state;
+    }
+    if (update->append_count > 0) {
+        cut(j, update->append[0].index);
+        add_entries(j, update->append, update->append_count);
+    }
+    pump(r);
+}
+
+void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
+                     const struct raft_conf *conf)
+{
+    struct rsm_log_job *j = push(r, RSM_LOG_COMPACT);
+    j->index = index;
+    j->term = term;
+    j->conf = *conf;
+    pump(r);
+}
+
+void rsm_log_reset(struct rsm *r, const struct snap_label *label)
+{
+    struct rsm_log_job *j = push(r, RSM_LOG_RESET);
+    j->index = label->index;
+    j->term = label->term;
+    j->conf = label->conf;
+    pump(r);
+}
+
+void rsm_log_close(struct rsm *r)
+{
+    while (r->log_head != NULL) {
+        struct rsm_log_job *j = r->log_head;
+        r->log_head = j->next;
+        job_free(j);
+    }
+    r->log_tail = NULL;
+}

@@ -1,0 +1,146 @@
+/* Starting: what the log, the state machine and an interrupted install say must
+ * fit together. With d the state machine's durable index:
+ *
+ *   log:     start -------- d -------- last      the usual: replay from d + 1
+ *   log:     start -- last        d              an install was interrupted
+ *   log:           d   start -------- last       entries are missing: refused
+ *
+ * An install replaces the state machine first and the log after it. A crash in
+ * between leaves the second picture (or the first with another term at d); the
+ * received stream is still in "snap/in", and its label has the term and the
+ * configuration that the log is to begin with. */
+#include <inttypes.h>
+
+#include "base/log.h"
+#include "rsm/rsm_int.h"
+
+static struct raft_conf first_conf(const struct rsm_config *c)
+{
+    struct raft_conf conf = {0};
+    for (uint32_t i = 0; i < c->peer_count; i++) {
+        conf.voters[conf.voter_count++] = c->peers[i].id;
+    }
+    return conf;
+}
+
+/* The first configuration goes into the log, so that a later start does not
+ * depend on what the command line says then. */
+static enum err begin_log(struct rsm *r, struct wal_recovery *rec)
+{
+    if (rec->start_conf.voter_count > 0) {
+        return ERR_OK;
+    }
+    rec->start_conf = first_conf(&r->config);
+    return wal_compact(r->wal, rec->start_index, rec->start_term,
+                       &rec->start_conf);
+}
+
+static bool has_entry(const struct wal_recovery *rec, raft_index index,
+                      raft_term term)
+{
+    if (index == rec->start_index) {
+        return index == 0 || rec->start_term == term;
+    }
+    uint64_t at = index - rec->start_index - 1;
+    return index > rec->start_index && at < rec->entry_count &&
+           rec->entries[at].term == term;
+}
+
+static enum err finish_install(struct rsm *r, struct wal_recovery *rec,
+                               raft_index durable, raft_term term)
+{
+    struct snap_label label;
+    enum err rc = rsm_incoming_label(r, &label);
+    if (rc != ERR_OK || label.index != durable || label.term != term) {
+        log_error("rsm",
+                  "the state machine is at index %" PRIu64
+                  ", which the log does not have. Restore this replica from "
+                  "its peers: remove its data directory and start it again.",
+                  durable);
+        return rc == ERR_IO ? ERR_IO : ERR_CORRUPT;
+    }
+    log_info("rsm", "finishing an interrupted install index=%" PRIu64, durable);
+    rc = wal_reset(r->wal, label.index, label.term, &label.conf);
+    if (rc == ERR_OK) {
+        rsm_incoming_forget(r);
+    }
+    struct raft_hard_state hard_state = rec->hard_state;
+    wal_recovery_free(rec);
+    rec->hard_state = hard_state;
+    rec->start_index = label.index;
+    rec->start_term = label.term;
+    rec->start_conf = label.conf;
+    return rc;
+}
+
+static enum err join_up(struct rsm *r, struct wal_recovery *rec)
+{
+    raft_term term = 0;
+    raft_index durable = r->config.fsm->ops->durable(r->config.fsm, &term);
+    r->durable = r->submitted = r->applied = durable;
+    if (durable < rec->start_index) {
+        log_error("rsm",
+                  "the log begins after index %" PRIu64
+                  ", but the state machine ends at %" PRIu64
+                  ". Restore this replica from its peers: remove its data "
+                  "directory and start it again.",
+                  rec->start_index, durable);
+        return ERR_CORRUPT;
+    }
+    if (!has_entry(rec, durable, term)) {
+        return finish_install(r, rec, durable, term);
+    }
+    return begin_log(r, rec);
+}
+
+static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
+{
+    const struct rsm_config *c = &r->config;
+    struct raft_config config = {
+        .id = c->id,
+        .seed = env_random(r->env),
+        .heartbeat_ms = c->heartbeat_ms,
+        .election_min_ms = c->election_min_ms,
+        .election_max_ms = c->election_max_ms,
+        .hard_state = rec->hard_state,
+        .snapshot_index = rec->start_index,
+        .snapshot_term = rec->start_term,
+        .conf = rec->start_conf,
+        .entries = rec->entries,
+        .entry_count = rec->entry_count,
+        .now_ms = env_now_ms(r->env),
+    };
+    r->compacted = rec->start_index;
+    log_info("rsm",
+             "opened the log group=%u id=%" PRIu64 " term=%" PRIu64
+             " start=%" PRIu64 " entries=%u applied=%" PRIu64,
+             c->group, c->id, rec->hard_state.term, rec->start_index,
+             rec->entry_count, r->applied);
+    return raft_new(&config, &r->raft);
+}
+
+enum err rsm_open_log(struct rsm *r)
+{
+    struct disk *disk = r->config.disk;
+    struct wal_recovery rec = {0};
+    enum err rc = disk->ops->mkdir(disk, "snap");
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = wal_open(disk, "wal", r->config.wal_segment_size, &r->wal, &rec);
+    if (rc != ERR_OK) {
+        log_error("rsm", "cannot open the log: %s %s", err_text(rc),
+                  rec.problem);
+        wal_recovery_free(&rec);
+        return rc;
+    }
+    rc = join_up(r, &rec);
+    if (rc == ERR_OK) {
+        rc = make_raft(r, &rec);
+    }
+    wal_recovery_free(&rec);
+    if (rc != ERR_OK) {
+        wal_close(r->wal);
+    }
+    return rc;
+}

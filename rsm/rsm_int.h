@@ -1,0 +1,244 @@
+/* The inside of rsm, shared by the files of this folder only. Everything here
+ * belongs to the loop; a job carries copies or references of what its run()
+ * reads on a worker. */
+#ifndef RSM_RSM_INT_H
+#define RSM_RSM_INT_H
+
+#include "base/msg.h"
+#include "raft/storage/wal.h"
+#include "rsm/rsm.h"
+
+enum {
+    RSM_PROPOSE_COUNT_MAX = 256, /* entries in one RAFT_EV_PROPOSE */
+    RSM_PROPOSE_SIZE_MAX = 1 << 20,
+    RSM_PROPOSALS_MAX = 65536,
+    RSM_READS_MAX = 65536,
+    RSM_APPLY_COUNT_MAX = 1024,
+    RSM_APPLY_SIZE_MAX = 8 << 20,
+    RSM_APPLY_JOBS_MAX = 2,
+    RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
+    RSM_CHUNK_SIZE = 512 << 10,
+    RSM_CHUNK_TIMEOUT_MS = 5000,
+    RSM_CHUNK_TRIES = 10,
+    RSM_CHUNK_PAUSE_MS = 100,
+    RSM_KEEP_SIZE_DEFAULT = 16 << 20,
+    RSM_CHECKPOINT_SIZE_DEFAULT = 32 << 20,
+    RSM_CHECKPOINT_MS_DEFAULT = 5000,
+    RSM_MARK_SIZE = 64 << 10,
+};
+
+/* --- Messages (docs/wire.md) */
+
+#define RSM_CHUNK_FIELDS(F)                                                    \
+    F(U64, term) /* the leader's */                                            \
+    F(U64, from)                                                               \
+    F(U64, to)                                                                 \
+    F(U64, index) /* of the snapshot */                                        \
+    F(U64, snap_term)                                                          \
+    F(U64, offset) /* of `data` in the stream */                               \
+    F(U64, total)  /* size of the stream */                                    \
+    F(U32, crc)    /* CRC-32C of the whole stream */                           \
+    F(BYTES, data)
+MSG_STRUCT(rsm_chunk, RSM_CHUNK_FIELDS);
+
+enum rsm_chunk_status {
+    RSM_CHUNK_NEXT = 1,    /* send what follows from `next` on */
+    RSM_CHUNK_WAIT = 2,    /* all is here; being installed; ask again */
+    RSM_CHUNK_DONE = 3,    /* installed, or not needed any more */
+    RSM_CHUNK_REFUSED = 4, /* give up */
+};
+#define RSM_CHUNK_REPLY_FIELDS(F)                                              \
+    F(U8, status)                                                              \
+    F(U64, next)
+MSG_STRUCT(rsm_chunk_reply, RSM_CHUNK_REPLY_FIELDS);
+
+/* --- The log's queue (log.c) */
+
+enum rsm_log_kind { RSM_LOG_APPEND, RSM_LOG_COMPACT, RSM_LOG_RESET };
+
+struct rsm_log_job {
+    struct env_job job;
+    struct rsm *rsm;
+    enum rsm_log_kind kind;
+    enum err rc;
+    struct wal_stats stats;
+    /* APPEND: several updates, one group commit. */
+    uint64_t seq;
+    bool with_hard_state;
+    struct raft_hard_state hard_state;
+    struct raft_entry *entries; /* with references */
+    uint32_t entry_count, entry_capacity;
+    /* COMPACT and RESET */
+    raft_index index;
+    raft_term term;
+    struct raft_conf conf;
+    struct rsm_log_job *next;
+};
+
+/* --- Snapshots (snap_send.c, snap_receive.c) */
+
+struct rsm_outgoing; /* one peer's stream */
+struct rsm_incoming; /* the stream we are sent; at most one */
+
+/* Bytes applied up to an index, to know what to keep of the log. */
+struct rsm_mark {
+    raft_index index;
+    uint64_t size;
+};
+
+struct rsm_read_batch;
+
+struct rsm_read_list {
+    struct rsm_read *head, *tail;
+    uint32_t count;
+};
+
+struct rsm {
+    struct rsm_config config;
+    struct env *env;
+    struct raft *raft;
+    struct wal *wal; /* the wal worker's */
+    struct env_worker *wal_worker, *apply_worker, *snap_worker;
+    bool dead;    /* env_fatal() was called, and returned */
+    bool closing; /* rsm_free() */
+
+    struct env_timer tick;
+    uint64_t tick_at_ms;    /* for which `tick` is set; 0: not */
+    struct env_timer flush; /* what waited for the end of this loop turn */
+    bool flush_set;
+
+    /* leader.c */
+    bool leading;   /* the core is leader */
+    bool announced; /* on_leader(true) was called */
+    bool retracted; /* leadership ended since; maybe it came back */
+    bool want_noop;
+    raft_index noop; /* of this leadership; 0: none yet */
+    struct env_timer lost;
+    struct env_timer step_down;
+    uint64_t step_down_until_ms, step_down_again_ms;
+    void (*step_down_done)(void *arg);
+    void *step_down_arg;
+
+    /* propose.c: not yet in the core; in the core's log, by index; failed */
+    struct rsm_proposal *queued_head, *queued_tail;
+    uint32_t queued_count;
+    struct rsm_proposal *waiting_head, *waiting_tail;
+    uint32_t waiting_count;
+    struct rsm_proposal *failed_head, *failed_tail;
+
+    /* read.c */
+    struct rsm_read_list reads_queued, reads_local, reads_failed;
+    uint32_t reads_count;
+    struct rsm_read_batch *batches; /* asked of the core, or held */
+    uint64_t read_name;
+
+    /* log.c */
+    struct rsm_log_job *log_head, *log_tail;
+    bool log_running;
+    struct wal_stats wal_stats;
+
+    /* apply.c */
+    raft_index commit;
+    raft_index submitted; /* given to the apply worker */
+    raft_index applied;   /* and come back */
+    raft_index durable;
+    uint32_t apply_running;
+    bool installing; /* nothing is submitted meanwhile */
+
+    /* checkpoint.c */
+    struct env_timer checkpoint;
+    bool checkpoint_set, checkpoint_due, checkpoint_running;
+    raft_index compacted;
+    uint64_t applied_size;    /* bytes of all entries applied since start */
+    uint64_t checkpoint_size; /* the same at the last checkpoint */
+    struct rsm_mark *marks;
+    uint32_t mark_count, mark_capacity;
+
+    struct rsm_outgoing *outgoing;
+    struct rsm_incoming *incoming;
+
+    struct buf message; /* the one being sent */
+    uint64_t strangers, strangers_said_ms;
+};
+
+/* rsm.c */
+/* One event into the core, and everything its update asks for. Calls nothing
+ * of the user's. */
+enum err rsm_step(struct rsm *r, struct raft_event *event,
+                  raft_index *proposed);
+void rsm_flush_later(struct rsm *r);
+void rsm_die(struct rsm *r, enum err rc, const char *what);
+const char *rsm_address(const struct rsm *r, raft_id id); /* "" if unknown */
+static inline bool rsm_stopped(const struct rsm *r)
+{
+    return r->dead || r->closing;
+}
+
+/* open.c */
+MUST_USE enum err rsm_open_log(struct rsm *r);
+/* The label of the snapshot that was being installed, if its file is whole
+ * enough to have one. */
+MUST_USE enum err rsm_incoming_label(struct rsm *r, struct snap_label *label);
+void rsm_incoming_forget(struct rsm *r); /* that file */
+
+/* log.c */
+void rsm_log_update(struct rsm *r, const struct raft_update *update);
+void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
+                     const struct raft_conf *conf);
+void rsm_log_reset(struct rsm *r, const struct snap_label *label);
+void rsm_log_close(struct rsm *r);
+
+/* apply.c */
+void rsm_apply_pump(struct rsm *r);
+
+/* checkpoint.c */
+void rsm_checkpoint_init(struct rsm *r);
+void rsm_checkpoint_close(struct rsm *r);
+void rsm_checkpoint_installed(struct rsm *r, raft_index index);
+void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
+void rsm_checkpoint_pump(struct rsm *r);
+
+/* propose.c */
+void rsm_propose_flush(struct rsm *r);
+void rsm_propose_overwritten(struct rsm *r, const struct raft_entry *entries,
+                             uint32_t count);
+/* Takes a proposal that is in no list; answered at the next flush. */
+void rsm_propose_fail(struct rsm *r, struct rsm_proposal *p, enum err rc);
+/* The one that waits for this entry, taken off; NULL if none does. */
+struct rsm_proposal *rsm_propose_match(struct rsm *r, raft_index index,
+                                       raft_term term);
+/* All that wait, and are to be answered by ERR_NOTLEADER or ERR_CLOSED. */
+void rsm_propose_fail_all(struct rsm *r, enum err rc);
+void rsm_propose_fail_upto(struct rsm *r, raft_index index);
+void rsm_propose_answer_failed(struct rsm *r);
+
+/* read.c */
+void rsm_read_flush(struct rsm *r);
+void rsm_read_granted(struct rsm *r, const struct raft_read *reads,
+                      uint32_t count);
+void rsm_read_pump(struct rsm *r);
+void rsm_read_fail_all(struct rsm *r, enum err rc);
+void rsm_read_answer_failed(struct rsm *r);
+
+/* leader.c */
+void rsm_leader_init(struct rsm *r);
+void rsm_leader_update(struct rsm *r, const struct raft_update *update);
+void rsm_leader_noop(struct rsm *r);
+void rsm_leader_tell(struct rsm *r);
+void rsm_leader_close(struct rsm *r);
+
+/* snap_send.c */
+void rsm_outgoing_start(struct rsm *r, raft_id peer);
+raft_index rsm_outgoing_oldest(const struct rsm *r); /* UINT64_MAX: none */
+void rsm_outgoing_stop(struct rsm *r); /* ends all; jobs may still come back */
+void rsm_outgoing_close(struct rsm *r);
+
+/* snap_receive.c */
+void rsm_incoming_chunk(struct rsm *r, struct net_request *request,
+                        struct slice body);
+/* The log was reset: the install is complete. */
+void rsm_incoming_reset_done(struct rsm *r);
+void rsm_incoming_stop(struct rsm *r);
+void rsm_incoming_close(struct rsm *r);
+
+#endif

@@ -1,0 +1,567 @@
+/* The log against a disk that fails in every place: what was acknowledged is
+ * there after a crash, what was not is there or not but never half, and damage
+ * is refused and not repaired by forgetting. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "raft/storage/wal.h"
+#include "tests/lib/faultdisk.h"
+
+enum { SEGMENT = 8192, ENTRIES_MAX = 4096 };
+
+/* What the log should hold. Data is not kept: entry_data() makes it again. */
+struct model {
+    struct raft_hard_state hard_state;
+    raft_index start;
+    raft_term start_term;
+    raft_term terms[ENTRIES_MAX]; /* of start + 1 + i */
+    uint32_t count;
+};
+
+static raft_index model_last(const struct model *m)
+{
+    return m->start + m->count;
+}
+
+static raft_term model_term(const struct model *m, raft_index index)
+{
+    return index == m->start ? m->start_term : m->terms[index - m->start - 1];
+}
+
+static void model_append(struct model *m, raft_index first, raft_term term,
+                         uint32_t count)
+{
+    m->count = (uint32_t)(first - m->start - 1);
+    for (uint32_t i = 0; i < count; i++) {
+        m->terms[m->count++] = term;
+    }
+}
+
+static void model_compact(struct model *m, raft_index index)
+{
+    m->start_term = model_term(m, index);
+    uint32_t drop = (uint32_t)(index - m->start);
+    memmove(m->terms, m->terms + drop, (m->count - drop) * sizeof m->terms[0]);
+    m->count -= drop;
+    m->start = index;
+}
+
+/* One operation of a random history; what it does to a model depends on how
+ * many of its entries got through. */
+struct operation {
+    enum { APPEND, COMPACT, RESET } kind;
+    bool with_hard_state;
+    struct raft_hard_state hard_state;
+    raft_index index; /* first entry; or to where */
+    raft_term term;
+    uint32_t count;
+};
+
+static struct raft_conf conf_at(raft_index index)
+{
+    return (struct raft_conf){.voters = {1, 2, index + 10}, .voter_count = 3};
+}
+
+static struct bytes *entry_data(raft_index index, raft_term term)
+{
+    struct rng rng = {index * 1000 + term};
+    size_t size = rng_below(&rng, 300);
+    if (rng_chance(&rng, 30)) {
+        size = 2 * SEGMENT + 5; /* larger than a segment */
+    }
+    if (size == 0) {
+        return NULL;
+    }
+    struct bytes *b = bytes_new(size);
+    for (size_t i = 0; i < size; i++) {
+        b->data[i] = (uint8_t)rng_next(&rng);
+    }
+    return b;
+}
+
+static struct operation choose(const struct model *m, struct rng *rng)
+{
+    struct operation op = {.kind = APPEND};
+    uint64_t dice = rng_below(rng, 100);
+    if (dice < 10 && m->count > 0) {
+        op.kind = COMPACT;
+        op.index = m->start + 1 + rng_below(rng, m->count);
+        op.term = model_term(m, op.index);
+        return op;
+    }
+    if (dice < 13) {
+        op.kind = RESET;
+        op.index = m->start + 1 + rng_below(rng, m->count + 20);
+        op.term = m->hard_state.term + 1;
+        return op;
+    }
+    op.with_hard_state = rng_chance(rng, 300);
+    op.hard_state.term = m->hard_state.term + rng_below(rng, 3);
+    op.hard_state.vote = rng_below(rng, 4);
+    op.count = (uint32_t)rng_below(rng, 9);
+    op.index = model_last(m) + 1;
+    if (rng_chance(rng, 150) && m->count > 0) {
+        op.index -= rng_below(rng, m->count < 20 ? m->count : 20);
+    }
+    op.term = model_term(m, op.index - 1);
+    if (op.index <= model_last(m)) {
+        op.term = model_term(m, model_last(m)) + 1;
+    }
+    if (op.count == 0) {
+        op.with_hard_state = true;
+    }
+    return op;
+}
+
+static enum err execute(struct wal *w, const struct operation *op)
+{
+    struct raft_conf conf = conf_at(op->index);
+    if (op->kind == COMPACT) {
+        return wal_compact(w, op->index, op->term, &conf);
+    }
+    if (op->kind == RESET) {
+        return wal_reset(w, op->index, op->term, &conf);
+    }
+    struct raft_entry entries[16] = {0};
+    for (uint32_t i = 0; i < op->count; i++) {
+        entries[i] = (struct raft_entry){
+            .term = op->term,
+            .index = op->index + i,
+            .type = RAFT_ENTRY_COMMAND,
+            .data = entry_data(op->index + i, op->term),
+        };
+    }
+    enum err rc = wal_append(w, op->with_hard_state ? &op->hard_state : NULL,
+                             entries, op->count);
+    for (uint32_t i = 0; i < op->count; i++) {
+        bytes_unref(entries[i].data);
+    }
+    return rc;
+}
+
+static void model_execute(struct model *m, const struct operation *op,
+                          uint32_t count)
+{
+    switch (op->kind) {
+    case COMPACT: model_compact(m, op->index); return;
+    case RESET:
+        m->start = op->index;
+        m->start_term = op->term;
+        m->count = 0;
+        return;
+    case APPEND:
+        if (op->with_hard_state) {
+            m->hard_state = op->hard_state;
+        }
+        if (count > 0) {
+            model_append(m, op->index, op->term, count);
+        }
+        return;
+    }
+}
+
+static bool same(const struct model *m, const struct wal_recovery *r)
+{
+    if (r->hard_state.term != m->hard_state.term ||
+        r->hard_state.vote != m->hard_state.vote ||
+        r->start_index != m->start || r->start_term != m->start_term ||
+        r->entry_count != m->count) {
+        return false;
+    }
+    if (m->start > 0 && r->start_conf.voters[2] != m->start + 10) {
+        return false;
+    }
+    for (uint32_t i = 0; i < m->count; i++) {
+        const struct raft_entry *e = &r->entries[i];
+        if (e->index != m->start + 1 + i || e->term != m->terms[i]) {
+            return false;
+        }
+        struct bytes *data = entry_data(e->index, e->term);
+        int order = slice_compare(bytes_slice(e->data), bytes_slice(data));
+        bytes_unref(data);
+        if (order != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Is it the acknowledged state, or that and a part of the operation that was
+ * under way? Makes `m` the one it is. */
+static bool settle(struct model *m, const struct operation *op,
+                   const struct wal_recovery *r)
+{
+    if (same(m, r)) {
+        return true;
+    }
+    static struct model tried;
+    for (uint32_t count = 0; count <= op->count; count++) {
+        tried = *m;
+        model_execute(&tried, op, count);
+        if (same(&tried, r)) {
+            *m = tried;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void open_ok(struct faultdisk *d, struct wal **w,
+                    struct wal_recovery *recovery)
+{
+    enum err rc = wal_open(faultdisk_disk(d), "wal", SEGMENT, w, recovery);
+    if (rc != ERR_OK) {
+        fail_msg("%s: %s", err_name(rc), recovery->problem);
+    }
+}
+
+/* Random operations until `stop` of them are done or one fails. */
+static uint32_t run(struct wal *w, struct model *m, struct rng *rng,
+                    uint32_t stop, struct operation *last)
+{
+    for (uint32_t done = 0; done < stop; done++) {
+        *last = choose(m, rng);
+        if (execute(w, last) != ERR_OK) {
+            return done;
+        }
+        model_execute(m, last, last->count);
+    }
+    return stop;
+}
+
+static void crash_once(uint64_t seed, uint64_t fail_at)
+{
+    static struct model m;
+    m = (struct model){0};
+    struct rng rng = {seed};
+    struct operation op = {0};
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    faultdisk_fail_at(d, fail_at);
+    uint32_t done = run(w, &m, &rng, 40, &op);
+    if (done < 40) {
+        /* After a failure the log is broken for good. */
+        faultdisk_fail_at(d, 0);
+        struct raft_hard_state hs = {.term = 99};
+        assert_int_equal(wal_append(w, &hs, NULL, 0), ERR_IO);
+    }
+    wal_close(w);
+    faultdisk_crash(d, seed + fail_at);
+
+    open_ok(d, &w, &r);
+    if (!settle(&m, &op, &r)) {
+        fail_msg("seed %d, failed operation %d: acknowledged state is lost",
+                 (int)seed, (int)fail_at);
+    }
+    wal_recovery_free(&r);
+    /* It goes on from what was recovered, and nothing old comes back. */
+    assert_int_equal(run(w, &m, &rng, 10, &op), 10);
+    wal_close(w);
+    faultdisk_crash(d, seed);
+    open_ok(d, &w, &r);
+    assert_true(same(&m, &r));
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+static void test_crash_at_every_operation(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        for (uint64_t fail_at = 1; fail_at <= 130; fail_at++) {
+            crash_once(seed, fail_at);
+        }
+    }
+}
+
+/* Recovery itself is interrupted, at each of its own writes. */
+static void test_crash_while_recovering(void **state)
+{
+    (void)state;
+    static struct model m;
+    for (uint64_t seed = 1; seed <= 150; seed++) {
+        m = (struct model){0};
+        struct rng rng = {seed};
+        struct operation op = {0};
+        struct faultdisk *d = faultdisk_new();
+        struct wal *w = NULL;
+        struct wal_recovery r;
+        open_ok(d, &w, &r);
+        wal_recovery_free(&r);
+        faultdisk_fail_at(d, 20 + rng_below(&rng, 80));
+        run(w, &m, &rng, 40, &op);
+        wal_close(w);
+        faultdisk_crash(d, seed);
+        for (uint64_t nth = 1; nth <= 6; nth++) {
+            faultdisk_fail_at(d, nth);
+            if (wal_open(faultdisk_disk(d), "wal", SEGMENT, &w, &r) == ERR_OK) {
+                wal_close(w);
+            }
+            wal_recovery_free(&r);
+            faultdisk_crash(d, seed + nth);
+        }
+        open_ok(d, &w, &r);
+        assert_true(settle(&m, &op, &r));
+        wal_recovery_free(&r);
+        wal_close(w);
+        faultdisk_free(d);
+    }
+}
+
+/* A log of several segments, each command acknowledged. */
+static struct faultdisk *make_log(struct model *m)
+{
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    *m = (struct model){0};
+    for (uint32_t i = 0; i < 40; i++) {
+        struct operation op = {
+            .kind = APPEND, .index = model_last(m) + 1, .term = 1, .count = 4};
+        assert_int_equal(execute(w, &op), ERR_OK);
+        model_execute(m, &op, op.count);
+    }
+    wal_close(w);
+    return d;
+}
+
+/* Any flipped byte is refused or, in the very last group commit, cut off with
+ * it; never is an entry before that silently gone or changed. */
+static void test_flipped_bytes(void **state)
+{
+    (void)state;
+    static struct model m;
+    struct faultdisk *whole = make_log(&m);
+    struct faultdisk *d = faultdisk_new();
+    uint32_t refused = 0;
+    uint32_t cut = 0;
+    for (uint32_t file = 0; faultdisk_path(whole, file) != NULL; file++) {
+        const char *path = faultdisk_path(whole, file);
+        size_t size = faultdisk_bytes(whole, path)->size;
+        for (size_t at = 0; at < size; at += 97) {
+            faultdisk_copy(d, whole);
+            struct buf *bytes = faultdisk_bytes(d, path);
+            bytes->data[at] ^= 0x10;
+            struct wal *w = NULL;
+            struct wal_recovery r;
+            enum err rc = wal_open(faultdisk_disk(d), "wal", SEGMENT, &w, &r);
+            if (rc == ERR_OK) {
+                bool kept = r.entry_count == m.count;
+                cut += !kept;
+                assert_true(r.entry_count + 4 >= m.count);
+                m.count = r.entry_count;
+                assert_true(same(&m, &r));
+                m.count = 160;
+                wal_close(w);
+            } else {
+                assert_int_equal(rc, ERR_CORRUPT);
+                assert_non_null(strstr(r.problem, path));
+                assert_non_null(strstr(r.problem, "remove its data"));
+                refused++;
+            }
+            wal_recovery_free(&r);
+        }
+    }
+    assert_true(refused > 100);
+    assert_true(cut > 0);
+    faultdisk_free(d);
+    faultdisk_free(whole);
+}
+
+static void test_lost_sector_in_the_middle(void **state)
+{
+    (void)state;
+    static struct model m;
+    struct faultdisk *d = make_log(&m);
+    for (uint32_t nth = 0; nth < 2; nth++) {
+        struct faultdisk *copy = faultdisk_new();
+        faultdisk_copy(copy, d);
+        struct buf *bytes = faultdisk_bytes(copy, faultdisk_path(copy, nth));
+        memset(bytes->data + 1024, 0, 4096);
+        struct wal *w = NULL;
+        struct wal_recovery r;
+        assert_int_equal(wal_open(faultdisk_disk(copy), "wal", SEGMENT, &w, &r),
+                         ERR_CORRUPT);
+        wal_recovery_free(&r);
+        faultdisk_free(copy);
+    }
+    faultdisk_free(d);
+}
+
+static void test_missing_segment(void **state)
+{
+    (void)state;
+    static struct model m;
+    struct faultdisk *d = make_log(&m);
+    struct disk *disk = faultdisk_disk(d);
+    const char *path = faultdisk_path(d, 1);
+    assert_non_null(faultdisk_path(d, 2));
+    assert_int_equal(disk->ops->remove(disk, path), ERR_OK);
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    assert_int_equal(wal_open(disk, "wal", SEGMENT, &w, &r), ERR_CORRUPT);
+    assert_non_null(strstr(r.problem, path));
+    wal_recovery_free(&r);
+    faultdisk_free(d);
+}
+
+static void test_compaction_deletes_segments(void **state)
+{
+    (void)state;
+    static struct model m;
+    struct faultdisk *d = make_log(&m);
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    struct wal_stats stats;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    wal_stats(w, &stats);
+    uint32_t before = stats.segments;
+    assert_true(before > 3);
+    struct raft_conf conf = conf_at(100);
+    assert_int_equal(wal_compact(w, 100, 1, &conf), ERR_OK);
+    wal_stats(w, &stats);
+    assert_true(stats.segments < before);
+    conf = conf_at(160);
+    assert_int_equal(wal_compact(w, 160, 1, &conf), ERR_OK);
+    wal_stats(w, &stats);
+    assert_int_equal(stats.segments, 1);
+    wal_close(w);
+
+    open_ok(d, &w, &r);
+    model_compact(&m, 160);
+    assert_true(same(&m, &r));
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+static struct buf *last_file(struct faultdisk *d)
+{
+    uint32_t last = 0;
+    while (faultdisk_path(d, last + 1) != NULL) {
+        last++;
+    }
+    return faultdisk_bytes(d, faultdisk_path(d, last));
+}
+
+static void append_text(struct wal *w, raft_index first,
+                        const char *const *text, uint32_t count)
+{
+    struct raft_entry entries[4];
+    for (uint32_t i = 0; i < count; i++) {
+        entries[i] = (struct raft_entry){
+            .term = 1,
+            .index = first + i,
+            .type = RAFT_ENTRY_COMMAND,
+            .data = bytes_copy(slice_text(text[i])),
+        };
+    }
+    assert_int_equal(wal_append(w, NULL, entries, count), ERR_OK);
+    for (uint32_t i = 0; i < count; i++) {
+        bytes_unref(entries[i].data);
+    }
+}
+
+/* Of a group commit of two, the first was torn and the second was not. A later
+ * write of the first one's size must not join up with the second. */
+static void test_torn_leftovers_do_not_come_back(void **state)
+{
+    (void)state;
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    const char *torn[] = {"the first", "the second"};
+    append_text(w, 1, torn, 2);
+    wal_close(w);
+    struct buf *bytes = last_file(d);
+    uint8_t *at = memmem(bytes->data, bytes->size, "the first", 9);
+    assert_non_null(at);
+    memset(at - 32, 0, 48);
+
+    open_ok(d, &w, &r);
+    assert_int_equal(r.entry_count, 0);
+    wal_recovery_free(&r);
+    const char *again[] = {"the third"};
+    append_text(w, 1, again, 1);
+    wal_close(w);
+    open_ok(d, &w, &r);
+    assert_int_equal(r.entry_count, 1);
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+/* A file of log records stored as an entry: its bytes must never be taken for
+ * records, whatever is torn around them. */
+static void test_records_inside_an_entry(void **state)
+{
+    (void)state;
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    for (uint32_t i = 1; i <= 100; i++) {
+        const char *text[] = {"some text"};
+        append_text(w, i, text, 1);
+    }
+    struct buf *other = faultdisk_bytes(d, faultdisk_path(d, 0));
+    struct raft_entry entry = {
+        .term = 1,
+        .index = 101,
+        .type = RAFT_ENTRY_COMMAND,
+        .data = bytes_copy(slice_of(other->data + 4096, 2048)),
+    };
+    struct raft_conf conf = conf_at(100);
+    assert_int_equal(wal_reset(w, 100, 1, &conf), ERR_OK);
+    assert_int_equal(wal_append(w, NULL, &entry, 1), ERR_OK);
+    wal_close(w);
+    /* The record's head is torn away, as if the write had not finished. */
+    struct buf *bytes = last_file(d);
+    uint8_t *at =
+        memmem(bytes->data, bytes->size, entry.data->data, entry.data->size);
+    assert_non_null(at);
+    bytes_unref(entry.data);
+    memset(at - 32, 0, 32);
+    open_ok(d, &w, &r);
+    assert_int_equal(r.start_index, 100);
+    assert_int_equal(r.entry_count, 0);
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+int main(void)
+{
+    log_set_level(LOG_LEVEL_OFF);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_crash_at_every_operation),
+        cmocka_unit_test(test_crash_while_recovering),
+        cmocka_unit_test(test_flipped_bytes),
+        cmocka_unit_test(test_lost_sector_in_the_middle),
+        cmocka_unit_test(test_missing_segment),
+        cmocka_unit_test(test_compaction_deletes_segments),
+        cmocka_unit_test(test_torn_leftovers_do_not_come_back),
+        cmocka_unit_test(test_records_inside_an_entry),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
