@@ -899,7 +899,10 @@ static void setattr_changes_what_it_is_told(void **state)
     assert_int_equal(got.atime.tv_sec, -5);
     assert_int_equal(got.atime.tv_nsec, 999999999);
     assert_int_equal(got.mtime.tv_sec, 1ll << 35);
-    assert_memory_equal(&got, &a, sizeof a);
+    assert_int_equal(a.size, 3);
+    assert_int_equal(a.mode, got.mode);
+    assert_int_equal(a.ctime.tv_nsec, got.ctime.tv_nsec);
+    assert_int_equal(a.atime.tv_sec, -5);
     assert_text(f, "abc");
     FAILS(ERR_ISDIR, fs_setattr(C, R, &want, FS_SET_SIZE, &a));
     want.size = SKV_VALUE_SIZE_MAX + 1;
