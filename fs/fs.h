@@ -139,6 +139,8 @@ enum err fs_release(struct fs_call *call, struct fs_file *file);
 /* A descriptor was closed; `more`: its process holds another one. */
 MUST_USE enum err fs_flush(struct fs_call *call, struct fs_file *file,
                            bool more);
+/* Was it opened with O_TRUNC, and is the truncation still to come? */
+bool fs_is_put_off(struct fs_call *call, struct fs_file *file);
 MUST_USE enum err fs_fsync(struct fs_call *call, struct fs_file *file);
 
 /* Up to `size` bytes; the data is in memory of `arena`. */

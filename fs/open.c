@@ -389,6 +389,11 @@ enum err fs_flush(struct fs_call *call, struct fs_file *file, bool more)
     return more ? ERR_OK : fs_open_settle(call, file->open->ino);
 }
 
+bool fs_is_put_off(struct fs_call *call, struct fs_file *file)
+{
+    return fs_open_pending(call->fs, file->open->ino);
+}
+
 /* Each answer is already on disk on a majority. */
 enum err fs_fsync(struct fs_call *call, struct fs_file *file)
 {
