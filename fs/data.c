@@ -157,34 +157,51 @@ static enum err write_check(uint64_t offset, struct slice data, bool append)
     return ERR_OK;
 }
 
+/* *landed is set for an append. */
+static enum err write_into(struct fs_call *call, struct fs_open *o,
+                           uint64_t offset, struct slice data, bool append,
+                           uint64_t *landed)
+{
+    struct change c = {.open = o, .data = data};
+    c.kind = append ? SKV_APPEND : SKV_PUT_RANGE;
+    c.offset = append ? 0 : offset;
+    enum err rc = change(call, &c);
+    if (rc == ERR_OK && append) {
+        *landed = c.result;
+    }
+    return rc;
+}
+
+/* `first`: only if there is no content yet; else ERR_CONFLICT. */
+static enum err write_whole(struct fs_call *call, struct fs_open *o,
+                            struct slice data, bool first)
+{
+    struct change c = {
+        .open = o, .kind = SKV_PUT, .data = data, .check_length = first};
+    enum err rc = change(call, &c);
+    fs_open_wrote(call->fs, o, rc == ERR_OK || first);
+    return rc;
+}
+
 enum err fs_write(struct fs_call *call, struct fs_file *file, uint64_t offset,
                   struct slice data, bool append, uint64_t *landed)
 {
-    bool put = false;
-    *landed = offset;
+    enum fs_write_how how = FS_WRITE_INTO;
     enum err rc = write_check(offset, data, append);
+    *landed = offset;
     if (rc != ERR_OK || data.size == 0) {
         return rc;
     }
-    rc = fs_open_write(call, file->open, offset, append, &put);
+    rc = fs_open_write(call, file->open, offset, append, &how);
     if (rc != ERR_OK) {
         return rc;
     }
-    struct change c = {.open = file->open, .data = data};
-    if (put) {
-        c.kind = SKV_PUT;
-    } else if (append) {
-        c.kind = SKV_APPEND;
-    } else {
-        c.kind = SKV_PUT_RANGE;
-        c.offset = offset;
+    if (how != FS_WRITE_INTO) {
+        *landed = 0;
+        rc = write_whole(call, file->open, data, how == FS_WRITE_FIRST);
     }
-    rc = change(call, &c);
-    if (put) {
-        fs_open_wrote(call->fs, file->open, rc == ERR_OK);
-    }
-    if (rc == ERR_OK && append) {
-        *landed = put ? 0 : c.result;
+    if (how == FS_WRITE_INTO || rc == ERR_CONFLICT) {
+        rc = write_into(call, file->open, offset, data, append, landed);
     }
     return rc;
 }

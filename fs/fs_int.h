@@ -164,10 +164,16 @@ void fs_remove_end(struct fs *fs, uint64_t ino, bool orphaned);
 /* Carries out a truncation that was put off, if there is one. */
 bool fs_open_pending(struct fs *fs, uint64_t ino);
 MUST_USE enum err fs_open_settle(struct fs_call *call, uint64_t ino);
-/* For a write at `offset`: *put says that it shall replace the content. Then,
- * and only then, fs_open_wrote() must follow. */
+enum fs_write_how {
+    FS_WRITE_INTO,    /* what is there */
+    FS_WRITE_FIRST,   /* nothing was there when this mount made the file */
+    FS_WRITE_REPLACE, /* all: a truncation was put off */
+};
+/* How to write at `offset`. After all but FS_WRITE_INTO, fs_open_wrote() must
+ * follow. */
 MUST_USE enum err fs_open_write(struct fs_call *call, struct fs_open *o,
-                                uint64_t offset, bool append, bool *put);
+                                uint64_t offset, bool append,
+                                enum fs_write_how *how);
 void fs_open_wrote(struct fs *fs, struct fs_open *o, bool done);
 /* May the file have set-id bits that a write must clear? */
 bool fs_open_setid(struct fs *fs, const struct fs_open *o);

@@ -15,7 +15,7 @@
 
 enum pending {
     PENDING_NONE,
-    PENDING_FRESH,    /* made by this open: empty, nothing to carry out */
+    PENDING_FRESH,    /* made by this open: nothing to carry out */
     PENDING_TRUNCATE, /* still has its old content */
 };
 
@@ -149,7 +149,7 @@ bool fs_open_pending(struct fs *fs, uint64_t ino)
 {
     pthread_mutex_lock(&fs->open_lock);
     struct fs_open *o = find(fs, ino);
-    bool pending = o != NULL && o->pending != PENDING_NONE;
+    bool pending = o != NULL && o->pending == PENDING_TRUNCATE;
     pthread_mutex_unlock(&fs->open_lock);
     return pending;
 }
@@ -166,9 +166,6 @@ static enum err settle_begin(struct fs_call *call, uint64_t ino,
     while (rc == ERR_OK && o != NULL && o->busy) {
         rc = wait_change(call);
         o = find(fs, ino);
-    }
-    if (rc == ERR_OK && o != NULL && o->pending == PENDING_FRESH) {
-        o->pending = PENDING_NONE;
     }
     if (rc == ERR_OK && o != NULL && o->pending == PENDING_TRUNCATE) {
         o->busy = true;
@@ -192,11 +189,11 @@ enum err fs_open_settle(struct fs_call *call, uint64_t ino)
 }
 
 enum err fs_open_write(struct fs_call *call, struct fs_open *o, uint64_t offset,
-                       bool append, bool *put)
+                       bool append, enum fs_write_how *how)
 {
     struct fs *fs = call->fs;
     if (!append && offset != 0) {
-        *put = false;
+        *how = FS_WRITE_INTO;
         return fs_open_settle(call, o->ino);
     }
     enum err rc = ERR_OK;
@@ -205,8 +202,10 @@ enum err fs_open_write(struct fs_call *call, struct fs_open *o, uint64_t offset,
         rc = wait_change(call);
     }
     if (rc == ERR_OK) {
-        *put = o->pending != PENDING_NONE;
-        o->busy = *put;
+        *how = o->pending == PENDING_TRUNCATE ? FS_WRITE_REPLACE
+               : o->pending == PENDING_FRESH  ? FS_WRITE_FIRST
+                                              : FS_WRITE_INTO;
+        o->busy = o->pending != PENDING_NONE;
     }
     pthread_mutex_unlock(&fs->open_lock);
     return rc;
@@ -316,7 +315,7 @@ enum err fs_open(struct fs_call *call, uint64_t ino, int flags,
 }
 
 static enum err create_new(struct fs_call *call, uint64_t parent,
-                           const char *name, uint32_t mode, int flags,
+                           const char *name, uint32_t mode,
                            struct fs_attr *attr, struct fs_file **out)
 {
     enum err rc =
@@ -330,9 +329,7 @@ static enum err create_new(struct fs_call *call, uint64_t parent,
         return rc;
     }
     fs_open_note_mode(call->fs, o->ino, attr->mode);
-    if ((flags & O_TRUNC) != 0) {
-        rc = put_off(call, o, PENDING_FRESH);
-    }
+    rc = put_off(call, o, PENDING_FRESH);
     if (rc != ERR_OK) {
         fs_open_end(call, o);
         return rc;
@@ -360,7 +357,7 @@ enum err fs_create(struct fs_call *call, uint64_t parent, const char *name,
 {
     struct fs_retry retry = {0};
     for (;;) {
-        enum err rc = create_new(call, parent, name, mode, flags, attr, out);
+        enum err rc = create_new(call, parent, name, mode, attr, out);
         if (rc != ERR_EXISTS || (flags & O_EXCL) != 0) {
             return rc;
         }

@@ -497,21 +497,28 @@ void fake_store_stick(struct fake_store *f, bool stuck)
 
 void fake_store_clear(struct fake_store *f)
 {
+    pthread_mutex_lock(&f->mutex);
     f->counts = (struct fake_count){0};
+    pthread_mutex_unlock(&f->mutex);
 }
 
 struct fake_count fake_store_count(struct fake_store *f)
 {
-    return f->counts;
+    pthread_mutex_lock(&f->mutex);
+    struct fake_count counts = f->counts;
+    pthread_mutex_unlock(&f->mutex);
+    return counts;
 }
 
 size_t fake_store_keys(struct fake_store *f, uint64_t object)
 {
     size_t count = 0;
+    pthread_mutex_lock(&f->mutex);
     for (size_t i = 0; i < f->count; i++) {
         uint64_t of = get_be64(f->pairs[i].key->data);
         bool inode = (of & SKV_OBJECT_KV) < SKV_OBJECT_KV - 1;
         count += object == 0 ? inode : of == object;
     }
+    pthread_mutex_unlock(&f->mutex);
     return count;
 }
