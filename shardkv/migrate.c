@@ -1,0 +1,231 @@
+/* What the leader of a group does about its shards, from what its log says
+ * (docs/migration.md). It asks the controllers for the next configuration and
+ * proposes it; for each shard that is PULLING it fetches batches from the old
+ * owner and proposes them; when all are there it proposes INSTALLED, and tells
+ * the old owner until that has acknowledged (a debt); for each shard that is
+ * DROPPING it proposes DROP until nothing is left.
+ *
+ * Nothing here is needed for safety: a second leader that does the same at the
+ * same time proposes steps that are refused (shard.c, 4). */
+#include "shardkv/server_int.h"
+
+#include "base/check.h"
+#include "base/log.h"
+
+enum {
+    PULLS_MAX = 4,
+    SETTLES_MAX = 4,
+    POLL_WAIT_MS = 10000,
+    POLL_TIMEOUT_MS = 15000,
+    POLL_PAUSE_US = 20000,
+    POLL_ERROR_PAUSE_US = 500000,
+};
+#define EXPIRE_INTERVAL_US (3600ull * 1000000)
+
+/* ---- configurations ---- */
+
+static void poll(struct skv_mover *m);
+
+static void poll_timer_fired(struct env_timer *timer)
+{
+    struct skv_mover *m =
+        (struct skv_mover *)(void *)((char *)timer -
+                                     offsetof(struct skv_mover, poll_timer));
+    m->poll_paused = false;
+    poll(m);
+}
+
+static void poll_pause(struct skv_mover *m, uint64_t delay_us)
+{
+    m->poll_paused = true;
+    m->poll_timer.fire = poll_timer_fired;
+    env_timer_start(m->env, &m->poll_timer, delay_us);
+}
+
+static void polled(void *arg, enum err rc, const struct ctl_config *config)
+{
+    struct skv_mover *m = arg;
+    m->polling = false;
+    if (m->closing || !m->leading) {
+        return;
+    }
+    if (rc == ERR_OK && config->number == m->picture.number + 1 &&
+        ctl_config_check(config) == ERR_OK) {
+        struct skv_task *t =
+            skv_task_new(m, SKV_TASK_CONFIG, 0, config->number, NULL);
+        skv_task_start_config(t, config);
+    }
+    /* Until it is applied the picture is old, and nothing else is asked for. */
+    poll_pause(m, rc == ERR_OK || rc == ERR_NOTFOUND ? POLL_PAUSE_US
+                                                     : POLL_ERROR_PAUSE_US);
+}
+
+/* A shard on its way holds the next configuration up (shard.c, 5). */
+static bool is_settled(const struct skv_picture *p)
+{
+    for (uint32_t i = 0; i < p->shard_count; i++) {
+        if (p->states[i] == SKV_SHARD_PULLING ||
+            p->states[i] == SKV_SHARD_FROZEN) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void poll(struct skv_mover *m)
+{
+    if (!m->leading || m->closing || m->polling || m->poll_paused ||
+        m->picture.generation == 0 || !is_settled(&m->picture) ||
+        skv_task_count(m, SKV_TASK_CONFIG) > 0) {
+        return;
+    }
+    m->polling = true;
+    ctl_client_query(m->ctl, m->picture.number + 1, POLL_WAIT_MS,
+                     POLL_TIMEOUT_MS, polled, m);
+}
+
+/* ---- what there is to do ---- */
+
+static void look_at_shard(struct skv_mover *m, uint16_t shard)
+{
+    const struct skv_picture *p = &m->picture;
+    uint64_t number = p->numbers[shard];
+    if (p->states[shard] == SKV_SHARD_PULLING &&
+        skv_task_count(m, SKV_TASK_PULL) < PULLS_MAX &&
+        skv_task_find(m, SKV_TASK_PULL, shard) == NULL) {
+        const struct ctl_group *from =
+            ctl_config_group(&p->previous, p->previous.shards[shard].gid);
+        skv_task_start(skv_task_new(m, SKV_TASK_PULL, shard, number, from));
+    }
+    if (p->states[shard] == SKV_SHARD_DROPPING &&
+        skv_task_count(m, SKV_TASK_DROP) == 0) {
+        skv_task_start(skv_task_new(m, SKV_TASK_DROP, shard, number, NULL));
+    }
+}
+
+static void look_at_debt(struct skv_mover *m, const struct skv_owed *d)
+{
+    if (skv_task_count(m, SKV_TASK_SETTLE) < SETTLES_MAX &&
+        skv_task_find(m, SKV_TASK_SETTLE, d->shard) == NULL) {
+        skv_task_start(skv_task_new(m, SKV_TASK_SETTLE, d->shard, d->number,
+                                    &d->creditor));
+    }
+}
+
+void skv_mover_look(struct skv_mover *m)
+{
+    if (!m->leading || m->closing || m->picture.generation == 0) {
+        return;
+    }
+    for (uint32_t s = 0; s < m->picture.shard_count; s++) {
+        look_at_shard(m, (uint16_t)s);
+    }
+    for (uint32_t i = 0; i < m->picture.debt_count; i++) {
+        look_at_debt(m, &m->picture.debts[i]);
+    }
+    poll(m);
+}
+
+/* ---- the picture ---- */
+
+static void take_run(struct rsm_read *rd)
+{
+    struct skv_mover *m =
+        (struct skv_mover *)(void *)((char *)rd -
+                                     offsetof(struct skv_mover, take));
+    m->take_rc = skv_picture_take(m->server->fsm, &m->fresh);
+}
+
+static void take_done(struct rsm_read *rd, enum err rc)
+{
+    struct skv_mover *m =
+        (struct skv_mover *)(void *)((char *)rd -
+                                     offsetof(struct skv_mover, take));
+    m->taking = false;
+    if (rc != ERR_OK || m->take_rc != ERR_OK) {
+        skv_picture_free(&m->fresh);
+        return;
+    }
+    skv_picture_free(&m->picture);
+    m->picture = m->fresh;
+    m->fresh = (struct skv_picture){0};
+    if (m->closing) {
+        return;
+    }
+    if (skv_fsm_generation(m->server->fsm) != m->picture.generation) {
+        skv_mover_refresh(m);
+    }
+    skv_mover_look(m);
+}
+
+void skv_mover_refresh(struct skv_mover *m)
+{
+    if (m->taking || m->closing) {
+        return;
+    }
+    m->taking = true;
+    m->take = (struct rsm_read){.run = take_run, .done = take_done};
+    rsm_read_local(m->server->rsm, &m->take);
+}
+
+void skv_mover_applied(struct skv_mover *m)
+{
+    if (skv_fsm_generation(m->server->fsm) != m->picture.generation) {
+        skv_mover_refresh(m);
+    }
+}
+
+/* ---- idle sessions ---- */
+
+static void expire_timer_fired(struct env_timer *timer)
+{
+    struct skv_mover *m =
+        (struct skv_mover *)(void *)((char *)timer -
+                                     offsetof(struct skv_mover, expire_timer));
+    if (m->picture.generation != 0 && skv_task_count(m, SKV_TASK_EXPIRE) == 0) {
+        skv_task_start(skv_task_new(m, SKV_TASK_EXPIRE, 0, 0, NULL));
+    }
+    env_timer_start(m->env, &m->expire_timer, EXPIRE_INTERVAL_US);
+}
+
+/* ---- leading ---- */
+
+void skv_mover_lead(struct skv_mover *m, bool leading)
+{
+    if (m->leading == leading || m->closing) {
+        return;
+    }
+    m->leading = leading;
+    if (leading) {
+        env_timer_start(m->env, &m->expire_timer, EXPIRE_INTERVAL_US);
+        skv_mover_refresh(m);
+        return;
+    }
+    env_timer_stop(m->env, &m->expire_timer);
+    env_timer_stop(m->env, &m->poll_timer);
+    m->poll_paused = false;
+    skv_tasks_stop(m);
+}
+
+void skv_mover_init(struct skv_mover *m, struct skv_server *server)
+{
+    const struct skv_server_config *c = &server->config;
+    m->server = server;
+    m->env = server->env;
+    m->expire_timer.fire = expire_timer_fired;
+    m->ctl = ctl_client_new(server->env, server->net, c->controllers,
+                            c->controller_count);
+}
+
+void skv_mover_stop(struct skv_mover *m)
+{
+    skv_mover_lead(m, false);
+    m->closing = true;
+}
+
+void skv_mover_fini(struct skv_mover *m)
+{
+    CHECK(!m->taking && m->tasks == NULL);
+    ctl_client_free(m->ctl);
+    skv_picture_free(&m->picture);
+}

@@ -1,0 +1,71 @@
+/* What the loop knows of the state machine, which runs on another thread: a
+ * copy, taken there between two entries whenever its generation has changed. */
+#include "shardkv/fsm_int.h"
+
+static void group_copy(struct arena *a, const struct ctl_group *from,
+                       struct ctl_group *to)
+{
+    *to = *from;
+    to->servers = arena_array(a, from->servers_count, sizeof *to->servers);
+    for (uint32_t i = 0; i < from->servers_count; i++) {
+        to->servers[i] = from->servers[i];
+        to->servers[i].address = arena_copy(a, from->servers[i].address);
+    }
+}
+
+static void take_debts(const struct skv_fsm *f, struct skv_picture *p)
+{
+    for (const struct skv_debt *d = f->debts; d != NULL; d = d->next) {
+        p->debt_count++;
+    }
+    p->debts = arena_array(&p->arena, p->debt_count, sizeof *p->debts);
+    struct skv_owed *to = p->debts;
+    for (const struct skv_debt *d = f->debts; d != NULL; d = d->next) {
+        to->shard = d->shard;
+        to->number = d->number;
+        group_copy(&p->arena, &d->creditor, &to->creditor);
+        to++;
+    }
+}
+
+static void take_prepared(struct skv_fsm *f, struct skv_picture *p)
+{
+    p->prepared = arena_array(&p->arena, p->shard_count, sizeof *p->prepared);
+    for (uint32_t s = 0; s < p->shard_count; s++) {
+        if (f->shards[s].prepared != NULL) {
+            buf_clear(&f->scratch);
+            skv_answer_locked(f, f->shards[s].prepared, &f->scratch);
+            p->prepared[p->prepared_count++] =
+                arena_copy(&p->arena, buf_slice(&f->scratch));
+        }
+    }
+}
+
+enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
+{
+    enum err rc = skv_fsm_ready(f);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    uint32_t count = f->config.shards_count;
+    p->generation = skv_fsm_generation(f);
+    p->number = f->config.number;
+    p->shard_count = count;
+    ctl_config_copy(&p->arena, &f->previous, &p->previous);
+    p->states = arena_array(&p->arena, count, sizeof *p->states);
+    p->numbers = arena_array(&p->arena, count, sizeof *p->numbers);
+    for (uint32_t s = 0; s < count; s++) {
+        p->states[s] = f->shards[s].state;
+        p->numbers[s] = f->shards[s].number;
+    }
+    take_debts(f, p);
+    take_prepared(f, p);
+    f->store->ops->usage(f->store, &p->keys, &p->bytes);
+    return ERR_OK;
+}
+
+void skv_picture_free(struct skv_picture *p)
+{
+    arena_free(&p->arena);
+    *p = (struct skv_picture){0};
+}

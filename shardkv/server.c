@@ -1,0 +1,299 @@
+/* The methods of a replica. Invariants:
+ *
+ *  1. Each call is answered once: a struct call ends in call_reply(), from the
+ *     rsm's done().
+ *  2. Whether a shard is ours is asked where the request is executed, never
+ *     here.
+ *  3. At most WAITING_MAX calls are held; more are told ERR_BUSY at once. */
+#include "shardkv/server_int.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+
+enum { WAITING_MAX = 4096 };
+
+/* A call from the net until it is answered. */
+struct call {
+    struct skv_server *server;
+    struct net_request *request;
+    struct rsm_proposal proposal;
+    struct rsm_read read;
+    struct bytes *body; /* READ, PULL */
+    struct buf out;
+    enum err rc; /* of what run() did */
+};
+
+static struct call *call_new(struct skv_server *s, struct net_request *request)
+{
+    struct call *c = mem_alloc(sizeof *c);
+    c->server = s;
+    c->request = request;
+    s->waiting++;
+    return c;
+}
+
+static void call_reply(struct call *c, enum err rc, struct slice body)
+{
+    net_reply(c->server->net, c->request, rc, body);
+    c->server->waiting--;
+    bytes_unref(c->body);
+    buf_free(&c->out);
+    mem_free(c);
+}
+
+static void refuse(struct skv_server *s, struct net_request *request,
+                   enum err rc)
+{
+    net_reply(s->net, request, rc, slice_of(NULL, 0));
+}
+
+/* ---- through the log ---- */
+
+static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
+{
+    struct call *c =
+        (struct call *)(void *)((char *)p - offsetof(struct call, proposal));
+    call_reply(c, rc, reply);
+}
+
+static void propose(struct skv_server *s, struct net_request *request,
+                    struct bytes *command)
+{
+    struct call *c = call_new(s, request);
+    c->proposal.done = proposed;
+    rsm_propose(s->rsm, &c->proposal, command);
+}
+
+static enum err request_check(struct slice body)
+{
+    struct arena a = {0};
+    struct skv_request q;
+    enum err rc = skv_request_decode(body, &a, &q);
+    if (rc == ERR_OK) {
+        rc = skv_request_check(&q);
+    }
+    arena_free(&a);
+    return rc == ERR_CORRUPT ? ERR_INVALID : rc;
+}
+
+static void handle_write(struct skv_server *s, struct net_request *request,
+                         struct slice body)
+{
+    enum err rc = rsm_is_leader(s->rsm) ? request_check(body) : ERR_NOTLEADER;
+    if (rc != ERR_OK) {
+        refuse(s, request, rc);
+        return;
+    }
+    propose(s, request, skv_command_request(env_wall_us(s->env), body));
+}
+
+/* The new owner of a shard has it: what is left here may go. */
+static void handle_settle(struct skv_server *s, struct net_request *request,
+                          struct slice body)
+{
+    struct arena a = {0};
+    struct skv_step step;
+    enum err rc = skv_step_decode(body, &a, &step);
+    arena_free(&a);
+    if (rc != ERR_OK || !rsm_is_leader(s->rsm)) {
+        refuse(s, request, rc != ERR_OK ? ERR_INVALID : ERR_NOTLEADER);
+        return;
+    }
+    propose(s, request,
+            skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
+}
+
+/* ---- reads ---- */
+
+static struct call *call_of_read(struct rsm_read *rd)
+{
+    return (struct call *)(void *)((char *)rd - offsetof(struct call, read));
+}
+
+static void read_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    c->rc = skv_apply_read(c->server->fsm, bytes_slice(c->body), &c->out);
+}
+
+static void pull_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_fsm *f = c->server->fsm;
+    struct skv_pull pull;
+    enum err fault = ERR_OK;
+    c->rc = skv_pull_decode(bytes_slice(c->body), &f->arena, &pull);
+    if (c->rc == ERR_OK) {
+        c->rc = skv_batch_read(f, &pull, &c->out, &fault);
+    }
+    if (fault != ERR_OK) {
+        c->rc = fault;
+    }
+    arena_free(&f->arena);
+}
+
+static void read_done(struct rsm_read *rd, enum err rc)
+{
+    struct call *c = call_of_read(rd);
+    call_reply(c, rc == ERR_OK ? c->rc : rc, buf_slice(&c->out));
+}
+
+static void handle_read(struct skv_server *s, struct net_request *request,
+                        struct slice body, void (*run)(struct rsm_read *rd))
+{
+    if (!rsm_is_leader(s->rsm)) {
+        refuse(s, request, ERR_NOTLEADER);
+        return;
+    }
+    struct call *c = call_new(s, request);
+    c->body = bytes_copy(body);
+    c->read.run = run;
+    c->read.done = read_done;
+    rsm_read(s->rsm, &c->read);
+}
+
+/* ---- the net ---- */
+
+static bool may_call(const struct net_peer *peer, net_method method)
+{
+    if (method == SKV_METHOD_PULL || method == SKV_METHOD_SETTLE) {
+        return peer->role == NET_ROLE_SERVER;
+    }
+    return peer->role != NET_ROLE_NONE;
+}
+
+static void handle_call(struct skv_server *s, struct net_request *request,
+                        net_method method, struct slice body)
+{
+    switch (method) {
+    case SKV_METHOD_READ: handle_read(s, request, body, read_run); return;
+    case SKV_METHOD_WRITE: handle_write(s, request, body); return;
+    case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
+    case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
+    case SKV_METHOD_SETTLE: handle_settle(s, request, body); return;
+    default: refuse(s, request, ERR_INVALID);
+    }
+}
+
+static void handle(void *arg, struct net_request *request,
+                   const struct net_peer *peer, net_method method,
+                   struct slice body)
+{
+    struct skv_server *s = arg;
+    if (method >= RSM_METHOD_RAFT && method <= RSM_METHOD_MAX) {
+        rsm_handle(s->rsm, request, peer, method, body);
+    } else if (request == NULL) {
+        log_debug("shardkv", "ignored a one-way message method=%u",
+                  (unsigned)method);
+    } else if (!may_call(peer, method)) {
+        refuse(s, request, ERR_DENIED);
+    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS) {
+        refuse(s, request, ERR_BUSY);
+    } else {
+        handle_call(s, request, method, body);
+    }
+}
+
+static void down(void *arg, const char *address)
+{
+    struct skv_server *s = arg;
+    rsm_peer_down(s->rsm, address);
+}
+
+/* ---- the rsm ---- */
+
+static void on_leader(void *arg, bool leader)
+{
+    struct skv_server *s = arg;
+    if (s->rsm != NULL) { /* else still in rsm_new(): start() looks again */
+        skv_mover_lead(&s->mover, leader);
+    }
+}
+
+static void on_applied(void *arg)
+{
+    struct skv_server *s = arg;
+    if (s->rsm != NULL) {
+        skv_mover_applied(&s->mover);
+    }
+}
+
+static enum err start(struct skv_server *s)
+{
+    struct rsm_config config = {
+        .env = s->env,
+        .net = s->net,
+        .disk = s->config.disk,
+        .fsm = &s->fsm->fsm,
+        .group = s->config.gid,
+        .id = s->config.id,
+        .peer_count = s->config.peer_count,
+        .heartbeat_ms = s->config.heartbeat_ms,
+        .election_min_ms = s->config.election_min_ms,
+        .election_max_ms = s->config.election_max_ms,
+        .checkpoint_size_max = s->config.checkpoint_size_max,
+        .on_leader = on_leader,
+        .on_applied = on_applied,
+        .arg = s,
+    };
+    memcpy(config.peers, s->config.peers, sizeof config.peers);
+    return rsm_new(&config, &s->rsm);
+}
+
+static bool makes_sense(const struct skv_server_config *c)
+{
+    return c->gid != 0 && c->peer_count > 0 &&
+           c->peer_count <= RAFT_PEERS_MAX && c->controller_count > 0 &&
+           c->controller_count <= RAFT_PEERS_MAX;
+}
+
+enum err skv_server_new(const struct skv_server_config *config,
+                        struct skv_server **out)
+{
+    if (!makes_sense(config)) {
+        config->store->ops->close(config->store);
+        return ERR_INVALID;
+    }
+    struct skv_server *s = mem_alloc(sizeof *s);
+    s->config = *config;
+    s->env = config->env;
+    s->net = config->net;
+    s->started_us = env_now_us(s->env);
+    s->fsm = skv_fsm_new(config->store, config->gid);
+    enum err rc = start(s);
+    if (rc != ERR_OK) {
+        skv_fsm_free(s->fsm);
+        mem_free(s);
+        return rc;
+    }
+    skv_mover_init(&s->mover, s);
+    s->net->handler = handle;
+    s->net->handler_arg = s;
+    s->net->down = down;
+    s->net->down_arg = s;
+    skv_mover_refresh(&s->mover);
+    skv_mover_lead(&s->mover, rsm_is_leader(s->rsm));
+    *out = s;
+    return ERR_OK;
+}
+
+void skv_server_free(struct skv_server *s)
+{
+    s->net->handler = NULL;
+    s->net->down = NULL;
+    s->closing = true;
+    skv_mover_stop(&s->mover);
+    rsm_free(s->rsm);
+    CHECK(s->waiting == 0);
+    skv_mover_fini(&s->mover);
+    skv_fsm_free(s->fsm);
+    mem_free(s);
+}
+
+struct rsm *skv_server_rsm(struct skv_server *s)
+{
+    return s->rsm;
+}

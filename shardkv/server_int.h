@@ -1,0 +1,110 @@
+/* The parts of a server, private to its files:
+ *
+ *   server.c    methods on the net; life
+ *   status.c    what a replica says of itself
+ *   migrate.c   the leader's work: configurations, arriving and leaving shards
+ *   task.c      one thing that the leader does, until it is done or no leader
+ *
+ * Everything runs on the loop, but for what is given to rsm_read(). */
+#ifndef SHARDKV_SERVER_INT_H
+#define SHARDKV_SERVER_INT_H
+
+#include "shardkv/fsm_int.h"
+#include "shardkv/server.h"
+
+/* ---- tasks (task.c) ---- */
+
+enum skv_task_kind {
+    SKV_TASK_CONFIG, /* the next configuration goes into the log */
+    SKV_TASK_PULL,   /* PULL, INSTALL, PULL, ..., INSTALLED */
+    SKV_TASK_SETTLE, /* SETTLE, SETTLED */
+    SKV_TASK_DROP,   /* DROP, DROP, ... */
+    SKV_TASK_EXPIRE, /* EXPIRE of each shard */
+};
+
+struct skv_mover;
+
+struct skv_task {
+    struct skv_mover *mover;
+    enum skv_task_kind kind;
+    uint16_t shard;
+    uint64_t number;
+    struct ctl_group group; /* PULL, SETTLE: whom to ask; in the arena */
+    uint32_t server;        /* the one that is asked */
+    struct buf key;         /* PULL: the cursor */
+    uint64_t offset;        /* PULL, and EXPIRE: of the next */
+    struct buf next_key;    /* PULL: the cursor behind the batch at hand */
+    uint64_t next_offset;
+    bool last;   /* PULL: the batch at hand is the last */
+    bool finish; /* the command at hand ends the task */
+    /* One of these is under way. */
+    uint64_t net_call;
+    struct env_timer timer;
+    struct rsm_proposal proposal;
+    bool proposing;
+    bool dead; /* ended while proposing: freed when that returns */
+    uint64_t pause_us;
+    struct arena arena;
+    struct skv_task *next, *prev;
+};
+
+/* ---- the leader's work (migrate.c) ---- */
+
+struct skv_mover {
+    struct skv_server *server;
+    struct env *env;
+    struct ctl_client *ctl;
+    bool leading;
+    bool closing;
+    struct skv_picture picture; /* generation 0: none yet */
+    struct skv_picture fresh;   /* being taken */
+    struct rsm_read take;
+    enum err take_rc;
+    bool taking;
+    struct skv_task *tasks;
+    bool polling;
+    struct env_timer poll_timer;
+    bool poll_paused;
+    struct env_timer expire_timer;
+};
+
+void skv_mover_init(struct skv_mover *m, struct skv_server *server);
+void skv_mover_lead(struct skv_mover *m, bool leading);
+/* Another batch was applied. */
+void skv_mover_applied(struct skv_mover *m);
+void skv_mover_refresh(struct skv_mover *m); /* takes a new picture */
+void skv_mover_stop(struct skv_mover *m);    /* before rsm_free() */
+void skv_mover_fini(struct skv_mover *m);    /* and after */
+
+/* Looks what there is to do. */
+void skv_mover_look(struct skv_mover *m);
+struct skv_task *skv_task_find(struct skv_mover *m, enum skv_task_kind kind,
+                               uint16_t shard);
+uint32_t skv_task_count(const struct skv_mover *m, enum skv_task_kind kind);
+/* Takes a picture's group into the task when not NULL. */
+struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
+                              uint16_t shard, uint64_t number,
+                              const struct ctl_group *group);
+void skv_task_start(struct skv_task *t);
+/* CONFIG */
+void skv_task_start_config(struct skv_task *t, const struct ctl_config *config);
+void skv_task_end(struct skv_task *t);
+void skv_tasks_stop(struct skv_mover *m);
+
+/* ---- the server ---- */
+
+struct skv_server {
+    struct skv_server_config config;
+    struct env *env;
+    struct net *net;
+    struct skv_fsm *fsm;
+    struct rsm *rsm;
+    struct skv_mover mover;
+    uint64_t started_us;
+    uint32_t waiting; /* requests that are not answered yet */
+    bool closing;
+};
+
+void skv_status_reply(struct skv_server *s, struct net_request *request);
+
+#endif

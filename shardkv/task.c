@@ -1,0 +1,397 @@
+/* One thing that a group's leader does about its shards. Invariants:
+ *
+ *  1. A task has one of these under way, until it ends: a call to another
+ *     group, a command in our log, its timer.
+ *  2. Nothing is remembered here that would be missed: a new leader begins from
+ *     what the log says (the picture), and every step may be made twice.
+ *  3. A command cannot be taken back: a task that ends meanwhile is dead, out
+ * of the list, and freed when the command returns. */
+#include "shardkv/server_int.h"
+
+#include <string.h>
+#include <utlist.h>
+
+#include "base/check.h"
+#include "base/log.h"
+
+enum {
+    CALL_MS = 10000,
+    PAUSE_MIN_US = 10000,
+    PAUSE_MAX_US = 1000000,
+};
+
+static void pull_ask(struct skv_task *t);
+static void settle_ask(struct skv_task *t);
+static void expire_next(struct skv_task *t);
+
+/* ---- life ---- */
+
+struct skv_task *skv_task_find(struct skv_mover *m, enum skv_task_kind kind,
+                               uint16_t shard)
+{
+    struct skv_task *t = NULL;
+    DL_FOREACH(m->tasks, t)
+    {
+        if (t->kind == kind && t->shard == shard) {
+            return t;
+        }
+    }
+    return NULL;
+}
+
+uint32_t skv_task_count(const struct skv_mover *m, enum skv_task_kind kind)
+{
+    uint32_t count = 0;
+    const struct skv_task *t = NULL;
+    DL_FOREACH(m->tasks, t)
+    {
+        count += t->kind == kind;
+    }
+    return count;
+}
+
+struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
+                              uint16_t shard, uint64_t number,
+                              const struct ctl_group *group)
+{
+    struct skv_task *t = mem_alloc(sizeof *t);
+    t->mover = m;
+    t->kind = kind;
+    t->shard = shard;
+    t->number = number;
+    t->pause_us = PAUSE_MIN_US;
+    if (group != NULL) {
+        struct buf b = {0};
+        ctl_group_encode(&b, group);
+        enum err rc = ctl_group_decode(arena_copy(&t->arena, buf_slice(&b)),
+                                       &t->arena, &t->group);
+        CHECK(rc == ERR_OK);
+        buf_free(&b);
+    }
+    DL_APPEND(m->tasks, t);
+    return t;
+}
+
+static void task_free(struct skv_task *t)
+{
+    buf_free(&t->key);
+    buf_free(&t->next_key);
+    arena_free(&t->arena);
+    mem_free(t);
+}
+
+void skv_task_end(struct skv_task *t)
+{
+    struct skv_mover *m = t->mover;
+    DL_DELETE(m->tasks, t);
+    env_timer_stop(m->env, &t->timer);
+    if (t->net_call != 0) {
+        net_cancel(m->server->net, t->net_call);
+    }
+    t->dead = true;
+    if (!t->proposing) {
+        task_free(t);
+    }
+}
+
+void skv_tasks_stop(struct skv_mover *m)
+{
+    while (m->tasks != NULL) {
+        skv_task_end(m->tasks);
+    }
+}
+
+/* It ends, and somebody looks what else there is to do. */
+static void task_over(struct skv_task *t)
+{
+    struct skv_mover *m = t->mover;
+    skv_task_end(t);
+    skv_mover_refresh(m);
+}
+
+/* ---- pauses ---- */
+
+static void pause_over(struct env_timer *timer)
+{
+    struct skv_task *t =
+        (struct skv_task *)(void *)((char *)timer -
+                                    offsetof(struct skv_task, timer));
+    skv_task_start(t);
+}
+
+/* Half of it is random, so that groups that wait for one another do not do it
+ * in step. */
+static void task_pause(struct skv_task *t)
+{
+    struct env *env = t->mover->env;
+    uint64_t half = t->pause_us / 2;
+    t->pause_us =
+        t->pause_us * 2 < PAUSE_MAX_US ? t->pause_us * 2 : PAUSE_MAX_US;
+    t->timer.fire = pause_over;
+    env_timer_start(env, &t->timer, half + env_random(env) % (half + 1));
+}
+
+/* ---- commands ---- */
+
+static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply);
+
+static void task_propose(struct skv_task *t, struct bytes *command)
+{
+    t->proposing = true;
+    t->proposal = (struct rsm_proposal){.done = proposed};
+    rsm_propose(t->mover->server->rsm, &t->proposal, command);
+}
+
+static void pull_installed(struct skv_task *t)
+{
+    struct buf spare = t->key;
+    t->key = t->next_key;
+    t->offset = t->next_offset;
+    t->next_key = spare;
+    t->pause_us = PAUSE_MIN_US;
+    if (!t->last) {
+        pull_ask(t);
+        return;
+    }
+    t->finish = true;
+    task_propose(t,
+                 skv_command_step(SKV_COMMAND_INSTALLED, t->shard, t->number));
+}
+
+static void expire_done(struct skv_task *t, const struct skv_outcome *outcome)
+{
+    t->offset = outcome->next;
+    if (!outcome->more) {
+        t->shard++;
+        t->offset = 0;
+    }
+    expire_next(t);
+}
+
+/* The command was applied, and did what it says. */
+static void task_advance(struct skv_task *t, const struct skv_outcome *outcome)
+{
+    if (t->finish) {
+        task_over(t);
+        return;
+    }
+    switch (t->kind) {
+    case SKV_TASK_PULL: pull_installed(t); return;
+    case SKV_TASK_EXPIRE: expire_done(t, outcome); return;
+    case SKV_TASK_DROP:
+        if (outcome->more) {
+            skv_task_start(t);
+        } else {
+            task_over(t);
+        }
+        return;
+    case SKV_TASK_CONFIG:
+    case SKV_TASK_SETTLE: task_over(t); return;
+    }
+}
+
+static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
+{
+    struct skv_task *t =
+        (struct skv_task *)(void *)((char *)p -
+                                    offsetof(struct skv_task, proposal));
+    struct arena a = {0};
+    struct skv_outcome outcome = {0};
+    t->proposing = false;
+    if (t->dead) {
+        task_free(t);
+        return;
+    }
+    if (rc == ERR_OK) {
+        rc = skv_outcome_decode(reply, &a, &outcome);
+        CHECK(rc == ERR_OK); /* our own state machine's */
+        rc = (enum err)outcome.rc;
+    }
+    arena_free(&a);
+    if (rc == ERR_OK) {
+        task_advance(t, &outcome);
+    } else if (rc == ERR_BUSY && t->kind != SKV_TASK_CONFIG) {
+        t->finish = false;
+        task_pause(t);
+    } else {
+        /* Refused, as what has happened already is; or another leads. */
+        task_over(t);
+    }
+}
+
+/* ---- asking another group ---- */
+
+static bool task_address(const struct skv_task *t,
+                         char address[NET_ADDRESS_SIZE_MAX])
+{
+    if (t->group.servers_count == 0) {
+        return false;
+    }
+    struct slice from =
+        t->group.servers[t->server % t->group.servers_count].address;
+    if (from.size >= NET_ADDRESS_SIZE_MAX) {
+        return false;
+    }
+    memcpy(address, from.data, from.size);
+    address[from.size] = '\0';
+    return true;
+}
+
+static void task_call(struct skv_task *t, net_method method, struct buf *body,
+                      net_reply_fn *reply)
+{
+    char address[NET_ADDRESS_SIZE_MAX];
+    struct slice part = buf_slice(body);
+    if (task_address(t, address)) {
+        t->net_call = net_call(t->mover->server->net, address, method, &part, 1,
+                               CALL_MS, reply, t);
+    } else {
+        t->server++;
+        task_pause(t);
+    }
+    buf_free(body);
+}
+
+/* ERR_BUSY: the leader, and it is not ready. Else another may be the leader. */
+static void task_refused(struct skv_task *t, enum err rc)
+{
+    if (rc != ERR_BUSY && rc != ERR_INVALID) {
+        t->server++;
+    }
+    task_pause(t);
+}
+
+/* ---- a shard arrives ---- */
+
+static enum err pulled_check(const struct skv_task *t,
+                             const struct skv_pulled *p)
+{
+    if (p->next_key.size > SKV_STORE_KEY_SIZE_MAX) {
+        return ERR_CORRUPT;
+    }
+    for (uint32_t i = 0; i < p->records_count; i++) {
+        if (skv_record_check(&p->records[i], t->shard) != ERR_OK) {
+            return ERR_CORRUPT;
+        }
+    }
+    return ERR_OK;
+}
+
+static void pull_install(struct skv_task *t, const struct skv_pulled *p)
+{
+    buf_clear(&t->next_key);
+    buf_append(&t->next_key, p->next_key.data, p->next_key.size);
+    t->next_offset = p->next_offset;
+    t->last = p->last != 0;
+    if (p->records_count == 0) {
+        pull_installed(t);
+        return;
+    }
+    struct skv_install install = {.shard = t->shard,
+                                  .number = t->number,
+                                  .records = p->records,
+                                  .records_count = p->records_count};
+    task_propose(t, skv_command_install(&install));
+}
+
+static void pull_answered(void *arg, enum err rc, struct slice body)
+{
+    struct skv_task *t = arg;
+    struct arena a = {0};
+    struct skv_pulled pulled;
+    t->net_call = 0;
+    if (rc == ERR_OK) {
+        rc = skv_pulled_decode(body, &a, &pulled);
+    }
+    if (rc == ERR_OK) {
+        rc = pulled_check(t, &pulled);
+    }
+    if (rc == ERR_OK) {
+        pull_install(t, &pulled);
+    } else {
+        task_refused(t, rc);
+    }
+    arena_free(&a);
+}
+
+static void pull_ask(struct skv_task *t)
+{
+    struct buf b = {0};
+    struct skv_pull pull = {.shard = t->shard,
+                            .number = t->number,
+                            .key = buf_slice(&t->key),
+                            .offset = t->offset};
+    skv_pull_encode(&b, &pull);
+    task_call(t, SKV_METHOD_PULL, &b, pull_answered);
+}
+
+/* ---- its old owner learns of it ---- */
+
+static void settle_answered(void *arg, enum err rc, struct slice body)
+{
+    struct skv_task *t = arg;
+    struct arena a = {0};
+    struct skv_outcome outcome;
+    t->net_call = 0;
+    if (rc == ERR_OK) {
+        rc = skv_outcome_decode(body, &a, &outcome);
+    }
+    if (rc == ERR_OK) {
+        rc = err_from_wire(outcome.rc);
+    }
+    arena_free(&a);
+    if (rc != ERR_OK) {
+        task_refused(t, rc);
+        return;
+    }
+    t->finish = true;
+    task_propose(t, skv_command_step(SKV_COMMAND_SETTLED, t->shard, t->number));
+}
+
+static void settle_ask(struct skv_task *t)
+{
+    struct buf b = {0};
+    struct skv_step step = {.shard = t->shard, .number = t->number};
+    skv_step_encode(&b, &step);
+    task_call(t, SKV_METHOD_SETTLE, &b, settle_answered);
+}
+
+/* ---- idle sessions ---- */
+
+/* t->shard goes through all shards, t->offset through a shard's sessions. */
+static void expire_next(struct skv_task *t)
+{
+    const struct skv_picture *p = &t->mover->picture;
+    while (t->shard < p->shard_count &&
+           p->states[t->shard] != SKV_SHARD_SERVING) {
+        t->shard++;
+    }
+    if (t->shard >= p->shard_count) {
+        skv_task_end(t);
+        return;
+    }
+    task_propose(
+        t, skv_command_expire(env_wall_us(t->mover->env), t->shard, t->offset));
+}
+
+/* ---- starting, and again after a pause ---- */
+
+void skv_task_start_config(struct skv_task *t, const struct ctl_config *config)
+{
+    t->finish = true;
+    task_propose(t, skv_command_config(config));
+}
+
+void skv_task_start(struct skv_task *t)
+{
+    switch (t->kind) {
+    case SKV_TASK_PULL: pull_ask(t); return;
+    case SKV_TASK_SETTLE: settle_ask(t); return;
+    case SKV_TASK_DROP:
+        task_propose(t,
+                     skv_command_step(SKV_COMMAND_DROP, t->shard, t->number));
+        return;
+    case SKV_TASK_EXPIRE: expire_next(t); return;
+    case SKV_TASK_CONFIG: return;
+    }
+}
