@@ -4,6 +4,7 @@
 # make clean-cluster     forget the data too
 # make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
+# make planted           put known bugs in; the simulator must find each
 # make soak              the simulator until you stop it; failing seeds are kept
 # make bench             key/value and filesystem benchmarks, as JSON
 # make lint              layers, format, warnings
@@ -43,7 +44,7 @@ TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test unit sim soak bench lint up down clean-cluster clean help
+.PHONY: all deps test unit sim soak planted bench lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -58,7 +59,10 @@ $(LIB): $(LIB_SRC:%.c=$(OUT)/%.o)
 
 $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 	@mkdir -p $(@D)
-	@$(CC) $(LDFLAGS) $^ -o $@ -lcmocka $(LDLIBS)
+	@$(CC) $(LDFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ -lcmocka $(LDLIBS)
+
+$(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
+$(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
@@ -69,6 +73,26 @@ $(OUT)/%.o: %.c
 
 unit: $(UNIT)
 	@for t in $(UNIT); do echo "== $$t"; $$t || exit 1; done
+
+# One seed with its trace, or many.
+sim: $(OUT)/simulate
+	$(OUT)/simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
+	    $(if $(FIRST),--first $(FIRST)) $(if $(SCENARIO),--scenario $(SCENARIO))
+
+# Fresh seeds until you stop it. A check that fails ends the program, so it is
+# started again after that seed.
+soak: $(OUT)/simulate
+	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
+	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
+	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
+	    grep -hE 'FAILED|died of' build/soak.log > build/soak-failures.txt; \
+	    first=$$((first + 200)); \
+	done
+
+# Puts known bugs into copies of the tree, and shows that the simulator finds
+# them, and how many seeds that takes.
+planted:
+	tests/sim/planted.sh
 
 # One test: make RUN1 T=test_wal MODE=asan
 one: $(OUT)/unit/$(T)
