@@ -159,8 +159,8 @@ pid_t process_spawn(const char *const *argv, const char *log_file,
 {
     /* The option goes right behind the subcommand's name: options end at the
      * first word that is none. */
-    char *args[ARGS_MAX] = {"flotilla", (char *)(uintptr_t)argv[0],
-                            "--ready-fd", "3"};
+    static char program[] = "flotilla", option[] = "--ready-fd", fd[] = "3";
+    char *args[ARGS_MAX] = {program, (char *)(uintptr_t)argv[0], option, fd};
     for (uint32_t i = 1; argv[i] != NULL; i++) {
         CHECK(i < ARGS_MAX - 4);
         args[i + 3] = (char *)(uintptr_t)argv[i];

@@ -114,7 +114,8 @@ static bool mount_at(const struct cluster *c, const char *mountpoint)
                 mountpoint, strerror(errno));
         return false;
     }
-    char *args[] = {"mount", (char *)(uintptr_t)c->dir,
+    char command[] = "mount";
+    char *args[] = {command, (char *)(uintptr_t)c->dir,
                     (char *)(uintptr_t)mountpoint, NULL};
     return cmd_mount(3, args) == EXIT_DONE;
 }

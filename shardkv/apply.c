@@ -252,7 +252,11 @@ static bool only_reads(const struct skv_request *q)
 enum err skv_apply_read(struct skv_fsm *f, struct slice body, struct buf *out)
 {
     struct skv_request q;
-    enum err rc = skv_request_decode(body, &f->arena, &q);
+    enum err rc = skv_fsm_ready(f);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = skv_request_decode(body, &f->arena, &q);
     if (rc == ERR_OK) {
         rc = skv_request_check(&q);
     }

@@ -186,6 +186,10 @@ static enum err may_read(const struct skv_fsm *f, const struct skv_pull *pull)
 enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
                         struct buf *out, enum err *fault)
 {
+    *fault = skv_fsm_ready(f);
+    if (*fault != ERR_OK) {
+        return *fault;
+    }
     enum err refusal = may_read(f, pull);
     if (refusal == ERR_OK) {
         struct skv_name prefix = skv_name_shard(pull->shard);

@@ -1,7 +1,8 @@
 /* The state machine's side towards the rsm: entries in, answers out, snapshots.
  * All state is in the store; what is in memory beside it (configurations, the
  * states of shards, who has prepared what) is read from there at start and
- * after a snapshot. */
+ * after a snapshot: on the worker, as all that touches the store, so not before
+ * the worker's first call. */
 #include "shardkv/fsm_int.h"
 
 #include <inttypes.h>
@@ -136,6 +137,10 @@ static enum err op_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
                          uint32_t count)
 {
     struct skv_fsm *f = fsm_of(fsm);
+    enum err ready = skv_fsm_ready(f);
+    if (ready != ERR_OK) {
+        return ready;
+    }
     for (uint32_t i = 0; i < count; i++) {
         struct rsm_entry *e = &entries[i];
         CHECK(e->index == f->index + 1);
@@ -230,6 +235,7 @@ static enum err load(struct skv_fsm *f)
 {
     skv_shards_forget(f);
     f->store->ops->durable(f->store, &f->index, &f->term);
+    f->ready = false;
     enum err rc = load_clock(f);
     if (rc == ERR_OK) {
         rc = skv_shards_load(f);
@@ -241,7 +247,13 @@ static enum err load(struct skv_fsm *f)
                   "from a peer",
                   err_text(rc));
     }
+    f->ready = rc == ERR_OK;
     return rc;
+}
+
+enum err skv_fsm_ready(struct skv_fsm *f)
+{
+    return f->ready ? ERR_OK : load(f);
 }
 
 static enum err op_snap_install(struct rsm_fsm *fsm, struct snap_source *source,
@@ -263,19 +275,13 @@ static const struct rsm_fsm_ops fsm_ops = {
     .snap_install = op_snap_install,
 };
 
-enum err skv_fsm_new(struct skv_store *store, ctl_gid gid, struct skv_fsm **out)
+struct skv_fsm *skv_fsm_new(struct skv_store *store, ctl_gid gid)
 {
     struct skv_fsm *f = mem_alloc(sizeof *f);
     f->fsm.ops = &fsm_ops;
     f->store = store;
     f->gid = gid;
-    enum err rc = load(f);
-    if (rc != ERR_OK) {
-        skv_fsm_free(f);
-        return rc;
-    }
-    *out = f;
-    return ERR_OK;
+    return f;
 }
 
 void skv_fsm_free(struct skv_fsm *f)

@@ -142,6 +142,7 @@ struct skv_fsm {
     struct rsm_fsm fsm;
     struct skv_store *store; /* taken */
     ctl_gid gid;
+    bool ready;       /* what follows was read from the store */
     raft_index index; /* the last entry applied */
     raft_term term;
     uint64_t clock_us; /* replicated: the highest stamp seen */
@@ -157,9 +158,11 @@ struct skv_fsm {
     uint64_t generation; /* of configurations, shards and debts; atomic */
 };
 
-/* Takes the store on every way out. ERR_CORRUPT is logged. */
-MUST_USE enum err skv_fsm_new(struct skv_store *store, ctl_gid gid,
-                              struct skv_fsm **out);
+/* Takes the store, and does not touch it: that is the worker's. */
+struct skv_fsm *skv_fsm_new(struct skv_store *store, ctl_gid gid);
+/* Reads what is kept in memory, once. Called by everything on the worker that
+ * may come first. Failures are logged. */
+MUST_USE enum err skv_fsm_ready(struct skv_fsm *f);
 void skv_fsm_free(struct skv_fsm *f);
 /* Changes when a picture taken before may be out of date. Any thread. */
 uint64_t skv_fsm_generation(const struct skv_fsm *f);
@@ -337,7 +340,7 @@ struct skv_picture {
     uint32_t prepared_count;
     struct arena arena;
 };
-void skv_picture_take(struct skv_fsm *f, struct skv_picture *p);
+MUST_USE enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p);
 void skv_picture_free(struct skv_picture *p);
 
 /* ---- batches (batch.c) ---- */

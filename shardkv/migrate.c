@@ -133,7 +133,7 @@ static void take_run(struct rsm_read *rd)
     struct skv_mover *m =
         (struct skv_mover *)(void *)((char *)rd -
                                      offsetof(struct skv_mover, take));
-    skv_picture_take(m->server->fsm, &m->fresh);
+    m->take_rc = skv_picture_take(m->server->fsm, &m->fresh);
 }
 
 static void take_done(struct rsm_read *rd, enum err rc)
@@ -142,7 +142,7 @@ static void take_done(struct rsm_read *rd, enum err rc)
         (struct skv_mover *)(void *)((char *)rd -
                                      offsetof(struct skv_mover, take));
     m->taking = false;
-    if (rc != ERR_OK) {
+    if (rc != ERR_OK || m->take_rc != ERR_OK) {
         skv_picture_free(&m->fresh);
         return;
     }

@@ -41,8 +41,12 @@ static void take_prepared(struct skv_fsm *f, struct skv_picture *p)
     }
 }
 
-void skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
+enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
 {
+    enum err rc = skv_fsm_ready(f);
+    if (rc != ERR_OK) {
+        return rc;
+    }
     uint32_t count = f->config.shards_count;
     p->generation = skv_fsm_generation(f);
     p->number = f->config.number;
@@ -57,6 +61,7 @@ void skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
     take_debts(f, p);
     take_prepared(f, p);
     f->store->ops->usage(f->store, &p->keys, &p->bytes);
+    return ERR_OK;
 }
 
 void skv_picture_free(struct skv_picture *p)

@@ -265,13 +265,12 @@ enum err skv_server_new(const struct skv_server_config *config,
     s->env = config->env;
     s->net = config->net;
     s->started_us = env_now_us(s->env);
-    enum err rc = skv_fsm_new(config->store, config->gid, &s->fsm);
+    s->fsm = skv_fsm_new(config->store, config->gid);
+    enum err rc = start(s);
     if (rc != ERR_OK) {
-        goto free_server;
-    }
-    rc = start(s);
-    if (rc != ERR_OK) {
-        goto free_fsm;
+        skv_fsm_free(s->fsm);
+        mem_free(s);
+        return rc;
     }
     skv_mover_init(&s->mover, s);
     s->net->handler = handle;
@@ -282,12 +281,6 @@ enum err skv_server_new(const struct skv_server_config *config,
     skv_mover_lead(&s->mover, rsm_is_leader(s->rsm));
     *out = s;
     return ERR_OK;
-
-free_fsm:
-    skv_fsm_free(s->fsm);
-free_server:
-    mem_free(s);
-    return rc;
 }
 
 void skv_server_free(struct skv_server *s)

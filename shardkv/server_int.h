@@ -59,6 +59,7 @@ struct skv_mover {
     struct skv_picture picture; /* generation 0: none yet */
     struct skv_picture fresh;   /* being taken */
     struct rsm_read take;
+    enum err take_rc;
     bool taking;
     struct skv_task *tasks;
     bool polling;

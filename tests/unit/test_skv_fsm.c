@@ -7,7 +7,9 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/rng.h"
@@ -30,7 +32,8 @@ struct group {
 static void group_open(struct group *g, ctl_gid gid)
 {
     struct skv_store *s = skv_store_mem_open(&g->image);
-    assert_int_equal(skv_fsm_new(s, gid, &g->fsm), ERR_OK);
+    g->fsm = skv_fsm_new(s, gid);
+    assert_int_equal(skv_fsm_ready(g->fsm), ERR_OK);
     raft_term term = 0;
     g->index = g->fsm->fsm.ops->durable(&g->fsm->fsm, &term);
 }
@@ -1293,6 +1296,42 @@ static void a_snapshot_carries_everything(void **state)
     group_close(&b);
 }
 
+/* ---- threads ---- */
+
+static void *apply_and_checkpoint(void *arg)
+{
+    struct group *g = arg;
+    for (uint64_t i = 1; i <= 3; i++) {
+        append_as(g, i, ERR_WRONGGROUP);
+        checkpoint(g);
+    }
+    return NULL;
+}
+
+/* The store on disk belongs to the thread that first touches it: a checkpoint
+ * of the worker would wait for ever for a transaction begun by another. */
+static void the_store_is_left_to_the_worker(void **state)
+{
+    char dir[] = "/tmp/skv_fsm_XXXXXX";
+    struct skv_store *s = NULL;
+    struct group g = {0};
+    pthread_t worker;
+    raft_term term = 0;
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(skv_store_lmdb_open(dir, 64 << 20, &s), ERR_OK);
+    g.fsm = skv_fsm_new(s, 1);
+    assert_int_equal(g.fsm->fsm.ops->durable(&g.fsm->fsm, &term), 0);
+    assert_int_equal(pthread_create(&worker, NULL, apply_and_checkpoint, &g),
+                     0);
+    assert_int_equal(pthread_join(worker, NULL), 0);
+    assert_int_equal(g.fsm->fsm.ops->durable(&g.fsm->fsm, &term), 3);
+    group_close(&g);
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1331,6 +1370,7 @@ int main(void)
         cmocka_unit_test(a_session_with_a_vote_out_does_not_expire),
         cmocka_unit_test(the_same_log_gives_the_same_bytes),
         cmocka_unit_test(a_snapshot_carries_everything),
+        cmocka_unit_test(the_store_is_left_to_the_worker),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
