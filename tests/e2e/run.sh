@@ -124,18 +124,23 @@ check "a group leaves and joins under the files" shards_move
 
 # Lines that were acknowledged, one by one, while replicas die.
 acknowledged() {
-    local i=0
+    local i
+    i=$(cat "$W/acknowledged")
     while [ -e "$W/go" ]; do
         i=$((i + 1))
         echo "line $i" >>"$M/lines" || exit 1
         echo $i >"$W/acknowledged"
     done
 }
+echo 0 >"$W/acknowledged"
 lines_intact() {
     local n
     n=$(cat "$W/acknowledged")
     [ "$(awk '{print $2}' "$M/lines" | head -n "$n")" = "$(seq "$n")" ] &&
-        [ "$(sort "$M/lines" | uniq -d | wc -l)" = 0 ]
+        [ "$(sort "$M/lines" | uniq -d | wc -l)" = 0 ] && return
+    echo "$n lines were acknowledged; the file has $(wc -l <"$M/lines")"
+    diff <(seq "$n") <(awk '{print $2}' "$M/lines") | head -5
+    return 1
 }
 kill_minority() {
     touch "$W/go"
