@@ -273,8 +273,8 @@ static int serve_in_background(const struct mount_request *m)
     args[count++] = m->source;
     args[count++] = m->mountpoint;
     if (process_spawn(args, log, pid, SPAWN_MS, words, sizeof words) == 0) {
-        fprintf(stderr, "flotilla: %s is not mounted: %s\n", m->mountpoint,
-                words);
+        fprintf(stderr, "flotilla: %s is not mounted: %s (its log: %s)\n",
+                m->mountpoint, words, log);
         return EXIT_FAILED;
     }
     return EXIT_DONE;

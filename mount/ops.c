@@ -148,7 +148,10 @@ int mnt_run(const struct mnt_options *options, struct fs *fs)
         return 1;
     }
     if (fuse_session_mount(se, options->mountpoint) != 0) {
-        log_error("mount", "%s: cannot mount", options->mountpoint);
+        fprintf(stderr,
+                "flotilla: cannot mount at %s: the kernel or fusermount3 "
+                "refused; the lines before this one say why\n",
+                options->mountpoint);
         fuse_session_destroy(se);
         return 1;
     }

@@ -25,6 +25,12 @@ static enum err device_check(char why[MNT_WHY_SIZE])
                  "SYS_ADMIN");
         return ERR_IO;
     }
+    if (access("/dev/fuse", R_OK | W_OK) != 0) {
+        snprintf(why, MNT_WHY_SIZE,
+                 "this user may not open /dev/fuse: run `chmod 666 /dev/fuse` "
+                 "as root, as udev does elsewhere, or mount as root");
+        return ERR_ACCESS;
+    }
     return ERR_OK;
 }
 
