@@ -1,17 +1,24 @@
 # make                   build the program, build/release/flotilla
-# make up                install what is missing, build, start a cluster, mount it at MNT (./mnt)
+# make up                install what is missing, build, start a cluster, mount it at MNT (./mnt);
+#                        PORT=n: another first port (7100 and the eight after it)
 # make down              unmount and stop it; the data stays in CLUSTER (./cluster)
 # make clean-cluster     forget the data too
 # make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
+# make planted           put known bugs in; the simulator must find each
 # make soak              the simulator until you stop it; failing seeds are kept
-# make bench             key/value and filesystem benchmarks, as JSON
+# make bench             the key/value store beside etcd, as a table
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
 # make clean             remove build/
 # MODE=release|debug|asan|tsan builds any target in another mode, in build/MODE
 .DEFAULT_GOAL := all
 SHELL := /bin/bash
+
+CLUSTER ?= cluster
+MNT     ?= mnt
+PORT    ?= 7100
+PROGRAM := build/release/flotilla
 
 MODE ?= release
 OUT  := build/$(MODE)
@@ -43,7 +50,7 @@ TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test unit sim soak bench lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim soak planted bench lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -58,7 +65,10 @@ $(LIB): $(LIB_SRC:%.c=$(OUT)/%.o)
 
 $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 	@mkdir -p $(@D)
-	@$(CC) $(LDFLAGS) $^ -o $@ -lcmocka $(LDLIBS)
+	@$(CC) $(LDFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ -lcmocka $(LDLIBS)
+
+$(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
+$(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
@@ -68,16 +78,63 @@ $(OUT)/%.o: %.c
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
 
 unit: $(UNIT)
-	@for t in $(UNIT); do echo "== $$t"; $$t || exit 1; done
 
-# One test: make RUN1 T=test_wal MODE=asan
+# One seed with its trace, or many.
+sim: $(OUT)/simulate
+	$(OUT)/simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
+	    $(if $(FIRST),--first $(FIRST)) $(if $(SCENARIO),--scenario $(SCENARIO))
+
+# Fresh seeds until you stop it. A check that fails ends the program, so it is
+# started again after that seed.
+soak: $(OUT)/simulate
+	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
+	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
+	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
+	    grep -hE 'FAILED|died of' build/soak.log > build/soak-failures.txt; \
+	    first=$$((first + 200)); \
+	done
+
+# Puts known bugs into copies of the tree, and shows that the simulator finds
+# them, and how many seeds that takes.
+planted:
+	tests/sim/planted.sh
+
+# One unit test: make one T=test_wal MODE=asan
 one: $(OUT)/unit/$(T)
 	$(OUT)/unit/$(T)
 
+deps:
+	@tests/lib/install.sh $(PACKAGES)
+
+test-deps:
+	@tests/lib/install.sh $(PACKAGES) $(TEST_PACKAGES)
+
+# The parts are built by a make of their own, after their packages are there.
+up: deps
+	@$(MAKE) -s -j2 all
+	@$(PROGRAM) up --cluster $(CLUSTER) --mount $(MNT) --port $(PORT)
+
+down:
+	@if [ -x $(PROGRAM) ]; then $(PROGRAM) down --cluster $(CLUSTER); \
+	else echo "nothing was built here, so nothing runs"; fi
+
+clean-cluster: down
+	@rm -rf $(CLUSTER)
+	@rmdir $(MNT) 2>/dev/null || true
+
+# RUN=name runs what has that in its name: RUN=lint, RUN=test_raft, RUN=sim, RUN=e2e
+test: test-deps
+	@RUN='$(RUN)' tests/run.sh
+
+bench: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/kv.sh
+
 lint:
 	tests/lint/layers.sh
-	@command -v clang-format-14 >/dev/null && clang-format-14 --dry-run -Werror \
-	    $$(git ls-files '*.c' '*.h') || { echo "make lint: format differs, or no clang-format-14"; exit 1; }
+	@command -v clang-format-14 >/dev/null || { echo "make lint: no clang-format-14: run make test-deps as root"; exit 1; }
+	clang-format-14 --dry-run -Werror $$(git ls-files '*.c' '*.h')
+	docs/messages.sh | diff -u docs/messages.md - # else: docs/messages.sh > docs/messages.md
 
 clean:
 	rm -rf build

@@ -102,6 +102,7 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
         .heartbeat_ms = c->heartbeat_ms,
         .election_min_ms = c->election_min_ms,
         .election_max_ms = c->election_max_ms,
+        .append_size_max = c->append_size_max,
         .hard_state = rec->hard_state,
         .snapshot_index = rec->start_index,
         .snapshot_term = rec->start_term,

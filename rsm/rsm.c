@@ -254,6 +254,11 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
     raft_status(r->raft, &status->raft);
 }
 
+const struct raft *rsm_raft(const struct rsm *r)
+{
+    return r->raft;
+}
+
 /* --- Life */
 
 static void set_defaults(struct rsm_config *c)

@@ -84,6 +84,7 @@ struct rsm_config {
     size_t wal_segment_size;                                 /* 0: 64 MiB */
     size_t checkpoint_size_max; /* log bytes between checkpoints; 0: 32 MiB */
     uint32_t checkpoint_ms_max; /* time between; 0: 5000 */
+    size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
     /* On the loop. `leader`: this replica can propose from now on, or no
      * longer. `applied`: another batch went through apply(). May be NULL. */
@@ -161,5 +162,7 @@ struct rsm_status {
     uint32_t proposals_waiting;
 };
 void rsm_status(const struct rsm *r, struct rsm_status *status);
+/* The core, for tests that look at its log. */
+const struct raft *rsm_raft(const struct rsm *r);
 
 #endif

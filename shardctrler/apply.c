@@ -124,8 +124,8 @@ static enum err change_execute(struct ctl_state *s, struct arena *a,
     return rc;
 }
 
-/* Invariant 2. `*known` is NULL when the change must not be made, and then the
- * answer is `*changed`. */
+/* Invariant 2. NULL when the change must not be made, and then the answer is
+ * `*changed`. */
 static struct ctl_session *change_admit(struct ctl_state *s,
                                         const struct ctl_change *c,
                                         struct ctl_changed *changed)
@@ -195,8 +195,8 @@ static uint32_t mount_place(const struct ctl_state *s, uint64_t session)
 
 static void mount_release(struct ctl_mounted *m)
 {
-    mem_free((void *)(uintptr_t)m->mount.host.data);
-    mem_free((void *)(uintptr_t)m->mount.path.data);
+    ctl_text_disown(m->mount.host);
+    ctl_text_disown(m->mount.path);
 }
 
 static void mount_remove(struct ctl_state *s, uint32_t at)
@@ -205,15 +205,6 @@ static void mount_remove(struct ctl_state *s, uint32_t at)
     s->mount_count--;
     memmove(&s->mounts[at], &s->mounts[at + 1],
             (s->mount_count - at) * sizeof *s->mounts);
-}
-
-static struct slice text_own(struct slice from)
-{
-    uint8_t *copy = mem_alloc(from.size);
-    if (from.size > 0) {
-        memcpy(copy, from.data, from.size);
-    }
-    return slice_of(copy, from.size);
 }
 
 static enum err mount_set(struct ctl_state *s, const struct ctl_mount *m)
@@ -242,8 +233,8 @@ static enum err mount_set(struct ctl_state *s, const struct ctl_mount *m)
         s->mount_count++;
     }
     s->mounts[at] = (struct ctl_mounted){.mount = *m, .heard_us = s->clock_us};
-    s->mounts[at].mount.host = text_own(m->host);
-    s->mounts[at].mount.path = text_own(m->path);
+    s->mounts[at].mount.host = ctl_text_own(m->host);
+    s->mounts[at].mount.path = ctl_text_own(m->path);
     return ERR_OK;
 }
 

@@ -57,11 +57,19 @@ MSG_STRUCT(ctl_peer, CTL_PEER_FIELDS);
     F(U8, role)                                                                \
     F(U64, term)                                                               \
     F(U64, leader)                                                             \
-    F(U64, first_index) F(U64, last_index) F(U64, commit) F(U64, applied)      \
-        F(U64, durable) F(U64, config_number) F(U64, pid) F(U64, uptime_ms)    \
-            F(U64, keys) F(U64, bytes) F(U64, certificate_end_s)               \
-                F(BYTES, problem) /* words, empty when all is well */          \
-        F(LIST, ctl_peer, peers, 16)
+    F(U64, first_index)                                                        \
+    F(U64, last_index)                                                         \
+    F(U64, commit)                                                             \
+    F(U64, applied)                                                            \
+    F(U64, durable)                                                            \
+    F(U64, config_number)                                                      \
+    F(U64, pid)                                                                \
+    F(U64, uptime_ms)                                                          \
+    F(U64, keys)                                                               \
+    F(U64, bytes)                                                              \
+    F(U64, certificate_end_s)                                                  \
+    F(BYTES, problem) /* words, empty when all is well */                      \
+    F(LIST, ctl_peer, peers, 16)
 MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
 
 struct ctl_client;

@@ -108,6 +108,10 @@ MUST_USE enum err ctl_state_query(const struct ctl_state *s, uint64_t number,
                                   struct buf *out);
 void ctl_state_list_mounts(const struct ctl_state *s, struct buf *out);
 
+/* A copy on the heap, and its end. */
+struct slice ctl_text_own(struct slice from);
+void ctl_text_disown(struct slice own);
+
 /* The text of a mount within its limits? Asked before it is proposed, too. */
 MUST_USE enum err ctl_mount_check(const struct ctl_mount *m);
 

@@ -37,6 +37,20 @@ enum {
     HEADER_SIZE = 24
 };
 
+struct slice ctl_text_own(struct slice from)
+{
+    uint8_t *copy = mem_alloc(from.size);
+    if (from.size > 0) {
+        memcpy(copy, from.data, from.size);
+    }
+    return slice_of(copy, from.size);
+}
+
+void ctl_text_disown(struct slice own)
+{
+    mem_free((void *)(uintptr_t)own.data);
+}
+
 void ctl_state_init(struct ctl_state *s)
 {
     *s = (struct ctl_state){0};
@@ -47,8 +61,8 @@ void ctl_state_init(struct ctl_state *s)
 void ctl_state_fini(struct ctl_state *s)
 {
     for (uint32_t i = 0; i < s->mount_count; i++) {
-        mem_free((void *)(uintptr_t)s->mounts[i].mount.host.data);
-        mem_free((void *)(uintptr_t)s->mounts[i].mount.path.data);
+        ctl_text_disown(s->mounts[i].mount.host);
+        ctl_text_disown(s->mounts[i].mount.path);
     }
     ctl_history_fini(&s->history);
     mem_free(s->sessions);
@@ -112,15 +126,6 @@ static enum err stored_check(const struct ctl_stored *stored)
     return blank && stored->history.size > 0 ? ERR_CORRUPT : ERR_OK;
 }
 
-static struct slice slice_own(struct slice from)
-{
-    uint8_t *copy = mem_alloc(from.size);
-    if (from.size > 0) {
-        memcpy(copy, from.data, from.size);
-    }
-    return slice_of(copy, from.size);
-}
-
 static void state_take(struct ctl_state *s, const struct ctl_stored *stored,
                        const struct ctl_history *history)
 {
@@ -139,8 +144,8 @@ static void state_take(struct ctl_state *s, const struct ctl_stored *stored,
     for (uint32_t i = 0; i < s->mount_count; i++) {
         struct ctl_mounted *m = &s->mounts[i];
         *m = stored->mounts[i];
-        m->mount.host = slice_own(m->mount.host);
-        m->mount.path = slice_own(m->mount.path);
+        m->mount.host = ctl_text_own(m->mount.host);
+        m->mount.path = ctl_text_own(m->mount.path);
     }
 }
 

@@ -215,7 +215,6 @@ enum err skv_client_run(struct skv_client *c, struct skv_txn *txn)
     struct skv_call call;
     call_init(&call, c);
     call.txn = txn;
-    txn->arg = NULL;
     enum err rc = call_submit(&call);
     if (rc != ERR_OK) {
         return txn_refuse(txn, rc);

@@ -142,25 +142,43 @@ static enum err commit_write(struct skv_call *c)
     return rc;
 }
 
+/* The vote's reply stays: its clerk may not have heard it yet, when somebody
+ * else decided, and asks again for the results by the same PREPARE. */
+static enum err commit_remember(struct skv_call *c)
+{
+    enum skv_use use;
+    struct buf vote = {0};
+    enum err rc = skv_use_find(c, &use, &vote);
+    if (rc == ERR_OK) {
+        rc = skv_use_replace(c, SKV_USE_COMMITTED,
+                             slice_of(vote.data + 1, vote.size - 1));
+    }
+    buf_free(&vote);
+    return rc;
+}
+
+static enum err abort_remember(struct skv_call *c)
+{
+    skv_answer_code(c->fsm, ERR_ABORTED);
+    return skv_use_replace(c, SKV_USE_ABORTED, buf_slice(&c->fsm->reply));
+}
+
 enum err skv_commit_finish(struct skv_call *c, struct skv_prepared *p)
 {
-    enum skv_use use = SKV_USE_ABORTED;
+    bool commits = c->request->phase == SKV_COMMIT;
     enum err rc = ERR_OK;
     if (c->request->phase == SKV_RESOLVE) {
         skv_answer_code(c->fsm, ERR_OK);
         return ERR_OK;
     }
-    if (c->request->phase == SKV_COMMIT) {
-        use = SKV_USE_COMMITTED;
+    if (commits) {
         rc = commit_write(c);
     }
     if (rc == ERR_OK) {
         rc = skv_prepared_remove(c, p);
     }
     if (rc == ERR_OK) {
-        skv_answer_code(c->fsm,
-                        use == SKV_USE_COMMITTED ? ERR_OK : ERR_ABORTED);
-        rc = skv_use_replace(c, use, buf_slice(&c->fsm->reply));
+        rc = commits ? commit_remember(c) : abort_remember(c);
     }
     skv_answer_code(c->fsm, ERR_OK);
     return rc;

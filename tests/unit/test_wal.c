@@ -464,7 +464,7 @@ static struct buf *last_file(struct faultdisk *d)
 static void append_text(struct wal *w, raft_index first,
                         const char *const *text, uint32_t count)
 {
-    struct raft_entry entries[4];
+    struct raft_entry entries[4] = {0};
     for (uint32_t i = 0; i < count; i++) {
         entries[i] = (struct raft_entry){
             .term = 1,

@@ -1,0 +1,227 @@
+#!/bin/bash
+# The main job on real processes, TLS and a real mount, as a user would do it;
+# then machines die under it. Needs a built program and root or fusermount3.
+set -u
+cd "$(dirname "$0")/../.."
+F=$PWD/build/release/flotilla
+W=$(mktemp -d /tmp/flotilla-e2e.XXXXXX)
+C=$W/cluster M=$W/mnt M2=$W/second PORT=$((20000 + RANDOM % 10000))
+passed=0 failed=0
+cleanup() {
+    [ -n "${load:-}" ] && kill "$load" 2>/dev/null
+    "$F" down --cluster "$C" >/dev/null 2>&1
+    umount -l "$M" 2>/dev/null
+    umount -l "$M2" 2>/dev/null
+    rm -rf "$W"
+}
+trap cleanup EXIT
+trap 'exit 1' INT TERM
+
+check() { # check NAME COMMAND...
+    local name=$1
+    shift
+    if "$@" >"$W/out" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok   $name"
+    else
+        failed=$((failed + 1))
+        echo "FAIL $name"
+        sed 's/^/     /' "$W/out" | tail -15
+    fi
+}
+pid_of() { cut -d' ' -f1 "$C/run/$1.pid"; }
+up() { "$F" up --cluster "$C" --mount "$M" --port $PORT; }
+
+check "up makes a cluster and mounts it" up
+check "up again is harmless" up
+
+echo_and_cat() {
+    echo hello >"$M/a" && echo more >>"$M/a" &&
+        [ "$(cat "$M/a")" = "hello
+more" ] && ls -la "$M" | grep -q ' 11 .* a$'
+}
+check "echo > and >> and cat" echo_and_cat
+names() {
+    mkdir "$M/d" && mv "$M/a" "$M/d/b" && ln "$M/d/b" "$M/c" &&
+        ln -s c "$M/s" && [ "$(cat "$M/s")" = "hello
+more" ] && [ "$(stat -c %h "$M/c")" = 2 ] && rm "$M/c" &&
+        truncate -s 3 "$M/d/b" && [ "$(cat "$M/d/b")" = hel ] &&
+        [ "$(stat -c %h "$M/d/b")" = 1 ] && ! cat "$M/s"
+}
+check "mkdir mv ln ln -s rm truncate" names
+
+# One Put and one Append in the log of the file's group, and nothing else.
+commits() { "$F" status --cluster "$C" --json |
+    python3 -c 'import json, sys
+print(sum(r["commit"] for r in json.load(sys.stdin)["replicas"]
+          if r["group"] != 0 and r["role"] == "leader"))'; }
+one_entry_each() {
+    echo x >"$M/one"
+    local before after
+    before=$(commits) && echo hello >"$M/one" && after=$(commits) &&
+        [ $((after - before)) = 1 ] && before=$after &&
+        echo more >>"$M/one" && after=$(commits) &&
+        [ $((after - before)) = 1 ] && before=$after &&
+        cat "$M/one" >/dev/null && after=$(commits) && [ "$after" = "$before" ]
+}
+check "echo > is one entry, echo >> one, cat none" one_entry_each
+
+big_file() {
+    head -c 64M /dev/urandom >"$W/big" && cp "$W/big" "$M/big" &&
+        cmp "$W/big" "$M/big" && rm "$M/big"
+}
+check "cp of 64 MiB and cmp" big_file
+tree() {
+    tar cf "$W/tree.tar" --exclude=.git --exclude=build . &&
+        mkdir "$W/tree" "$M/tree" && tar xf "$W/tree.tar" -C "$W/tree" &&
+        tar xf "$W/tree.tar" -C "$M/tree" && diff -r "$W/tree" "$M/tree"
+}
+check "tar xf of a source tree and diff -r" tree
+git_clone() {
+    git init -q "$W/repo" && cp -r "$W/tree/." "$W/repo" &&
+        git -C "$W/repo" add -A &&
+        git -C "$W/repo" -c user.name=t -c user.email=t@t commit -qm one &&
+        git clone -q "$W/repo" "$M/clone" && git -C "$M/clone" fsck &&
+        [ -z "$(git -C "$M/clone" status --porcelain)" ]
+}
+check "git clone, git fsck" git_clone
+second_mount() {
+    mkdir "$M2" && "$F" mount "$C" "$M2" && diff -r "$W/tree" "$M2/tree" &&
+        echo there >"$M2/x" && [ "$(cat "$M/x")" = there ]
+}
+check "a second mount sees all of it" second_mount
+
+appends_from_two() {
+    (for i in $(seq 200); do echo "one $i" >>"$M/log" || exit 1; done) &
+    (for i in $(seq 200); do echo "two $i" >>"$M2/log" || exit 1; done) &
+    wait %1 && wait %2 && [ "$(sort -u "$M/log" | wc -l)" = 400 ] &&
+        [ "$(grep '^one' "$M/log" | awk '{print $2}')" = "$(seq 200)" ]
+}
+check "appends from two mounts never overwrite" appends_from_two
+
+status_works() {
+    "$F" status --cluster "$C" | grep -q 'all is well' &&
+        "$F" status --cluster "$C" --json | python3 -c 'import json, sys
+s = json.load(sys.stdin)
+assert len(s["replicas"]) == 9 and len(s["mounts"]) == 2 and not s["problems"]
+assert sum(g["shards"] for g in s["groups"]) == s["shards"]'
+}
+check "status, also as JSON" status_works
+kv_works() {
+    "$F" kv --cluster "$C" put k red && "$F" kv --cluster "$C" append k dish &&
+        [ "$("$F" kv --cluster "$C" get k)" = reddish ] &&
+        "$F" kv --cluster "$C" delete k && ! "$F" kv --cluster "$C" get k
+}
+check "kv put append get delete" kv_works
+shards_move() {
+    "$F" shards --cluster "$C" leave 2 && diff -r "$W/tree" "$M/tree" &&
+        "$F" shards --cluster "$C" join \
+            "2=127.0.0.1:$((PORT + 6)),127.0.0.1:$((PORT + 7)),127.0.0.1:$((PORT + 8))" &&
+        diff -r "$W/tree" "$M/tree" &&
+        ! "$F" shards --cluster "$C" leave 1 2
+}
+check "a group leaves and joins under the files" shards_move
+
+# Lines that were acknowledged, one by one, while replicas die.
+acknowledged() {
+    local i
+    i=$(cat "$W/acknowledged")
+    while [ -e "$W/go" ]; do
+        i=$((i + 1))
+        echo "line $i" >>"$M/lines" || exit 1
+        echo $i >"$W/acknowledged"
+    done
+}
+echo 0 >"$W/acknowledged"
+lines_intact() {
+    local n
+    n=$(cat "$W/acknowledged")
+    [ "$(awk '{print $2}' "$M/lines" | head -n "$n")" = "$(seq "$n")" ] &&
+        [ "$(sort "$M/lines" | uniq -d | wc -l)" = 0 ] && return
+    echo "$n lines were acknowledged; the file has $(wc -l <"$M/lines")"
+    diff <(seq "$n") <(awk '{print $2}' "$M/lines") | head -5
+    return 1
+}
+kill_minority() {
+    touch "$W/go"
+    acknowledged &
+    load=$!
+    local round r before
+    for round in 1 2 3; do
+        sleep 1
+        kill -9 "$(pid_of ctl-$round)" "$(pid_of g1-$round)" \
+            "$(pid_of g2-$round)" || return 1
+        before=$(cat "$W/acknowledged")
+        for r in $(seq 100); do
+            sleep 0.1
+            [ "$(cat "$W/acknowledged")" -gt $((before + 20)) ] && break
+        done
+        [ "$r" -lt 100 ] || { echo "no progress after the kill"; return 1; }
+        "$F" status --cluster "$C" && { echo "status saw nothing"; return 1; }
+        up || return 1
+    done
+    rm "$W/go"
+    wait $load || { echo "a write failed"; return 1; }
+    load=
+    echo "acknowledged: $(cat "$W/acknowledged")"
+    lines_intact
+}
+check "kill -9 of one replica of each group, three times, mid-write" kill_minority
+kill_all() {
+    local name
+    touch "$W/go"
+    acknowledged &
+    load=$!
+    sleep 1
+    for name in ctl-1 ctl-2 ctl-3 g1-1 g1-2 g1-3 g2-1 g2-2 g2-3; do
+        kill -9 "$(pid_of $name)"
+    done
+    up || return 1
+    sleep 1
+    rm "$W/go"
+    wait $load || { echo "a write failed"; return 1; }
+    load=
+    lines_intact && diff -r "$W/tree" "$M/tree"
+}
+check "kill -9 of everything, then up" kill_all
+dead_mount() {
+    kill -9 "$(cut -d' ' -f1 "$C"/run/mount*second.pid)" &&
+        "$F" mount "$C" "$M2" && diff -r "$W/tree" "$M2/tree"
+}
+check "a killed mount is mounted over again" dead_mount
+down_up() {
+    "$F" down --cluster "$C" && ! mountpoint -q "$M" && ! mountpoint -q "$M2" &&
+        ! pgrep -f "$C" && up && lines_intact && diff -r "$W/tree" "$M/tree"
+}
+check "down keeps the data, up brings it back" down_up
+wrong_usage() {
+    "$F" nonsense; [ $? = 2 ] || return 1
+    "$F" kv get; [ $? = 2 ] || return 1
+    "$F" status --cluster "$W/none"; [ $? = 1 ] || return 1
+    for c in up down server mount umount status kv shards certs bench; do
+        "$F" $c --help | grep -q '^usage: flotilla' || return 1
+    done
+}
+check "usage, exit statuses, --help" wrong_usage
+port_in_use() {
+    "$F" up --cluster "$W/other" --no-mount --port $PORT 2>"$W/err"
+    [ $? = 1 ] && [ "$(grep -c '^flotilla: port .* in use' "$W/err")" = 1 ] &&
+        [ "$(wc -l <"$W/err")" = 1 ] && [ ! -e "$W/other" ]
+}
+check "a port in use is one clear line, and nothing is made" port_in_use
+occupied() {
+    mkdir "$W/full" && touch "$W/full/file" &&
+        ! "$F" mount "$C" "$W/full" 2>"$W/err" &&
+        grep -q 'not empty' "$W/err" && [ "$(wc -l <"$W/err")" = 1 ] &&
+        ! "$F" up --cluster "$W/other" --mount "$M" --port $PORT 2>"$W/err" &&
+        grep -q 'mounted there already' "$W/err" && [ "$(wc -l <"$W/err")" = 1 ]
+}
+check "an occupied mount point is one clear line" occupied
+garbage() {
+    head -c 100000 /dev/urandom >"/dev/tcp/127.0.0.1/$((PORT + 3))"
+    echo still >"$M/garbage" && [ "$(cat "$M/garbage")" = still ]
+}
+check "garbage on a port disturbs nobody" garbage
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

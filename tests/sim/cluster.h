@@ -1,0 +1,165 @@
+/* A whole cluster in a simulated world: controllers, groups, clerks and an
+ * administrator, the faults that a plan makes them suffer, and the checks:
+ *
+ *  after each event   verify.c: Raft's invariants on what the nodes hold and
+ * say at the end         every operation is answered once all is healed
+ * (liveness), the histories are linearizable, a group's replicas agree
+ */
+#ifndef TESTS_SIM_CLUSTER_H
+#define TESTS_SIM_CLUSTER_H
+
+#include "shardctrler/server.h"
+#include "shardkv/client.h"
+#include "shardkv/server.h"
+#include "tests/sim/disk.h"
+#include "tests/sim/net.h"
+
+enum {
+    SIM_CONTROLLERS = 3,
+    SIM_GROUPS_MAX = 3,
+    SIM_REPLICAS_MAX = 5,
+    SIM_CLERKS_MAX = 6,
+    SIM_KEYS_MAX = 24,
+};
+
+/* What may happen, per mille of the faults drawn. */
+enum fault {
+    FAULT_CRASH,        /* a server dies, and comes back soon */
+    FAULT_CRASH_LEADER, /* as soon as it has sent a little */
+    FAULT_CRASH_ALL,    /* every server of a group at once */
+    FAULT_POWER,        /* dies inside a later call to its disk */
+    FAULT_SYNC,         /* a sync fails: it must die of it */
+    FAULT_PARTITION,    /* the nodes in two halves */
+    FAULT_ONE_WAY,      /* some links, in one direction */
+    FAULT_LEADER_CUT,   /* a leader alone, or with a minority */
+    FAULT_MEND,
+    FAULT_PAUSE,   /* a process stands still */
+    FAULT_SLOW,    /* a slow disk */
+    FAULT_CLOCK,   /* a wall clock jumps */
+    FAULT_WEATHER, /* loss, delay, duplicates: worse or better */
+    FAULT_ADMIN,   /* a group joins or leaves, a shard moves */
+    FAULT_CLERK,   /* a clerk's process dies; another starts */
+    FAULTS
+};
+
+struct plan {
+    const char *scenario;
+    uint64_t fault_low_us, fault_high_us; /* time between faults */
+    uint32_t weights[FAULTS];
+    uint32_t groups, replicas, shards, clerks, keys;
+    uint64_t duration_us; /* of the time of faults */
+    size_t checkpoint_size_max, wal_segment_size, log_keep_size,
+        append_size_max;
+    bool unreliable; /* the net loses one message in ten all the time */
+    bool pairs;      /* transactions over two keys */
+};
+
+/* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.
+ */
+bool plan_make(struct plan *p, uint64_t seed, const char *scenario);
+void plan_print_names(void);
+
+enum node_kind { NODE_CONTROLLER, NODE_SERVER, NODE_CLERK, NODE_ADMIN };
+
+struct node {
+    struct cluster *cluster;
+    enum node_kind kind;
+    uint32_t number; /* of the wire */
+    uint32_t gid;
+    raft_id id; /* in its group */
+    struct sim_env env;
+    struct net *net;
+    struct sim_disk *disk;
+    struct skv_mem_image image;
+    struct skv_store *store;
+    struct ctl_replica *ctl;
+    struct skv_server *skv;
+    struct ctl_client *admin;
+    struct skv_clerk *clerk;
+    bool doomed; /* a fault was planted that it must die of */
+    uint32_t deaths;
+    /* verify.c: what it said and held, over all its lives */
+    uint64_t seen_life;
+    raft_index seen_commit; /* compared up to here, in this life */
+    raft_term promised;     /* the highest term it acted in towards others */
+    bool led;
+    raft_term led_term;
+};
+
+/* verify.c */
+struct verify;
+/* workload.c */
+struct workload;
+
+struct cluster {
+    struct sim_world *world;
+    struct plan plan;
+    struct sim_wire *wire;
+    struct node nodes[SIM_NODES_MAX];
+    uint32_t node_count;
+    uint32_t clerk_first; /* nodes[clerk_first ...] are clerks */
+    struct verify *verify;
+    struct workload *workload;
+    bool healed;      /* no more faults */
+    uint32_t hunted;  /* bit gid: the next leader is to die */
+    bool admin_busy;  /* a change is under way */
+    uint32_t changes; /* asked of the controllers, and answered */
+    uint32_t joined;  /* bit gid: it is in the configuration */
+    uint32_t faults[FAULTS];
+};
+
+struct result {
+    bool failed;
+    char failure[512];
+    uint64_t hash;
+    uint64_t events;
+    uint64_t virtual_us;
+    uint64_t messages;
+    uint32_t operations, unknown;
+    uint32_t changes, crashes, snapshots, elections;
+    raft_index committed;
+};
+
+/* One whole run; prints the tail of the trace when it fails. */
+void simulate_run(uint64_t seed, const char *scenario, bool verbose,
+                  struct result *out);
+
+/* ---- cluster.c ---- */
+void node_start(struct node *n);
+void node_crash(struct node *n, const char *why);
+void node_restart_later(struct node *n, uint64_t delay_us);
+bool node_is_server(const struct node *n); /* a replica of any group */
+/* NULL while it is down. */
+struct rsm *node_rsm(const struct node *n);
+struct node *cluster_leader(struct cluster *c, uint32_t gid);
+
+/* ---- faults.c ---- */
+void faults_begin(struct cluster *c);
+void faults_leader_seen(struct node *n);
+void faults_heal(struct cluster *c); /* all at once, for good */
+void admin_join_first(struct cluster *c);
+
+/* ---- verify.c ---- */
+struct verify *verify_new(struct cluster *c);
+void verify_free(struct verify *v);
+void verify_after(struct verify *v, struct node *n); /* an event touched it */
+void verify_message(struct verify *v, uint32_t from, net_method method,
+                    struct slice body);
+/* The replicas of each group hold the same; false: not yet. */
+bool verify_replicas_agree(struct cluster *c);
+void verify_describe(struct cluster *c); /* into the trace */
+uint32_t verify_elections(const struct verify *v);
+raft_index verify_committed(const struct verify *v);
+
+/* ---- workload.c ---- */
+struct workload *workload_new(struct cluster *c);
+void workload_free(struct workload *w);
+void workload_clerk_started(struct workload *w, struct node *clerk);
+void workload_stop(struct workload *w); /* finish what runs; begin no more */
+bool workload_idle(const struct workload *w);
+void workload_read_all(struct workload *w, struct node *clerk);
+void workload_describe(struct workload *w); /* what is not answered */
+void workload_check(struct workload *w);
+uint32_t workload_operations(const struct workload *w, uint32_t *unknown);
+
+#endif

@@ -1,0 +1,417 @@
+/* What goes wrong, and when: one fault after another, each drawn from the
+ * plan's weights, until the heal. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "tests/sim/cluster.h"
+
+#define MS     UINT64_C(1000)
+#define SECOND UINT64_C(1000000)
+
+static struct node *any_server(struct cluster *c)
+{
+    uint32_t servers = SIM_CONTROLLERS + c->plan.groups * c->plan.replicas;
+    return &c->nodes[sim_between(c->world, 0, servers - 1)];
+}
+
+/* A server, more often one that leads. */
+static struct node *pick_server(struct cluster *c)
+{
+    struct node *n = any_server(c);
+    struct node *leader = cluster_leader(c, n->gid);
+    return leader != NULL && sim_chance(c->world, 400) ? leader : n;
+}
+
+static uint32_t down_in_group(struct cluster *c, uint32_t gid)
+{
+    uint32_t down = 0;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        down += node_is_server(n) && n->gid == gid && n->env.dead;
+    }
+    return down;
+}
+
+/* ---- crashes ---- */
+
+static void crash(struct cluster *c)
+{
+    struct node *n = pick_server(c);
+    /* A second one down stops the group: seldom, or nothing gets done. */
+    if (n->env.dead ||
+        (down_in_group(c, n->gid) > 0 && !sim_chance(c->world, 250))) {
+        return;
+    }
+    node_crash(n, "killed");
+    node_restart_later(n, sim_delay(c->world, 20 * MS, 4 * SECOND));
+}
+
+/* The paper's figure 8 needs leaders that die while their entries are on some
+ * disks only: so wait for the next leader, and leave it some milliseconds. */
+static void crash_leader_now(void *arg)
+{
+    struct node *n = arg;
+    if (n->env.dead || n->cluster->healed) {
+        return;
+    }
+    node_crash(n, "killed as leader");
+    node_restart_later(n, sim_delay(n->cluster->world, 20 * MS, 3 * SECOND));
+}
+
+static void crash_leader(struct cluster *c)
+{
+    struct node *n = any_server(c);
+    if (down_in_group(c, n->gid) > c->plan.replicas / 2) {
+        return;
+    }
+    c->hunted |= 1u << n->gid;
+    struct node *leader = cluster_leader(c, n->gid);
+    if (leader != NULL) {
+        crash_leader_now(leader);
+    }
+}
+
+void faults_leader_seen(struct node *n)
+{
+    struct cluster *c = n->cluster;
+    if ((c->hunted >> n->gid & 1) != 0 && !c->healed) {
+        c->hunted &= ~(1u << n->gid);
+        sim_after(c->world, sim_delay(c->world, 0, 30 * MS), crash_leader_now,
+                  n);
+    }
+}
+
+static void crash_all(struct cluster *c)
+{
+    uint32_t gid = any_server(c)->gid;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (node_is_server(n) && n->gid == gid && !n->env.dead) {
+            node_crash(n, "power cut of the whole group");
+            node_restart_later(n, sim_delay(c->world, 20 * MS, 2 * SECOND));
+        }
+    }
+}
+
+static void power(struct cluster *c)
+{
+    struct node *n = pick_server(c);
+    if (!n->env.dead && down_in_group(c, n->gid) == 0) {
+        n->doomed = true;
+        sim_disk_die_after(n->disk, (uint32_t)sim_between(c->world, 1, 40));
+    }
+}
+
+static void sync_fault(struct cluster *c)
+{
+    struct node *n = pick_server(c);
+    if (!n->env.dead && down_in_group(c, n->gid) == 0) {
+        n->doomed = true;
+        sim_trace(c->world, "n%u: its next sync fails", n->number);
+        sim_disk_fail_sync(n->disk);
+    }
+}
+
+static void clerk_crash(struct cluster *c)
+{
+    struct node *n =
+        &c->nodes[sim_between(c->world, c->clerk_first, c->node_count - 1)];
+    if (!n->env.dead) {
+        node_crash(n, "clerk killed");
+        node_restart_later(n, sim_between(c->world, 10 * MS, SECOND));
+    }
+}
+
+/* ---- the net ---- */
+
+static void cut_both(struct cluster *c, uint32_t a, uint32_t b)
+{
+    sim_wire_cut(c->wire, a, b, true);
+    sim_wire_cut(c->wire, b, a, true);
+}
+
+static void partition(struct cluster *c)
+{
+    uint64_t side = rng_next(&c->world->rng);
+    for (uint32_t a = 0; a < c->node_count; a++) {
+        for (uint32_t b = 0; b < a; b++) {
+            if ((side >> a & 1) != (side >> b & 1)) {
+                cut_both(c, a, b);
+            }
+        }
+    }
+    sim_trace(c->world, "partition %016" PRIx64, side);
+}
+
+static void one_way(struct cluster *c)
+{
+    uint32_t per_mille = (uint32_t)sim_between(c->world, 20, 200);
+    for (uint32_t a = 0; a < c->node_count; a++) {
+        for (uint32_t b = 0; b < c->node_count; b++) {
+            if (a != b && sim_chance(c->world, per_mille)) {
+                sim_wire_cut(c->wire, a, b, true);
+            }
+        }
+    }
+    sim_trace(c->world, "cut one way, %u per mille of the links", per_mille);
+}
+
+/* The old leader may keep the clients: it must not answer their reads. */
+static void leader_cut(struct cluster *c)
+{
+    struct node *leader = cluster_leader(c, any_server(c)->gid);
+    if (leader == NULL) {
+        return;
+    }
+    bool keeps_others = sim_chance(c->world, 500);
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        bool same_group = node_is_server(n) && n->gid == leader->gid;
+        if (n != leader && (same_group || !keeps_others)) {
+            cut_both(c, n->number, leader->number);
+        }
+    }
+    sim_trace(c->world, "n%u, leader of group %u, is cut off%s", leader->number,
+              leader->gid, keeps_others ? ", but not from clients" : "");
+}
+
+static void mend(struct cluster *c)
+{
+    sim_trace(c->world, "all links mended");
+    sim_wire_mend(c->wire);
+}
+
+static void fair_weather(struct cluster *c)
+{
+    *sim_wire_weather(c->wire) = (struct sim_weather){
+        .delay_low_us = 50,
+        .delay_high_us = c->plan.unreliable ? 27000 : 2000,
+        .loss_per_mille = c->plan.unreliable ? 100 : 0,
+    };
+}
+
+static void weather(struct cluster *c)
+{
+    struct sim_world *w = c->world;
+    struct sim_weather *we = sim_wire_weather(c->wire);
+    fair_weather(c);
+    if (sim_chance(w, 300)) {
+        sim_trace(w, "fair weather");
+        return;
+    }
+    we->delay_high_us = sim_between(w, 2, 200) * MS;
+    we->loss_per_mille = (uint32_t)sim_delay(w, 0, 400);
+    we->twice_per_mille = (uint32_t)sim_delay(w, 0, 200);
+    we->late_per_mille = (uint32_t)sim_delay(w, 0, 200);
+    we->late_us = sim_between(w, 100 * MS, 3 * SECOND);
+    sim_trace(w,
+              "weather: delay up to %" PRIu64 " us, lost %u, twice %u, late %u "
+              "per mille",
+              we->delay_high_us, we->loss_per_mille, we->twice_per_mille,
+              we->late_per_mille);
+}
+
+/* ---- slowness ---- */
+
+static void pause_node(struct cluster *c)
+{
+    struct node *n = pick_server(c);
+    if (!n->env.dead) {
+        uint64_t time_us = sim_between(c->world, 100 * MS, 3 * SECOND);
+        n->env.paused_until_us = c->world->now_us + time_us;
+        sim_trace(c->world, "n%u stands still for %" PRIu64 " us", n->number,
+                  time_us);
+    }
+}
+
+static void slow(struct cluster *c)
+{
+    struct node *n = pick_server(c);
+    n->env.slow_until_us =
+        c->world->now_us + sim_between(c->world, SECOND, 4 * SECOND);
+    sim_trace(c->world, "n%u has a slow disk", n->number);
+}
+
+static void clock_jump(struct cluster *c)
+{
+    struct node *n = pick_server(c);
+    n->env.wall_offset_us = (int64_t)sim_between(c->world, 0, 7200 * SECOND) -
+                            (int64_t)(3600 * SECOND);
+    sim_trace(c->world, "n%u: its wall clock jumps", n->number);
+}
+
+/* ---- configurations ---- */
+
+struct request {
+    struct cluster *cluster;
+    uint8_t kind;
+    uint32_t gid;
+    uint32_t shard;
+};
+
+static void admin_send(struct request *r);
+
+static void admin_again(void *arg)
+{
+    admin_send(arg);
+}
+
+static void admin_done(void *arg, enum err rc, uint64_t number)
+{
+    struct request *r = arg;
+    struct cluster *c = r->cluster;
+    sim_trace(c->world, "change %u of group %u: %s, configuration %" PRIu64,
+              r->kind, r->gid, err_name(rc), number);
+    if (rc == ERR_CLOSED) {
+        mem_free(r); /* the administrator's process ends */
+        return;
+    }
+    if (r->kind == CTL_JOIN && (rc == ERR_OK || rc == ERR_EXISTS)) {
+        c->joined |= 1u << r->gid;
+    } else if (r->kind == CTL_LEAVE && (rc == ERR_OK || rc == ERR_NOTFOUND)) {
+        c->joined &= ~(1u << r->gid);
+    }
+    c->changes += rc == ERR_OK;
+    if (c->joined == 0) {
+        sim_after_taking(c->world, 10 * MS, admin_again, r);
+        return;
+    }
+    c->admin_busy = false;
+    mem_free(r);
+}
+
+static void admin_send(struct request *r)
+{
+    struct cluster *c = r->cluster;
+    struct node *admin = &c->nodes[c->clerk_first - 1];
+    struct ctl_server servers[SIM_REPLICAS_MAX];
+    char addresses[SIM_REPLICAS_MAX][NET_ADDRESS_SIZE_MAX];
+    struct ctl_group group = {.gid = r->gid, .servers = servers};
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n->kind == NODE_SERVER && n->gid == r->gid) {
+            uint32_t at = group.servers_count++;
+            sim_net_address(n->number, addresses[at]);
+            servers[at] = (struct ctl_server){
+                .id = n->id, .address = slice_text(addresses[at])};
+        }
+    }
+    struct ctl_owner gone = {.gid = r->gid};
+    struct ctl_change change = {
+        .kind = r->kind,
+        .join = &group,
+        .join_count = r->kind == CTL_JOIN ? 1 : 0,
+        .leave = &gone,
+        .leave_count = r->kind == CTL_LEAVE ? 1 : 0,
+        .move_shard = r->kind == CTL_MOVE ? r->shard : 0,
+        .move_gid = r->kind == CTL_MOVE ? r->gid : 0,
+    };
+    c->admin_busy = true;
+    ctl_client_change(admin->admin, &change, 30000, admin_done, r);
+}
+
+static void admin_request(struct cluster *c, enum ctl_change_kind kind,
+                          uint32_t gid)
+{
+    struct request *r = mem_alloc(sizeof *r);
+    r->cluster = c;
+    r->kind = (uint8_t)kind;
+    r->gid = gid;
+    r->shard = (uint32_t)sim_between(c->world, 0, c->plan.shards - 1);
+    sim_trace(c->world, "asks for change %u of group %u, shard %u", kind, gid,
+              r->shard);
+    admin_send(r);
+}
+
+void admin_join_first(struct cluster *c)
+{
+    admin_request(c, CTL_JOIN,
+                  (uint32_t)sim_between(c->world, 1, c->plan.groups));
+}
+
+static void admin(struct cluster *c)
+{
+    if (c->admin_busy) {
+        return;
+    }
+    uint32_t gid = (uint32_t)sim_between(c->world, 1, c->plan.groups);
+    bool joined = (c->joined >> gid & 1) != 0;
+    bool alone = (c->joined & (c->joined - 1)) == 0;
+    if (!joined) {
+        admin_request(c, CTL_JOIN, gid);
+    } else if (!alone && sim_chance(c->world, 400)) {
+        admin_request(c, CTL_LEAVE, gid);
+    } else {
+        admin_request(c, CTL_MOVE, gid);
+    }
+}
+
+/* ---- one after another ---- */
+
+static void (*const acts[FAULTS])(struct cluster *c) = {
+    [FAULT_CRASH] = crash,         [FAULT_CRASH_LEADER] = crash_leader,
+    [FAULT_CRASH_ALL] = crash_all, [FAULT_POWER] = power,
+    [FAULT_SYNC] = sync_fault,     [FAULT_PARTITION] = partition,
+    [FAULT_ONE_WAY] = one_way,     [FAULT_LEADER_CUT] = leader_cut,
+    [FAULT_MEND] = mend,           [FAULT_PAUSE] = pause_node,
+    [FAULT_SLOW] = slow,           [FAULT_CLOCK] = clock_jump,
+    [FAULT_WEATHER] = weather,     [FAULT_ADMIN] = admin,
+    [FAULT_CLERK] = clerk_crash,
+};
+
+static enum fault draw(struct cluster *c)
+{
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < FAULTS; i++) {
+        sum += c->plan.weights[i];
+    }
+    uint64_t at = sim_between(c->world, 0, sum - 1);
+    uint32_t fault = 0;
+    while (at >= c->plan.weights[fault]) {
+        at -= c->plan.weights[fault++];
+    }
+    return (enum fault)fault;
+}
+
+static void next_fault(void *arg)
+{
+    struct cluster *c = arg;
+    if (c->healed) {
+        return;
+    }
+    enum fault fault = draw(c);
+    c->faults[fault]++;
+    acts[fault](c);
+    sim_after(c->world,
+              sim_delay(c->world, c->plan.fault_low_us, c->plan.fault_high_us),
+              next_fault, c);
+}
+
+void faults_begin(struct cluster *c)
+{
+    fair_weather(c);
+    sim_after(c->world, c->plan.fault_low_us, next_fault, c);
+}
+
+void faults_heal(struct cluster *c)
+{
+    c->healed = true;
+    c->plan.unreliable = false;
+    sim_wire_mend(c->wire);
+    fair_weather(c);
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n->env.paused_until_us > c->world->now_us) {
+            n->env.paused_until_us = 0;
+        }
+        n->env.slow_until_us = 0;
+        if (n->env.dead) {
+            node_start(n);
+        }
+        if (n->disk != NULL) {
+            sim_disk_calm(n->disk);
+        }
+        n->doomed = false;
+    }
+}

@@ -1,0 +1,144 @@
+/* What a seed stands for: the size of the cluster and which faults it meets. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "tests/sim/cluster.h"
+
+#define MS UINT64_C(1000)
+
+struct scenario {
+    const char *name;
+    uint64_t low_us, high_us;
+    uint32_t weights[FAULTS];
+};
+
+static const struct scenario scenarios[] = {
+    {"calm", 500 * MS, 2000 * MS, {[FAULT_ADMIN] = 1}},
+    {"crash",
+     100 * MS,
+     3000 * MS,
+     {[FAULT_CRASH] = 6,
+      [FAULT_CRASH_ALL] = 1,
+      [FAULT_POWER] = 3,
+      [FAULT_PAUSE] = 1,
+      [FAULT_CLERK] = 1}},
+    {"leaders",
+     10 * MS,
+     1500 * MS,
+     {[FAULT_CRASH_LEADER] = 8,
+      [FAULT_LEADER_CUT] = 2,
+      [FAULT_MEND] = 3,
+      [FAULT_WEATHER] = 1}},
+    {"reads",
+     50 * MS,
+     1000 * MS,
+     {[FAULT_PAUSE] = 5,
+      [FAULT_LEADER_CUT] = 5,
+      [FAULT_MEND] = 5,
+      [FAULT_CLERK] = 4}},
+    {"net",
+     50 * MS,
+     1500 * MS,
+     {[FAULT_PARTITION] = 3,
+      [FAULT_ONE_WAY] = 3,
+      [FAULT_LEADER_CUT] = 3,
+      [FAULT_MEND] = 4,
+      [FAULT_WEATHER] = 3}},
+    {"disk",
+     100 * MS,
+     2000 * MS,
+     {[FAULT_POWER] = 6,
+      [FAULT_SYNC] = 2,
+      [FAULT_SLOW] = 3,
+      [FAULT_CRASH_ALL] = 1,
+      [FAULT_WEATHER] = 1}},
+    {"shards",
+     50 * MS,
+     1500 * MS,
+     {[FAULT_ADMIN] = 8,
+      [FAULT_CRASH] = 3,
+      [FAULT_WEATHER] = 1,
+      [FAULT_MEND] = 1,
+      [FAULT_PARTITION] = 1,
+      [FAULT_CLERK] = 1}},
+    {"slow",
+     100 * MS,
+     2000 * MS,
+     {[FAULT_PAUSE] = 5,
+      [FAULT_SLOW] = 4,
+      [FAULT_CLOCK] = 2,
+      [FAULT_WEATHER] = 2,
+      [FAULT_ADMIN] = 1}},
+    {"all",
+     30 * MS,
+     2000 * MS,
+     {[FAULT_CRASH] = 4,
+      [FAULT_CRASH_LEADER] = 2,
+      [FAULT_CRASH_ALL] = 1,
+      [FAULT_POWER] = 4,
+      [FAULT_SYNC] = 1,
+      [FAULT_PARTITION] = 2,
+      [FAULT_ONE_WAY] = 2,
+      [FAULT_LEADER_CUT] = 3,
+      [FAULT_MEND] = 6,
+      [FAULT_PAUSE] = 3,
+      [FAULT_SLOW] = 2,
+      [FAULT_CLOCK] = 1,
+      [FAULT_WEATHER] = 4,
+      [FAULT_ADMIN] = 6,
+      [FAULT_CLERK] = 2}},
+};
+enum { SCENARIOS = sizeof scenarios / sizeof *scenarios };
+
+void plan_print_names(void)
+{
+    for (uint32_t i = 0; i < SCENARIOS; i++) {
+        printf(" %s", scenarios[i].name);
+    }
+    printf("\n");
+}
+
+/* Half of all seeds: everything at once. */
+static const struct scenario *scenario_of(struct rng *rng, const char *name)
+{
+    uint64_t draw = rng_below(rng, 2 * SCENARIOS);
+    if (name == NULL) {
+        return &scenarios[draw < SCENARIOS ? draw : SCENARIOS - 1];
+    }
+    for (uint32_t i = 0; i < SCENARIOS; i++) {
+        if (strcmp(scenarios[i].name, name) == 0) {
+            return &scenarios[i];
+        }
+    }
+    return NULL;
+}
+
+bool plan_make(struct plan *p, uint64_t seed, const char *name)
+{
+    struct rng rng = {.state = seed ^ 0x706c616e};
+    const struct scenario *s = scenario_of(&rng, name);
+    if (s == NULL) {
+        return false;
+    }
+    memset(p, 0, sizeof *p);
+    p->scenario = s->name;
+    p->fault_low_us = s->low_us;
+    p->fault_high_us = s->high_us;
+    memcpy(p->weights, s->weights, sizeof p->weights);
+    p->groups = (uint32_t)rng_between(&rng, 1, SIM_GROUPS_MAX);
+    p->replicas = rng_chance(&rng, 200) ? 5 : 3;
+    p->shards = (uint32_t)rng_between(&rng, 1, 12);
+    p->clerks = (uint32_t)rng_between(&rng, 2, 5);
+    p->keys = 2 * (uint32_t)rng_between(&rng, 1, 6);
+    p->duration_us = rng_between(&rng, 8000 * MS, 40000 * MS);
+    p->checkpoint_size_max = rng_chance(&rng, 600)   ? 4096
+                             : rng_chance(&rng, 500) ? 65536
+                                                     : 0;
+    p->wal_segment_size = rng_chance(&rng, 500) ? 16384 : 262144;
+    p->log_keep_size = rng_chance(&rng, 500) ? 1 : 8192;
+    p->append_size_max = rng_chance(&rng, 300) ? 1 : 0; /* one entry each */
+    p->unreliable = rng_chance(&rng, 250);
+    p->pairs = rng_chance(&rng, 600);
+    return true;
+}

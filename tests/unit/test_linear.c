@@ -1,0 +1,241 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "tests/linear/linear.h"
+
+#define STEPS 1000000
+
+static struct linear_op op_of(enum linear_kind kind, uint64_t call,
+                              uint64_t ret, const char *text)
+{
+    struct linear_op op = {.call = call, .ret = ret, .part_count = 1};
+    op.parts[0].kind = kind;
+    op.parts[0].exists = text != NULL;
+    op.parts[0].data = text != NULL ? slice_text(text) : slice_of(NULL, 0);
+    return op;
+}
+
+static struct linear_op put(uint64_t call, uint64_t ret, const char *text)
+{
+    return op_of(LINEAR_PUT, call, ret, text);
+}
+
+static struct linear_op get(uint64_t call, uint64_t ret, const char *text)
+{
+    return op_of(LINEAR_GET, call, ret, text);
+}
+
+static struct linear_op append(uint64_t call, uint64_t ret, const char *text,
+                               uint64_t at)
+{
+    struct linear_op op = op_of(LINEAR_APPEND, call, ret, text);
+    op.parts[0].number = at;
+    return op;
+}
+
+static struct linear_op unknown(struct linear_op op)
+{
+    op.unknown = true;
+    return op;
+}
+
+static enum linear_verdict check(const struct linear_op *ops, uint32_t count)
+{
+    struct buf why = {0};
+    enum linear_verdict verdict = linear_check(ops, count, STEPS, &why);
+    buf_free(&why);
+    return verdict;
+}
+
+#define CHECK_HISTORY(expected, ...)                                           \
+    do {                                                                       \
+        struct linear_op ops[] = {__VA_ARGS__};                                \
+        assert_int_equal(check(ops, sizeof ops / sizeof *ops), expected);      \
+    } while (0)
+
+static void sequential_histories(void **state)
+{
+    (void)state;
+    CHECK_HISTORY(LINEAR_OK, get(1, 2, NULL), put(3, 4, "a"), get(5, 6, "a"),
+                  append(7, 8, "b", 1), get(9, 10, "ab"));
+    /* A stale read: the put had returned before the get began. */
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, "a"), put(3, 4, "b"), get(5, 6, "a"));
+    /* A key never written has no value; an empty one has. */
+    CHECK_HISTORY(LINEAR_BAD, get(1, 2, ""));
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, ""), get(3, 4, NULL));
+}
+
+static void appends_are_there_once_and_in_order(void **state)
+{
+    (void)state;
+    /* Lost. */
+    CHECK_HISTORY(LINEAR_BAD, append(1, 2, "a", 0), append(3, 4, "b", 1),
+                  get(5, 6, "a"));
+    CHECK_HISTORY(LINEAR_BAD, append(1, 2, "a", 0), append(3, 4, "b", 1),
+                  get(5, 6, "b"));
+    /* Twice. */
+    CHECK_HISTORY(LINEAR_BAD, append(1, 2, "a", 0), get(3, 4, "aa"));
+    CHECK_HISTORY(LINEAR_BAD, unknown(append(1, 2, "a", 0)), get(3, 4, "aa"));
+    /* Reordered against real time. */
+    CHECK_HISTORY(LINEAR_BAD, append(1, 2, "a", 0), append(3, 4, "b", 1),
+                  get(5, 6, "ba"));
+    /* Said to be where it is not. */
+    CHECK_HISTORY(LINEAR_BAD, append(1, 2, "a", 1), get(3, 4, "a"));
+}
+
+static void concurrent_operations_may_go_either_way(void **state)
+{
+    (void)state;
+    CHECK_HISTORY(LINEAR_OK, append(1, 10, "a", 1), append(1, 10, "b", 0),
+                  get(11, 12, "ba"));
+    CHECK_HISTORY(LINEAR_OK, put(1, 10, "a"), get(2, 3, NULL), get(4, 5, "a"));
+    /* Two readers that disagree about the order. */
+    CHECK_HISTORY(LINEAR_BAD, put(1, 10, "a"), put(1, 10, "b"), get(2, 3, "a"),
+                  get(4, 5, "b"), get(6, 7, "a"));
+    /* Seen, then not seen. */
+    CHECK_HISTORY(LINEAR_BAD, put(1, 10, "a"), get(2, 3, "a"), get(4, 5, NULL));
+    /* Equal times overlap. */
+    CHECK_HISTORY(LINEAR_OK, put(1, 2, "a"), get(2, 3, NULL));
+}
+
+static void without_an_answer_any_time_later_or_never(void **state)
+{
+    (void)state;
+    CHECK_HISTORY(LINEAR_OK, unknown(put(1, 2, "a")), get(3, 4, NULL));
+    CHECK_HISTORY(LINEAR_OK, unknown(put(1, 2, "a")), get(3, 4, NULL),
+                  get(5, 6, NULL), get(7, 8, "a"));
+    CHECK_HISTORY(LINEAR_BAD, unknown(put(1, 2, "a")), get(3, 4, "a"),
+                  get(5, 6, NULL));
+    /* Not before it was called. */
+    CHECK_HISTORY(LINEAR_BAD, get(1, 2, "a"), unknown(put(3, 4, "a")));
+    /* Only an append without an answer explains where the next one landed. */
+    CHECK_HISTORY(LINEAR_OK, unknown(append(1, 2, "aa", 0)),
+                  append(3, 4, "b", 2), put(5, 6, "c"), get(7, 8, "c"));
+    CHECK_HISTORY(LINEAR_OK, unknown(get(1, 2, "z")), put(3, 4, "a"));
+}
+
+static struct linear_op both(enum linear_kind kind, uint64_t call, uint64_t ret,
+                             const char *first, const char *second)
+{
+    struct linear_op op = op_of(kind, call, ret, first);
+    struct linear_op other = op_of(kind, call, ret, second);
+    op.parts[1] = other.parts[0];
+    op.parts[1].key = 1;
+    op.part_count = 2;
+    return op;
+}
+
+static void two_keys_change_together(void **state)
+{
+    (void)state;
+    CHECK_HISTORY(LINEAR_OK, both(LINEAR_PUT, 1, 9, "a", "b"),
+                  both(LINEAR_GET, 2, 3, NULL, NULL),
+                  both(LINEAR_GET, 4, 5, "a", "b"));
+    /* Half of it. */
+    CHECK_HISTORY(LINEAR_BAD, both(LINEAR_PUT, 1, 9, "a", "b"),
+                  both(LINEAR_GET, 2, 3, "a", NULL));
+    CHECK_HISTORY(LINEAR_BAD, unknown(both(LINEAR_PUT, 1, 9, "a", "b")),
+                  get(2, 3, "a"), both(LINEAR_GET, 4, 5, "a", NULL));
+}
+
+static struct linear_op append_if(uint64_t call, uint64_t ret, uint64_t length,
+                                  const char *text, bool conflict)
+{
+    struct linear_op op = append(call, ret, text, length);
+    op.parts[1] = op.parts[0];
+    op.parts[0] =
+        (struct linear_part){.kind = LINEAR_CMP_LENGTH, .number = length};
+    op.part_count = 2;
+    op.conflict = conflict;
+    return op;
+}
+
+static void compares_are_true_or_refuse(void **state)
+{
+    (void)state;
+    CHECK_HISTORY(LINEAR_OK, put(1, 2, "a"), append_if(3, 4, 1, "b", false),
+                  append_if(5, 6, 1, "c", true), get(7, 8, "ab"));
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, "a"), append_if(3, 4, 1, "b", true));
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, "a"), append_if(3, 4, 1, "b", true),
+                  get(7, 8, "ab"));
+    /* Both of two rivals succeeded. */
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, "a"), append_if(3, 9, 1, "b", false),
+                  append_if(3, 9, 1, "c", false));
+}
+
+static void no_budget_is_no_answer(void **state)
+{
+    (void)state;
+    struct linear_op ops[24];
+    for (uint32_t i = 0; i < 23; i++) {
+        static const char letters[23][2] = {
+            "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l",
+            "m", "n", "o", "p", "q", "r", "s", "t", "u", "v", "w"};
+        ops[i] = put(1, 100, letters[i]);
+    }
+    ops[23] = get(101, 102, "z");
+    struct buf why = {0};
+    assert_int_equal(linear_check(ops, 24, 10000, &why), LINEAR_BUDGET);
+    buf_free(&why);
+}
+
+/* Histories made by a register that behaves: all must pass; then one read is
+ * changed to an older value: must fail. */
+static void made_histories(void **state)
+{
+    (void)state;
+    struct rng rng = {.state = 7};
+    for (uint32_t round = 0; round < 200; round++) {
+        struct arena arena = {0};
+        struct buf value = {0};
+        struct linear_op ops[60];
+        uint64_t time = 10;
+        uint32_t last_append = 0;
+        for (uint32_t i = 0; i < 60; i++) {
+            uint64_t call = time - rng_below(&rng, 8);
+            uint64_t ret = time + rng_below(&rng, 8);
+            if (rng_chance(&rng, 500)) {
+                ops[i] = op_of(LINEAR_GET, call, ret, "");
+                ops[i].parts[0].data = arena_copy(&arena, buf_slice(&value));
+                ops[i].parts[0].exists = last_append > 0;
+            } else {
+                uint8_t *token = arena_alloc(&arena, 2);
+                token[0] = (uint8_t)i;
+                token[1] = 0xff;
+                ops[i] = append(call, ret, "", value.size);
+                ops[i].parts[0].data = slice_of(token, 2);
+                buf_append(&value, token, 2);
+                last_append = i + 1;
+            }
+            time += 3;
+        }
+        assert_int_equal(check(ops, 60), LINEAR_OK);
+        ops[59] = op_of(LINEAR_GET, time + 100, time + 101, "");
+        ops[59].parts[0].exists = value.size > 2;
+        ops[59].parts[0].data =
+            slice_of(value.data, value.size - (last_append == 60 ? 4 : 2));
+        assert_int_equal(check(ops, 60), LINEAR_BAD);
+        buf_free(&value);
+        arena_free(&arena);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sequential_histories),
+        cmocka_unit_test(appends_are_there_once_and_in_order),
+        cmocka_unit_test(concurrent_operations_may_go_either_way),
+        cmocka_unit_test(without_an_answer_any_time_later_or_never),
+        cmocka_unit_test(two_keys_change_together),
+        cmocka_unit_test(compares_are_true_or_refuse),
+        cmocka_unit_test(no_budget_is_no_answer),
+        cmocka_unit_test(made_histories),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
