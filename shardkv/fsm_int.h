@@ -341,6 +341,9 @@ struct skv_picture {
     struct arena arena;
 };
 MUST_USE enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p);
+/* Shards in that state. */
+uint32_t skv_picture_count(const struct skv_picture *p,
+                           enum skv_shard_state state);
 void skv_picture_free(struct skv_picture *p);
 
 /* ---- batches (batch.c) ---- */

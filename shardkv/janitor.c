@@ -2,11 +2,16 @@
  * stay for ever, and the session that could tell how they ended would expire
  * elsewhere meanwhile (session.c, 4). So the leader looks at its shards' now
  * and then, as somebody would who needs the keys: the clerk's own resolver
- * (clerk_resolve.c) finishes what is still there when it looks again. */
+ * (clerk_resolve.c) finishes what is still there when it looks again.
+ *
+ * The clerk speaks for others' sessions only and opens none of its own, so
+ * nothing of it can expire. When the group's lead is lost it is freed with
+ * all it has under way: what it has asked may still be done, as COMMIT, ABORT
+ * and RESOLVE may come twice and from many, and the next leader looks again. */
 #include "shardkv/clerk_int.h"
 #include "shardkv/server_int.h"
 
-enum { JANITOR_INTERVAL_US = 5000000 };
+enum { JANITOR_INTERVAL_US = 2000000 };
 
 static void janitor_look(struct skv_mover *m)
 {
@@ -19,6 +24,7 @@ static void janitor_look(struct skv_mover *m)
         m->clerk = skv_clerk_new(m->env, m->server->net, c->controllers,
                                  c->controller_count);
     }
+    /* Without a configuration it knows no shard; it will at the next look. */
     for (uint32_t i = 0; m->clerk->has_config && i < p->prepared_count; i++) {
         skv_holder_seen(m->clerk, p->prepared[i]);
     }

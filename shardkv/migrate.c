@@ -153,15 +153,6 @@ static void take_run(struct rsm_read *rd)
     m->take_rc = skv_picture_take(m->server->fsm, &m->fresh);
 }
 
-static uint32_t count_state(const struct skv_picture *p, uint8_t state)
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < p->shard_count; i++) {
-        count += p->states[i] == state;
-    }
-    return count;
-}
-
 static void say_what_changed(const struct skv_mover *m)
 {
     const struct skv_picture *p = &m->fresh;
@@ -171,9 +162,9 @@ static void say_what_changed(const struct skv_mover *m)
                  "group=%u configuration=%" PRIu64
                  " serving=%u arriving=%u leaving=%u",
                  (unsigned)m->server->config.gid, p->number,
-                 (unsigned)count_state(p, SKV_SHARD_SERVING),
-                 (unsigned)count_state(p, SKV_SHARD_PULLING),
-                 (unsigned)count_state(p, SKV_SHARD_FROZEN));
+                 (unsigned)skv_picture_count(p, SKV_SHARD_SERVING),
+                 (unsigned)skv_picture_count(p, SKV_SHARD_PULLING),
+                 (unsigned)skv_picture_count(p, SKV_SHARD_FROZEN));
     }
 }
 

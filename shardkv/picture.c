@@ -2,7 +2,9 @@
  * copy, taken there between two entries whenever its generation has changed. */
 #include "shardkv/fsm_int.h"
 
-enum { PREPARED_SHOWN = 16 };
+/* Of a shard, in the order of their names: those that live come and go, so
+ * each that stays is among the first some time. */
+enum { PREPARED_SHOWN = 64 };
 
 static void group_copy(struct arena *a, const struct ctl_group *from,
                        struct ctl_group *to)
@@ -70,6 +72,16 @@ enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
     take_prepared(f, p);
     f->store->ops->usage(f->store, &p->keys, &p->bytes);
     return ERR_OK;
+}
+
+uint32_t skv_picture_count(const struct skv_picture *p,
+                           enum skv_shard_state state)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < p->shard_count; i++) {
+        count += p->states[i] == state;
+    }
+    return count;
 }
 
 void skv_picture_free(struct skv_picture *p)
