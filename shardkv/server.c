@@ -86,15 +86,17 @@ static bool is_surely_away(const struct skv_server *s, uint16_t shard)
 {
     const struct skv_picture *p = &s->mover.picture;
     return p->generation != 0 && p->generation == skv_fsm_generation(s->fsm) &&
-           (shard >= p->shard_count || p->states[shard] != SKV_SHARD_SERVING);
+           !skv_picture_serves(p, shard);
 }
 
-static void refuse_away(struct skv_server *s, struct net_request *request)
+static void refuse_away(struct skv_server *s, struct net_request *request,
+                        uint16_t shard)
 {
+    const struct skv_picture *p = &s->mover.picture;
     struct buf b = {0};
-    struct skv_reply reply = {.rc = ERR_WRONGGROUP,
-                              .config_number = s->mover.picture.number};
-    skv_reply_encode(&b, &reply);
+    skv_answer_away(
+        p->number,
+        skv_shard_owner(&p->config, &p->previous, s->config.gid, shard), &b);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
 }
@@ -108,15 +110,16 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     if (rc != ERR_OK) {
         refuse(s, request, rc);
     } else if (is_surely_away(s, shard)) {
-        refuse_away(s, request);
+        refuse_away(s, request, shard);
     } else {
         propose(s, request, skv_command_request(env_wall_us(s->env), body));
     }
 }
 
-/* The new owner of a shard has it: what is left here may go. */
-static void handle_settle(struct skv_server *s, struct net_request *request,
-                          struct slice body)
+/* The new owner of a shard has nearly all of it (FREEZE), or has it and what is
+ * left here may go (DROP). */
+static void handle_step(struct skv_server *s, struct net_request *request,
+                        struct slice body, enum skv_command_kind kind)
 {
     struct arena a = {0};
     struct skv_step step;
@@ -126,8 +129,7 @@ static void handle_settle(struct skv_server *s, struct net_request *request,
         refuse(s, request, rc != ERR_OK ? ERR_INVALID : ERR_NOTLEADER);
         return;
     }
-    propose(s, request,
-            skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
+    propose(s, request, skv_command_step(kind, step.shard, step.number));
 }
 
 /* ---- reads ---- */
@@ -159,6 +161,22 @@ static void pull_run(struct rsm_read *rd)
     arena_free(&f->arena);
 }
 
+static void count_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_fsm *f = c->server->fsm;
+    struct skv_count count;
+    enum err fault = ERR_OK;
+    c->rc = skv_count_decode(bytes_slice(c->body), &f->arena, &count);
+    if (c->rc == ERR_OK) {
+        c->rc = skv_batch_count(f, &count, &c->out, &fault);
+    }
+    if (fault != ERR_OK) {
+        c->rc = fault;
+    }
+    arena_free(&f->arena);
+}
+
 static void read_done(struct rsm_read *rd, enum err rc)
 {
     struct call *c = call_of_read(rd);
@@ -183,7 +201,7 @@ static void handle_read(struct skv_server *s, struct net_request *request,
 
 static bool may_call(const struct net_peer *peer, net_method method)
 {
-    if (method == SKV_METHOD_PULL || method == SKV_METHOD_SETTLE) {
+    if (method >= SKV_METHOD_PULL && method <= SKV_METHOD_COUNT) {
         return peer->role == NET_ROLE_SERVER;
     }
     return peer->role != NET_ROLE_NONE;
@@ -197,7 +215,13 @@ static void handle_call(struct skv_server *s, struct net_request *request,
     case SKV_METHOD_WRITE: handle_write(s, request, body); return;
     case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
     case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
-    case SKV_METHOD_SETTLE: handle_settle(s, request, body); return;
+    case SKV_METHOD_COUNT: handle_read(s, request, body, count_run); return;
+    case SKV_METHOD_FREEZE:
+        handle_step(s, request, body, SKV_COMMAND_FREEZE);
+        return;
+    case SKV_METHOD_SETTLE:
+        handle_step(s, request, body, SKV_COMMAND_DROP);
+        return;
     default: refuse(s, request, ERR_INVALID);
     }
 }
@@ -290,6 +314,9 @@ enum err skv_server_new(const struct skv_server_config *config,
     s->net = config->net;
     s->started_us = env_now_us(s->env);
     s->fsm = skv_fsm_new(config->store, config->gid);
+    if (config->batch_size > 0) {
+        s->fsm->batch_size = config->batch_size;
+    }
     enum err rc = start(s);
     if (rc != ERR_OK) {
         skv_fsm_free(s->fsm);

@@ -45,10 +45,10 @@ static void fill_problem(const struct skv_server *s,
         }
     }
     uint32_t pulling = skv_picture_count(p, SKV_SHARD_PULLING);
-    uint32_t frozen = skv_picture_count(p, SKV_SHARD_FROZEN);
-    if (pulling + frozen > 0) {
+    uint32_t leaving = skv_picture_leaving(p);
+    if (pulling + leaving > 0) {
         snprintf(words, size, "moving: %u shards arrive, %u leave", pulling,
-                 frozen);
+                 leaving);
     }
 }
 

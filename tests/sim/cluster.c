@@ -143,6 +143,7 @@ static enum err server_start(struct node *n)
         .gid = n->gid,
         .id = n->id,
         .controller_count = SIM_CONTROLLERS,
+        .batch_size = n->cluster->plan.batch_size,
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,

@@ -50,8 +50,9 @@ struct plan {
     uint64_t duration_us; /* of the time of faults */
     size_t checkpoint_size_max, wal_segment_size, log_keep_size,
         append_size_max;
-    bool unreliable; /* the net loses one message in ten all the time */
-    bool pairs;      /* transactions over two keys */
+    size_t batch_size; /* of a shard on its way */
+    bool unreliable;   /* the net loses one message in ten all the time */
+    bool pairs;        /* transactions over two keys */
 };
 
 /* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.
