@@ -80,8 +80,8 @@ MSG_STRUCT(skv_item, SKV_ITEM_FIELDS);
 #define SKV_INLINE_SIZE_MAX 4000u
 
 #define SKV_SCAN_ENTRY_FIELDS(F) F(BYTES, key) F(U64, length) F(BYTES, head)
-MSG_STRUCT(skv_scan_entry, SKV_SCAN_ENTRY_FIELDS); /* head: the value's first
-                                                      64 bytes at most */
+/* head: the value's first 64 bytes at most; none of a large value */
+MSG_STRUCT(skv_scan_entry, SKV_SCAN_ENTRY_FIELDS);
 #define SKV_SCAN_FIELDS(F) F(LIST, skv_scan_entry, entries, 65536)
 MSG_STRUCT(skv_scan, SKV_SCAN_FIELDS);
 
