@@ -41,6 +41,8 @@ LDLIBS   += -luv -lssl -lcrypto -lzstd -llmdb -lfuse3 -ljansson
 PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
             libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
 TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
+BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
+                  openssl python3
 
 FOLDERS := base raft raft/storage transport rsm shardctrler shardkv fs mount
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(FOLDERS))))
@@ -126,7 +128,9 @@ clean-cluster: down
 test: test-deps
 	@RUN='$(RUN)' tests/run.sh
 
+# ROUNDS, SECONDS_EACH, CLIENTS, SIZES and more: see the script.
 bench: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/kv.sh
 
