@@ -5,6 +5,7 @@
 # make clean-cluster     forget the data too
 # make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
+# make labs RUN=2B       the rows of the labs' suite: a part or a name; SEEDS=n, SEED=n
 # make planted           put known bugs in; the simulator must find each
 # make soak              the simulator until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
@@ -48,9 +49,11 @@ LIB     := $(OUT)/libflotilla.a
 CMD_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard cmd/*.c)))
 TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
+LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
+            $(addprefix tests/sim/,world.c env.c net.c disk.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test-deps test one unit sim soak planted bench lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak planted bench lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -73,6 +76,9 @@ $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
+$(OUT)/labs: $(LABS_OBJ) $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
@@ -83,6 +89,10 @@ unit: $(UNIT)
 sim: $(OUT)/simulate
 	$(OUT)/simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
 	    $(if $(FIRST),--first $(FIRST)) $(if $(SCENARIO),--scenario $(SCENARIO))
+
+labs: $(OUT)/labs
+	$(OUT)/labs $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
+	    $(if $(FIRST),--first $(FIRST)) $(RUN)
 
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
