@@ -144,6 +144,7 @@ lint:
 	tests/lint/layers.sh
 	@command -v clang-format-14 >/dev/null || { echo "make lint: no clang-format-14: run make test-deps as root"; exit 1; }
 	clang-format-14 --dry-run -Werror $$(git ls-files '*.c' '*.h')
+	docs/messages.sh | diff -u docs/messages.md - # else: docs/messages.sh > docs/messages.md
 
 clean:
 	rm -rf build

@@ -1,5 +1,5 @@
 /* One table per message declares its fields and generates the struct, the
- * encoder and the decoder; docs/wire.md is printed from the same tables.
+ * encoder and the decoder; docs/messages.md is printed from the same tables.
  *
  *   #define PING_FIELDS(F)            \
  *       F(U64, sent_us)               \

@@ -4,10 +4,17 @@
 #ifndef CMD_CMD_H
 #define CMD_CMD_H
 
+#include <stdbool.h>
+
+struct cluster;
+
 int cmd_up(int argc, char **argv);
 int cmd_down(int argc, char **argv);
 int cmd_server(int argc, char **argv);
 int cmd_mount(int argc, char **argv);
+/* Makes the directory, and looks whether it can be mounted there, or is by
+ * `c` (NULL: a cluster yet to be made). False with words on standard error. */
+bool mount_is_possible(const struct cluster *c, const char *mountpoint);
 int cmd_umount(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_kv(int argc, char **argv);

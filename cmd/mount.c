@@ -56,6 +56,8 @@ static bool take_option(struct mount_request *m, char *option)
 {
     if (strcmp(option, "allow_other") == 0) {
         m->options.allow_other = true;
+    } else if (strcmp(option, "nonempty") == 0) {
+        m->options.nonempty = true;
     } else if (strcmp(option, "ro") == 0) {
         m->options.read_only = true;
     } else if (strncmp(option, "certs=", 6) == 0) {
@@ -63,7 +65,7 @@ static bool take_option(struct mount_request *m, char *option)
     } else if (!is_generic(option)) {
         fprintf(stderr,
                 "flotilla: mount does not know the option '%s'; it knows "
-                "allow_other, ro, certs=DIR\n",
+                "allow_other, nonempty, ro, certs=DIR\n",
                 option);
         return false;
     }
@@ -221,6 +223,14 @@ static bool is_mounted(const char *path)
            here.st_dev != above.st_dev;
 }
 
+static bool is_ours(const struct cluster *c, const char *mountpoint)
+{
+    char pid[PATH_MAX], name[NAME_MAX - 8];
+    mount_name(mountpoint, name);
+    cluster_path(c, "run", name, ".pid", pid);
+    return process_alive(pid) != 0 && is_mounted(mountpoint);
+}
+
 static int serve_in_background(const struct mount_request *m)
 {
     char log[PATH_MAX] = "/dev/null", pid[PATH_MAX] = "/dev/null";
@@ -233,15 +243,24 @@ static int serve_in_background(const struct mount_request *m)
         mount_name(m->mountpoint, name);
         cluster_path(&c, "log", name, ".log", log);
         cluster_path(&c, "run", name, ".pid", pid);
-        if (process_alive(pid) != 0 && is_mounted(m->mountpoint)) {
+        if (is_ours(&c, m->mountpoint)) {
             printf("%s is mounted already\n", m->mountpoint);
             return EXIT_DONE;
         }
+    }
+    if (mnt_place_prepare(m->mountpoint, m->options.nonempty, words) !=
+        ERR_OK) {
+        fprintf(stderr, "flotilla: cannot mount at %s: %s\n", m->mountpoint,
+                words);
+        return EXIT_FAILED;
     }
     const char *args[16] = {"mount", "--foreground"};
     uint32_t count = 2;
     if (m->options.allow_other) {
         args[count++] = "--allow-other";
+    }
+    if (m->options.nonempty) {
+        args[count++] = "--nonempty";
     }
     if (m->options.read_only) {
         args[count++] = "--read-only";
@@ -254,8 +273,8 @@ static int serve_in_background(const struct mount_request *m)
     args[count++] = m->source;
     args[count++] = m->mountpoint;
     if (process_spawn(args, log, pid, SPAWN_MS, words, sizeof words) == 0) {
-        fprintf(stderr, "flotilla: %s is not mounted: %s\n", m->mountpoint,
-                words);
+        fprintf(stderr, "flotilla: %s is not mounted: %s (its log: %s)\n",
+                m->mountpoint, words, log);
         return EXIT_FAILED;
     }
     return EXIT_DONE;
@@ -284,17 +303,38 @@ static bool absolute(const char *given, char path[PATH_MAX])
     return false;
 }
 
+bool mount_is_possible(const struct cluster *c, const char *given)
+{
+    char mountpoint[PATH_MAX], why[MNT_WHY_SIZE];
+    if (mkdir(given, 0755) != 0 && errno != EEXIST && errno != ENOTCONN) {
+        fprintf(stderr, "flotilla: cannot make the mount point %s: %s\n", given,
+                strerror(errno));
+        return false;
+    }
+    if (!absolute(given, mountpoint)) {
+        return false;
+    }
+    if ((c != NULL && is_ours(c, mountpoint)) ||
+        mnt_place_prepare(mountpoint, false, why) == ERR_OK) {
+        return true;
+    }
+    fprintf(stderr, "flotilla: cannot mount at %s: %s\n", mountpoint, why);
+    return false;
+}
+
 int cmd_mount(int argc, char **argv)
 {
     struct mount_request m = {.ready_fd = UINT64_MAX};
     const char *list = NULL;
     const struct arg_option options[] = {
         {"options", 'o', ARG_TEXT, &list, "LIST",
-         "allow_other, ro, certs=DIR, and what mount(8) passes"},
+         "allow_other, nonempty, ro, certs=DIR, and what mount(8) passes"},
         {"certs", 0, ARG_TEXT, &m.access.certs, "DIR",
          "certificates, when SOURCE is a list of controllers"},
         {"allow-other", 0, ARG_FLAG, &m.options.allow_other, NULL,
          "other users too"},
+        {"nonempty", 0, ARG_FLAG, &m.options.nonempty, NULL,
+         "also over a directory with files in it"},
         {"read-only", 0, ARG_FLAG, &m.options.read_only, NULL,
          "refuse all changes"},
         {"foreground", 'f', ARG_FLAG, &m.foreground, NULL,

@@ -1,5 +1,6 @@
 #include "cmd/process.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -109,7 +111,7 @@ static void child(char **args, int log_fd, int ready_fd)
     _exit(127);
 }
 
-/* The last line that the child printed. */
+/* The last line that the child printed; whoever repeats it says who speaks. */
 static void last_line(const char *log_file, off_t from, char *words,
                       size_t words_size)
 {
@@ -128,6 +130,9 @@ static void last_line(const char *log_file, off_t from, char *words,
     }
     const char *line = strrchr(text, '\n');
     line = line == NULL ? text : line + 1;
+    if (strncmp(line, "flotilla: ", 10) == 0) {
+        line += 10;
+    }
     snprintf(words, words_size, "%s%s", line,
              *line == 0 ? "it printed nothing" : "");
 }
@@ -243,4 +248,21 @@ bool process_stop(const char *pid_file, uint32_t grace_ms)
     char one[1][PATH_MAX];
     snprintf(one[0], sizeof one[0], "%s", pid_file);
     return process_stop_all(one, 1, grace_ms) == 1;
+}
+
+bool process_port_free(uint32_t port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)port),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return true; /* not known: who listens will say */
+    }
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    bool is_free =
+        bind(fd, (struct sockaddr *)(void *)&address, sizeof address) == 0 ||
+        errno != EADDRINUSE;
+    close(fd);
+    return is_free;
 }

@@ -31,6 +31,9 @@ bool process_stop(const char *pid_file, uint32_t grace_ms);
 uint32_t process_stop_all(char (*pid_files)[PATH_MAX], uint32_t count,
                           uint32_t grace_ms);
 
+/* Can somebody listen on this TCP port of 127.0.0.1 now? */
+bool process_port_free(uint32_t port);
+
 /* User and system CPU time of a process, in clock ticks; 0 if gone. */
 uint64_t process_cpu_ticks(pid_t pid);
 

@@ -75,7 +75,7 @@ static bool listen_at(struct server *s, const char *address)
     if (rc == ERR_EXISTS) {
         fprintf(stderr,
                 "flotilla: the address %s is in use by another program: stop "
-                "it, or make the cluster with another --port\n",
+                "it, then start this again\n",
                 address);
     } else {
         fprintf(stderr, "flotilla: cannot listen at %s: %s\n", address,

@@ -1,6 +1,5 @@
 /* flotilla up and down: a cluster on this machine. */
 #include <dirent.h>
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +25,7 @@ static void pid_file(const struct cluster *c, const char *name,
 
 /* Starts what does not run. False with words on standard error; what was
  * started before stays: the next `up` goes on from there. */
-static bool start_replicas(const struct cluster *c, uint32_t *started)
+static bool start_replicas(const struct cluster *c)
 {
     for (uint32_t i = 0; i < c->replica_count; i++) {
         const char *name = c->replicas[i].name;
@@ -40,12 +39,10 @@ static bool start_replicas(const struct cluster *c, uint32_t *started)
         if (process_spawn(args, log_path, pid_path, SPAWN_MS, words,
                           sizeof words) == 0) {
             fprintf(stderr,
-                    "flotilla: replica %s did not start: %s\n"
-                    "  (its log: %s)\n",
+                    "flotilla: replica %s did not start: %s (its log: %s)\n",
                     name, words, log_path);
             return false;
         }
-        (*started)++;
     }
     return true;
 }
@@ -109,11 +106,6 @@ static bool join_groups(const struct cluster *c)
 
 static bool mount_at(const struct cluster *c, const char *mountpoint)
 {
-    if (mkdir(mountpoint, 0755) != 0 && errno != EEXIST) {
-        fprintf(stderr, "flotilla: cannot make the mount point %s: %s\n",
-                mountpoint, strerror(errno));
-        return false;
-    }
     char command[] = "mount";
     char *args[] = {command, (char *)(uintptr_t)c->dir,
                     (char *)(uintptr_t)mountpoint, NULL};
@@ -130,6 +122,38 @@ static void say_next(const struct cluster *c, const char *mountpoint)
            "`make down` stops it and keeps the data.\n",
            c->replica_count, mountpoint, mountpoint, mountpoint, mountpoint,
            c->dir);
+}
+
+static bool ports_are_free(const struct cluster_plan *plan)
+{
+    uint32_t count = plan->controllers + plan->groups * plan->replicas;
+    for (uint32_t port = plan->port; port < plan->port + count; port++) {
+        if (!process_port_free(port)) {
+            fprintf(stderr,
+                    "flotilla: port %u is in use by another program: stop it, "
+                    "or take %u others with `make up PORT=n` (flotilla up "
+                    "--port n)\n",
+                    port, count);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What can be refused is refused before anything is made or started. A NULL
+ * mount point: none is wanted. */
+static bool prepare(const char *dir, const struct cluster_plan *plan,
+                    const char *mountpoint, struct cluster *c)
+{
+    bool exists = cluster_exists(dir);
+    if (exists && !cluster_load(dir, c)) {
+        return false;
+    }
+    if (mountpoint != NULL &&
+        !mount_is_possible(exists ? c : NULL, mountpoint)) {
+        return false;
+    }
+    return exists || (ports_are_free(plan) && cluster_create(dir, plan, c));
 }
 
 int cmd_up(int argc, char **argv)
@@ -174,11 +198,11 @@ int cmd_up(int argc, char **argv)
                                       .replicas = (uint32_t)replicas,
                                       .shards = (uint32_t)shards};
     struct cluster c;
-    dir = cluster_dir(dir);
-    bool ok = cluster_exists(dir) ? cluster_load(dir, &c)
-                                  : cluster_create(dir, &plan, &c);
-    uint32_t started = 0;
-    if (!ok || !start_replicas(&c, &started) || !join_groups(&c) ||
+    if (no_mount) {
+        mountpoint = NULL;
+    }
+    if (!prepare(cluster_dir(dir), &plan, mountpoint, &c) ||
+        !start_replicas(&c) || !join_groups(&c) ||
         (!no_mount && !mount_at(&c, mountpoint))) {
         return EXIT_FAILED;
     }

@@ -11,6 +11,7 @@ struct mnt_options {
     bool allow_other;   /* other users too; needs user_allow_other in
                            /etc/fuse.conf unless root mounts */
     bool read_only;
+    bool nonempty;    /* hide what is in the directory */
     bool debug;       /* print each request on standard error */
     uint32_t threads; /* idle ones kept; 0: 10 */
     /* How long a call that a signal came for may go on before it fails with
@@ -23,11 +24,18 @@ struct mnt_options {
     void *ready_arg;
 };
 
+enum { MNT_WHY_SIZE = 512 };
+
+/* Whether one can mount there; clears away a mount whose process died. Not
+ * ERR_OK: `why` says what is in the way and what to do. */
+MUST_USE enum err mnt_place_prepare(const char *mountpoint, bool nonempty,
+                                    char why[MNT_WHY_SIZE]);
+
 /* Mounts, serves until it is unmounted or SIGTERM, SIGINT or SIGHUP comes, and
  * unmounts. Blocks; must run on the main thread, and replaces the handlers of
- * these signals meanwhile. A dead mount at the mountpoint is cleared away
- * first. `fs` is borrowed, and calls of it are cancelled at the end. Gives the
- * exit status: 0, or 1 after a line on standard error that says what failed. */
+ * these signals meanwhile. Begins with mnt_place_prepare(). `fs` is borrowed,
+ * and calls of it are cancelled at the end. Gives the exit status: 0, or 1
+ * after a line on standard error that says what failed. */
 int mnt_run(const struct mnt_options *options, struct fs *fs);
 
 #endif

@@ -33,11 +33,8 @@ struct mnt_warden *mnt_warden_new(struct mnt *mnt, struct fuse_session *se);
 /* Stops watching and gives the signals back. */
 void mnt_warden_free(struct mnt_warden *w);
 
-/* ---- options.c: before the mount ---- */
+/* ---- holder.c ---- */
 
-/* Whether one can mount there; clears a dead mount away. ERR_OK, or a line was
- * logged. */
-MUST_USE enum err mnt_place_prepare(const char *mountpoint);
 /* Does process `pid` hold a descriptor of inode `ino`? False if unknown. */
 bool mnt_is_held(pid_t pid, uint64_t ino);
 

@@ -134,7 +134,11 @@ static int serve(const struct mnt_options *o, struct mnt *mnt,
 int mnt_run(const struct mnt_options *options, struct fs *fs)
 {
     struct mnt mnt = {.options = options, .fs = fs};
-    if (mnt_place_prepare(options->mountpoint) != ERR_OK) {
+    char why[MNT_WHY_SIZE];
+    if (mnt_place_prepare(options->mountpoint, options->nonempty, why) !=
+        ERR_OK) {
+        fprintf(stderr, "flotilla: cannot mount at %s: %s\n",
+                options->mountpoint, why);
         return 1;
     }
     fuse_set_log_func(on_fuse_log);
@@ -144,7 +148,10 @@ int mnt_run(const struct mnt_options *options, struct fs *fs)
         return 1;
     }
     if (fuse_session_mount(se, options->mountpoint) != 0) {
-        log_error("mount", "%s: cannot mount", options->mountpoint);
+        fprintf(stderr,
+                "flotilla: cannot mount at %s: the kernel or fusermount3 "
+                "refused; the lines before this one say why\n",
+                options->mountpoint);
         fuse_session_destroy(se);
         return 1;
     }

@@ -6,7 +6,11 @@
  *     loop takes the whole queue at once, so a burst costs one write().
  *  3. A timer never fires early. libuv counts milliseconds from a clock that it
  *     reads once per turn; we give it absolute times, rounded up, so that its
- *     reading may be stale without harm. */
+ *     reading may be stale without harm.
+ *  4. A timer without delay waits for no millisecond: it fires at the end of
+ *     this turn of the loop, before what the turn wrote is flushed. One that is
+ *     started while these fire waits for the next turn, so that the network is
+ *     looked at in between (libuv's own timers of delay 0 would not). */
 #include "transport/loop_int.h"
 
 #include <errno.h>
@@ -14,6 +18,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <utlist.h>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -117,7 +122,9 @@ static void loop_fatal(struct env *env, const char *words)
 struct loop_timer {
     uv_timer_t handle;
     struct env_timer *owner; /* NULL when idle */
-    struct loop_timer *next; /* of the idle ones */
+    bool is_due;             /* in `due_timers`; the handle does not run */
+    uint64_t due_turn;       /* in which it was put there */
+    struct loop_timer *prev, *next; /* of the due or the idle ones */
 };
 
 static void timer_retire(struct net_loop *loop, struct loop_timer *timer)
@@ -129,12 +136,51 @@ static void timer_retire(struct net_loop *loop, struct loop_timer *timer)
     loop->running_timer_count--;
 }
 
+static void timer_fire(struct net_loop *loop, struct loop_timer *timer)
+{
+    struct env_timer *owner = timer->owner;
+    timer_retire(loop, timer);
+    owner->fire(owner);
+}
+
 static void timer_fired(uv_timer_t *handle)
 {
-    struct loop_timer *timer = handle->data;
-    struct env_timer *owner = timer->owner;
-    timer_retire((struct net_loop *)handle->loop->data, timer);
-    owner->fire(owner);
+    timer_fire((struct net_loop *)handle->loop->data, handle->data);
+}
+
+/* Takes it from wherever it runs. */
+static void timer_halt(struct net_loop *loop, struct loop_timer *timer)
+{
+    if (timer->is_due) {
+        DL_DELETE(loop->due_timers, timer);
+        timer->is_due = false;
+    } else {
+        uv_timer_stop(&timer->handle);
+    }
+}
+
+static void due_timers_fire(uv_idle_t *idle)
+{
+    struct net_loop *loop = idle->data;
+    uint64_t turn = loop->due_turn++;
+    while (loop->due_timers != NULL && loop->due_timers->due_turn <= turn) {
+        struct loop_timer *timer = loop->due_timers;
+        timer_halt(loop, timer);
+        timer_fire(loop, timer);
+    }
+    if (loop->due_timers == NULL) {
+        uv_idle_stop(idle);
+    }
+}
+
+static void timer_set_due(struct net_loop *loop, struct loop_timer *timer)
+{
+    timer->is_due = true;
+    timer->due_turn = loop->due_turn;
+    DL_APPEND(loop->due_timers, timer);
+    /* Runs each turn, just before the hooks that flush; a running one may be
+     * started again. */
+    CHECK(uv_idle_start(&loop->due, due_timers_fire) == 0);
 }
 
 static struct loop_timer *timer_take(struct net_loop *loop)
@@ -161,6 +207,11 @@ static void loop_timer_start(struct env *env, struct env_timer *t,
         timer->owner = t;
         t->impl = timer;
     }
+    timer_halt(loop, timer);
+    if (delay_us == 0) {
+        timer_set_due(loop, timer);
+        return;
+    }
     uint64_t due_ms = (loop_now_us(env) + delay_us + 999) / 1000;
     uint64_t base_ms = uv_now(&loop->uv); /* the same clock, read earlier */
     uint64_t wait_ms = due_ms > base_ms ? due_ms - base_ms : 0;
@@ -171,7 +222,7 @@ static void loop_timer_stop(struct env *env, struct env_timer *t)
 {
     struct loop_timer *timer = t->impl;
     if (timer != NULL) {
-        uv_timer_stop(&timer->handle);
+        timer_halt(loop_of(env), timer);
         timer_retire(loop_of(env), timer);
     }
 }
@@ -250,6 +301,8 @@ enum err net_loop_new(struct net_loop **out)
         return err_from_errno(-rc);
     }
     loop->wake.data = loop;
+    CHECK(uv_idle_init(&loop->uv, &loop->due) == 0);
+    loop->due.data = loop;
     pthread_mutex_init(&loop->lock, NULL);
     /* A peer that went away while we write is an error of that write. */
     signal(SIGPIPE, SIG_IGN);
@@ -277,6 +330,7 @@ void net_loop_free(struct net_loop *loop)
         uv_close((uv_handle_t *)&loop->signals[i].handle, NULL);
     }
     uv_close((uv_handle_t *)&loop->wake, NULL);
+    uv_close((uv_handle_t *)&loop->due, NULL);
     uv_run(&loop->uv, UV_RUN_DEFAULT);
     /* Fails when somebody left a handle open: their bug, found here. */
     CHECK(uv_loop_close(&loop->uv) == 0);

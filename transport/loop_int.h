@@ -35,6 +35,9 @@ struct net_loop {
     uv_async_t wake;
     struct job_queue ready;         /* taken from `posted`, being called */
     struct loop_timer *idle_timers; /* initialised, not running */
+    struct loop_timer *due_timers;  /* without delay, the oldest first */
+    uint64_t due_turn;
+    uv_idle_t due; /* runs while there are such */
     uint32_t running_timer_count;
     struct loop_signal signals[LOOP_SIGNALS_MAX];
     uint32_t signal_count;

@@ -205,9 +205,18 @@ wrong_usage() {
 check "usage, exit statuses, --help" wrong_usage
 port_in_use() {
     "$F" up --cluster "$W/other" --no-mount --port $PORT 2>"$W/err"
-    [ $? = 1 ] && grep -q 'in use' "$W/err"
+    [ $? = 1 ] && [ "$(grep -c '^flotilla: port .* in use' "$W/err")" = 1 ] &&
+        [ "$(wc -l <"$W/err")" = 1 ] && [ ! -e "$W/other" ]
 }
-check "a port in use is one clear line" port_in_use
+check "a port in use is one clear line, and nothing is made" port_in_use
+occupied() {
+    mkdir "$W/full" && touch "$W/full/file" &&
+        ! "$F" mount "$C" "$W/full" 2>"$W/err" &&
+        grep -q 'not empty' "$W/err" && [ "$(wc -l <"$W/err")" = 1 ] &&
+        ! "$F" up --cluster "$W/other" --mount "$M" --port $PORT 2>"$W/err" &&
+        grep -q 'mounted there already' "$W/err" && [ "$(wc -l <"$W/err")" = 1 ]
+}
+check "an occupied mount point is one clear line" occupied
 garbage() {
     head -c 100000 /dev/urandom >"/dev/tcp/127.0.0.1/$((PORT + 3))"
     echo still >"$M/garbage" && [ "$(cat "$M/garbage")" = still ]

@@ -116,11 +116,11 @@ a_stopped_timer_does_not_fire_and_a_restarted_one_fires_once(void **state)
     assert_true(again.fired_us >= again.set_us + 8000);
 }
 
-static uint32_t chain_count;
+static uint32_t chain_count, chain_length;
 
 static void chain_fire(struct env_timer *timer)
 {
-    if (++chain_count < 100) {
+    if (++chain_count < chain_length) {
         env_timer_start(env, timer, 0);
     } else {
         net_loop_stop(loop);
@@ -134,9 +134,90 @@ static void a_timer_may_set_itself_anew(void **state)
     (void)state;
     struct env_timer timer = {.fire = chain_fire};
     chain_count = 0;
+    chain_length = 100;
     env_timer_start(env, &timer, 0);
     net_loop_run(loop);
     assert_int_equal(chain_count, 100);
+}
+
+/* Wrong if a delay of nothing is rounded up to a millisecond: everything that
+ * waits for the end of the loop's turn would wait for that. */
+static void a_timer_without_delay_does_not_wait_for_the_clock(void **state)
+{
+    (void)state;
+    struct alarm second = {.timer.fire = alarm_fire};
+    struct env_timer timer = {.fire = chain_fire};
+    chain_count = 0;
+    chain_length = 1000;
+    env_timer_start(env, &second.timer, 1000000);
+    env_timer_start(env, &timer, 0);
+    net_loop_run(loop);
+    env_timer_stop(env, &second.timer);
+    assert_int_equal(chain_count, 1000);
+    assert_int_equal(second.fired_count, 0);
+}
+
+struct chain_end {
+    struct env_job job;
+    bool done;
+};
+
+static void chain_end_done(struct env_job *job)
+{
+    ((struct chain_end *)job)->done = true;
+    chain_length = 0;
+}
+
+/* Wrong if timers without delay that are started while such fire are called in
+ * the same turn: then nothing else comes to its turn. */
+static void timers_without_delay_starve_nobody(void **state)
+{
+    (void)state;
+    struct chain_end end = {.job.done = chain_end_done};
+    struct env_timer timer = {.fire = chain_fire};
+    chain_count = 0;
+    chain_length = 1000000;
+    env_timer_start(env, &timer, 0);
+    env_post(env, &end.job);
+    net_loop_run(loop);
+    assert_true(end.done);
+    assert_true(chain_count < 100);
+}
+
+static struct alarm *stop_victim;
+
+static void stop_other_fire(struct env_timer *timer)
+{
+    (void)timer;
+    env_timer_stop(env, &stop_victim->timer);
+}
+
+/* Wrong if a timer stays in the list of those without delay when it is stopped,
+ * or given a delay. */
+static void a_timer_without_delay_is_stopped_and_set_anew(void **state)
+{
+    (void)state;
+    struct alarm stopped = {.timer.fire = alarm_fire};
+    struct alarm by_other = {.timer.fire = alarm_fire};
+    struct alarm later = {.timer.fire = alarm_fire};
+    struct alarm sooner = {.timer.fire = alarm_fire};
+    struct env_timer stopper = {.fire = stop_other_fire};
+    stop_victim = &by_other;
+    env_timer_start(env, &stopper, 0);
+    env_timer_start(env, &by_other.timer, 0);
+    env_timer_start(env, &stopped.timer, 0);
+    env_timer_stop(env, &stopped.timer);
+    env_timer_start(env, &later.timer, 0);
+    later.set_us = env_now_us(env);
+    env_timer_start(env, &later.timer, 5000);
+    env_timer_start(env, &sooner.timer, 1000000);
+    env_timer_start(env, &sooner.timer, 0);
+    run_for(20000);
+    assert_int_equal(stopped.fired_count, 0);
+    assert_int_equal(by_other.fired_count, 0);
+    assert_int_equal(later.fired_count, 1);
+    assert_true(later.fired_us >= later.set_us + 5000);
+    assert_int_equal(sooner.fired_count, 1);
 }
 
 /* --- posts --- */
@@ -397,6 +478,9 @@ int main(void)
         T(timers_fire_in_order_and_never_early),
         T(a_stopped_timer_does_not_fire_and_a_restarted_one_fires_once),
         T(a_timer_may_set_itself_anew),
+        T(a_timer_without_delay_does_not_wait_for_the_clock),
+        T(timers_without_delay_starve_nobody),
+        T(a_timer_without_delay_is_stopped_and_set_anew),
         T(posts_of_many_threads_all_arrive_in_order),
         T(a_worker_runs_in_order_and_reports_in_order),
         T(freeing_a_worker_finishes_everything_first),

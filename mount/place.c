@@ -1,8 +1,6 @@
-/* Before the mount: is the place fit? And a look at who holds a file. */
+/* Before the mount: is the place fit? */
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -18,13 +16,20 @@
 
 extern char **environ;
 
-static enum err device_check(void)
+static enum err device_check(char why[MNT_WHY_SIZE])
 {
     if (access("/dev/fuse", F_OK) != 0) {
-        log_error("mount", "/dev/fuse is missing: run `modprobe fuse` as root; "
-                           "in a container, start it with --device /dev/fuse "
-                           "--cap-add SYS_ADMIN");
+        snprintf(why, MNT_WHY_SIZE,
+                 "/dev/fuse is missing: run `modprobe fuse` as root; in a "
+                 "container, start it with --device /dev/fuse --cap-add "
+                 "SYS_ADMIN");
         return ERR_IO;
+    }
+    if (access("/dev/fuse", R_OK | W_OK) != 0) {
+        snprintf(why, MNT_WHY_SIZE,
+                 "this user may not open /dev/fuse: run `chmod 666 /dev/fuse` "
+                 "as root, as udev does elsewhere, or mount as root");
+        return ERR_ACCESS;
     }
     return ERR_OK;
 }
@@ -43,7 +48,7 @@ static bool run_fusermount(const char *mountpoint)
 
 /* A daemon that was killed leaves its mount behind: each access says ENOTCONN
  * until somebody unmounts it. */
-static enum err dead_clear(const char *mountpoint)
+static enum err dead_clear(const char *mountpoint, char why[MNT_WHY_SIZE])
 {
     struct stat st;
     if (stat(mountpoint, &st) == 0 || errno != ENOTCONN) {
@@ -52,10 +57,10 @@ static enum err dead_clear(const char *mountpoint)
     bool cleared =
         umount2(mountpoint, MNT_DETACH) == 0 || run_fusermount(mountpoint);
     if (!cleared || (stat(mountpoint, &st) != 0 && errno == ENOTCONN)) {
-        log_error("mount",
-                  "%s: a dead mount is in the way and cannot be removed; run "
-                  "`fusermount3 -uz %s` as who mounted it, or as root",
-                  mountpoint, mountpoint);
+        snprintf(why, MNT_WHY_SIZE,
+                 "a dead mount is in the way and cannot be removed: run "
+                 "`fusermount3 -uz %s` as who mounted it, or as root",
+                 mountpoint);
         return ERR_BUSY;
     }
     log_info("mount", "%s: removed the dead mount of an earlier daemon",
@@ -106,74 +111,55 @@ static bool is_mounted(const char *path, char type[64])
     return found;
 }
 
-static enum err free_check(const char *mountpoint)
+static bool is_empty(const char *path)
+{
+    DIR *dir = opendir(path);
+    const struct dirent *e = NULL;
+    while (dir != NULL && (e = readdir(dir)) != NULL &&
+           (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)) {
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+    return e == NULL;
+}
+
+static enum err free_check(const char *mountpoint, bool nonempty,
+                           char why[MNT_WHY_SIZE])
 {
     char path[PATH_MAX], type[64];
     struct stat st;
     if (stat(mountpoint, &st) != 0 || realpath(mountpoint, path) == NULL) {
-        log_error("mount", "%s: %s", mountpoint, strerror(errno));
+        snprintf(why, MNT_WHY_SIZE, "%s", strerror(errno));
         return ERR_NOTFOUND;
     }
     if (!S_ISDIR(st.st_mode)) {
-        log_error("mount", "%s: not a directory", mountpoint);
+        snprintf(why, MNT_WHY_SIZE,
+                 "it is not a directory: choose an empty directory");
         return ERR_NOTDIR;
     }
     if (is_mounted(path, type)) {
-        log_error("mount",
-                  "%s: something is mounted there already (type %s); unmount "
-                  "it or choose another directory",
-                  mountpoint, type);
+        snprintf(why, MNT_WHY_SIZE,
+                 "something is mounted there already (type %s): unmount it, "
+                 "or choose another directory",
+                 type);
         return ERR_BUSY;
+    }
+    if (!nonempty && !is_empty(path)) {
+        snprintf(why, MNT_WHY_SIZE,
+                 "it is not empty, and a mount would hide what is in it: "
+                 "choose an empty directory, or say -o nonempty");
+        return ERR_NOTEMPTY;
     }
     return ERR_OK;
 }
 
-enum err mnt_place_prepare(const char *mountpoint)
+enum err mnt_place_prepare(const char *mountpoint, bool nonempty,
+                           char why[MNT_WHY_SIZE])
 {
-    enum err rc = device_check();
+    enum err rc = device_check(why);
     if (rc == ERR_OK) {
-        rc = dead_clear(mountpoint);
+        rc = dead_clear(mountpoint, why);
     }
-    return rc == ERR_OK ? free_check(mountpoint) : rc;
-}
-
-/* ---- who holds a file ---- */
-
-enum { FDS_LOOKED_AT = 256 };
-
-/* fdinfo is read and not the link: neither asks us anything, which would be
- * waiting for ourselves. */
-static bool fd_is_of(int dir, const char *fd, uint64_t ino)
-{
-    char text[512];
-    int at = openat(dir, fd, O_RDONLY | O_CLOEXEC);
-    if (at < 0) {
-        return false;
-    }
-    ssize_t size = read(at, text, sizeof text - 1);
-    close(at);
-    if (size <= 0) {
-        return false;
-    }
-    text[size] = '\0';
-    const char *line = strstr(text, "\nino:");
-    return line != NULL && strtoull(line + 5, NULL, 10) == ino;
-}
-
-bool mnt_is_held(pid_t pid, uint64_t ino)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fdinfo", (int)pid);
-    DIR *dir = pid > 0 ? opendir(path) : NULL;
-    if (dir == NULL) {
-        return false;
-    }
-    bool held = false;
-    const struct dirent *e;
-    for (int i = 0; i < FDS_LOOKED_AT && !held && (e = readdir(dir)) != NULL;
-         i++) {
-        held = e->d_name[0] != '.' && fd_is_of(dirfd(dir), e->d_name, ino);
-    }
-    closedir(dir);
-    return held;
+    return rc == ERR_OK ? free_check(mountpoint, nonempty, why) : rc;
 }
