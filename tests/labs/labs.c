@@ -14,10 +14,14 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-extern const struct lab_table lab_raft_2a;
+extern const struct lab_table lab_raft_2a, lab_raft_2b, lab_raft_2c,
+    lab_raft_2d;
 
 static const struct lab_table *const tables[] = {
     &lab_raft_2a,
+    &lab_raft_2b,
+    &lab_raft_2c,
+    &lab_raft_2d,
 };
 
 enum { TABLES = sizeof tables / sizeof *tables, FAILURES_TOLD = 3 };
