@@ -7,7 +7,8 @@
  *
  * Through a file, so that a slow peer costs disk and not memory, and a broken
  * connection goes on where it stopped. The receiver says what it wants next, so
- * a repeated or reordered chunk does no harm. */
+ * a repeated or reordered chunk does no harm: a lost one can be sent again
+ * soon, and must be, since the group may wait for this peer. */
 #include "base/check.h"
 #include "base/codec.h"
 #include "base/log.h"
@@ -38,6 +39,8 @@ struct rsm_outgoing {
 
     bool stopped;
     uint64_t call; /* in flight; 0: none */
+    uint64_t called_ms;
+    uint32_t timeout_ms;
     uint64_t offset;
     uint32_t tries;
 };
@@ -169,6 +172,7 @@ void rsm_outgoing_start(struct rsm *r, raft_id peer)
     o->peer = peer;
     o->term = status.term;
     o->timer.fire = on_timer;
+    o->timeout_ms = RSM_CHUNK_TIMEOUT_MIN_MS;
     o->label.index = r->submitted;
     CHECK(raft_term_at(r->raft, o->label.index, &o->label.term));
     raft_conf_at(r->raft, o->label.index, &o->label.conf);
@@ -317,12 +321,31 @@ static void on_status(struct rsm_outgoing *o, const struct rsm_chunk_reply *m)
     finish(o, false);
 }
 
+/* A slow link must not be sent everything twice. */
+static void adapt_timeout(struct rsm_outgoing *o, enum err rc)
+{
+    uint64_t took_ms = env_now_ms(o->rsm->env) - o->called_ms;
+    uint64_t next_ms = o->timeout_ms;
+    if (rc == ERR_OK) {
+        next_ms = 4 * took_ms;
+    } else if (rc == ERR_TIMEDOUT) {
+        next_ms = 2 * next_ms;
+    }
+    if (next_ms < RSM_CHUNK_TIMEOUT_MIN_MS) {
+        next_ms = RSM_CHUNK_TIMEOUT_MIN_MS;
+    }
+    o->timeout_ms = next_ms < RSM_CHUNK_TIMEOUT_MAX_MS
+                        ? (uint32_t)next_ms
+                        : RSM_CHUNK_TIMEOUT_MAX_MS;
+}
+
 static void on_reply(void *arg, enum err rc, struct slice body)
 {
     struct rsm_outgoing *o = arg;
     struct arena arena = {0};
     struct rsm_chunk_reply m;
     o->call = 0;
+    adapt_timeout(o, rc);
     if (rc == ERR_OK) {
         rc = rsm_chunk_reply_decode(body, &arena, &m);
     }
@@ -363,8 +386,9 @@ static void on_chunk(struct env_job *job)
     struct buf body = {0};
     rsm_chunk_encode(&body, &m);
     struct slice part = buf_slice(&body);
+    o->called_ms = env_now_ms(r->env);
     o->call = net_call(r->config.net, rsm_address(r, o->peer), RSM_METHOD_SNAP,
-                       &part, 1, RSM_CHUNK_TIMEOUT_MS, on_reply, o);
+                       &part, 1, o->timeout_ms, on_reply, o);
     buf_free(&body);
 }
 

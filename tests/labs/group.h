@@ -86,6 +86,7 @@ struct lab {
     struct lab_task *tasks;
     struct lab_start *starts;
     uint64_t begun_us;
+    uint64_t arrives_us[LAB_PEERS_MAX][LAB_PEERS_MAX]; /* the last message */
     uint64_t requests, replies, bytes;
     uint64_t chunks;   /* of snapshots, sent */
     uint64_t installs; /* of snapshots, by anybody */
