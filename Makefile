@@ -7,7 +7,7 @@
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
 # make labs RUN=2B       the rows of the labs' suite: a part or a name; SEEDS=n, SEED=n
 # make planted           put known bugs in; the simulator must find each
-# make soak              the simulator until you stop it; failing seeds are kept
+# make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
@@ -96,11 +96,13 @@ labs: $(OUT)/labs
 
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
-soak: $(OUT)/simulate
+soak: $(OUT)/simulate $(OUT)/labs
 	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
 	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
 	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
-	    grep -hE 'FAILED|died of' build/soak.log > build/soak-failures.txt; \
+	    $(OUT)/labs --first $$first --seeds 200 \
+	        | tee -a build/soak.log | grep -E '^--- FAIL|died|replay|passed,'; \
+	    grep -hE 'FAILED|^--- FAIL|died of|replay' build/soak.log > build/soak-failures.txt; \
 	    first=$$((first + 200)); \
 	done
 

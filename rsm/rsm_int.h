@@ -18,8 +18,11 @@ enum {
     RSM_APPLY_JOBS_MAX = 2,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_CHUNK_SIZE = 512 << 10,
-    RSM_CHUNK_TIMEOUT_MIN_MS = 500,  /* for the answer to a chunk: what the */
-    RSM_CHUNK_TIMEOUT_MAX_MS = 5000, /* last one took, four times */
+    /* For the answer to a chunk: at least this and what the bytes may take;
+     * else four times what the last one took. */
+    RSM_CHUNK_TIMEOUT_MIN_MS = 200,
+    RSM_CHUNK_TIMEOUT_MAX_MS = 5000,
+    RSM_CHUNK_BYTES_A_MS = 1024,
     RSM_CHUNK_TRIES = 10,
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,

@@ -172,7 +172,6 @@ void rsm_outgoing_start(struct rsm *r, raft_id peer)
     o->peer = peer;
     o->term = status.term;
     o->timer.fire = on_timer;
-    o->timeout_ms = RSM_CHUNK_TIMEOUT_MIN_MS;
     o->label.index = r->submitted;
     CHECK(raft_term_at(r->raft, o->label.index, &o->label.term));
     raft_conf_at(r->raft, o->label.index, &o->label.conf);
@@ -321,22 +320,25 @@ static void on_status(struct rsm_outgoing *o, const struct rsm_chunk_reply *m)
     finish(o, false);
 }
 
-/* A slow link must not be sent everything twice. */
+/* A slow link must not be sent everything twice; a lossy one must not make the
+ * group wait. */
+static uint32_t bound_timeout(const struct rsm_outgoing *o, uint64_t ms)
+{
+    uint64_t least =
+        RSM_CHUNK_TIMEOUT_MIN_MS + o->chunk.size / RSM_CHUNK_BYTES_A_MS;
+    ms = ms > least ? ms : least;
+    return ms < RSM_CHUNK_TIMEOUT_MAX_MS ? (uint32_t)ms
+                                         : RSM_CHUNK_TIMEOUT_MAX_MS;
+}
+
 static void adapt_timeout(struct rsm_outgoing *o, enum err rc)
 {
-    uint64_t took_ms = env_now_ms(o->rsm->env) - o->called_ms;
-    uint64_t next_ms = o->timeout_ms;
     if (rc == ERR_OK) {
-        next_ms = 4 * took_ms;
+        o->timeout_ms =
+            bound_timeout(o, 4 * (env_now_ms(o->rsm->env) - o->called_ms));
     } else if (rc == ERR_TIMEDOUT) {
-        next_ms = 2 * next_ms;
+        o->timeout_ms = bound_timeout(o, o->timeout_ms * UINT64_C(3) / 2);
     }
-    if (next_ms < RSM_CHUNK_TIMEOUT_MIN_MS) {
-        next_ms = RSM_CHUNK_TIMEOUT_MIN_MS;
-    }
-    o->timeout_ms = next_ms < RSM_CHUNK_TIMEOUT_MAX_MS
-                        ? (uint32_t)next_ms
-                        : RSM_CHUNK_TIMEOUT_MAX_MS;
 }
 
 static void on_reply(void *arg, enum err rc, struct slice body)
@@ -387,6 +389,7 @@ static void on_chunk(struct env_job *job)
     rsm_chunk_encode(&body, &m);
     struct slice part = buf_slice(&body);
     o->called_ms = env_now_ms(r->env);
+    o->timeout_ms = bound_timeout(o, o->timeout_ms);
     o->call = net_call(r->config.net, rsm_address(r, o->peer), RSM_METHOD_SNAP,
                        &part, 1, o->timeout_ms, on_reply, o);
     buf_free(&body);

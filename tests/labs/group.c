@@ -308,11 +308,25 @@ static bool is_reply(const struct sim_letter *letter)
            type == RAFT_MSG_APPEND_REPLY;
 }
 
+/* That the log did not fit, not that the leader's term is old. */
+static bool is_refusal(const struct sim_letter *letter)
+{
+    struct arena arena = {0};
+    struct raft_msg m;
+    if (letter->method != RSM_METHOD_RAFT ||
+        letter->body.data[0] != RAFT_MSG_APPEND_REPLY ||
+        raft_msg_decode(letter->body, &arena, &m) != ERR_OK) {
+        return false;
+    }
+    return m.reject && m.log_index > 0;
+}
+
 static void count(struct lab *l, const struct sim_letter *letter, bool reply)
 {
     l->bytes += letter->body.size;
     l->requests += !reply;
     l->replies += reply;
+    l->refusals += reply && is_refusal(letter);
     l->chunks += !reply && letter->method == RSM_METHOD_SNAP;
 }
 

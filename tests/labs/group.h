@@ -88,6 +88,7 @@ struct lab {
     uint64_t begun_us;
     uint64_t arrives_us[LAB_PEERS_MAX][LAB_PEERS_MAX]; /* the last message */
     uint64_t requests, replies, bytes;
+    uint64_t refusals; /* of APPENDs, for logs that do not fit */
     uint64_t chunks;   /* of snapshots, sent */
     uint64_t installs; /* of snapshots, by anybody */
 };

@@ -27,21 +27,23 @@ static const struct lab_table *const tables[] = {
 enum { TABLES = sizeof tables / sizeof *tables, FAILURES_TOLD = 3 };
 
 static const char usage_text[] =
-    "usage: labs [--seeds N] [--first S] [--seed S] [--list] [--parts] "
-    "[WHICH]...\n"
+    "usage: labs [--seeds N] [--first S] [--seed S] [--stop] [--list] "
+    "[--parts]\n"
+    "            [WHICH]...\n"
     "\n"
     "Runs rows of the labs' suite, each over N seeds (100) from seed S (1) "
     "on;\n"
     "--seed runs one seed, twice, with its trace. WHICH is a part (2B), a row\n"
     "(R12), or text in a name (TestBackup2B, Backup); without it, all run.\n"
-    "--list and --parts print what there is. A row's line is the labs': "
+    "--stop ends a row at its first seed that fails. --list and --parts print\n"
+    "what there is. A row's line is the labs': "
     "virtual\n"
     "seconds, peers, RPCs, bytes in RPCs, entries; medians over the seeds.\n"
     "Exit status: 0 all passed, 1 a row failed, 2 usage.\n";
 
 struct options {
     uint64_t first, seeds;
-    bool one;
+    bool one, stop;
 };
 
 /* What a row's seeds gave. */
@@ -147,7 +149,7 @@ static bool run_row(const struct lab_table *table, const struct lab_row *row,
     printf("Test (%s): %s ...\n", table->part, row->title);
     fflush(stdout);
     current_row = row;
-    for (uint64_t i = 0; i < seeds; i++) {
+    for (uint64_t i = 0; i < seeds && !(o->stop && t.failed > 0); i++) {
         run_seed(row, o, o->first + i, &t);
     }
     if (t.failed == 0) {
@@ -237,6 +239,7 @@ int main(int argc, char **argv)
         {"seeds", required_argument, NULL, 'n'},
         {"first", required_argument, NULL, 'f'},
         {"seed", required_argument, NULL, 's'},
+        {"stop", no_argument, NULL, 'S'},
         {"list", no_argument, NULL, 'l'},
         {"parts", no_argument, NULL, 'p'},
         {"help", no_argument, NULL, 'h'},
@@ -253,6 +256,7 @@ int main(int argc, char **argv)
             o.seeds = 1;
             o.one = true;
             break;
+        case 'S': o.stop = true; break;
         case 'l': return print_list();
         case 'p': return print_parts();
         case 'h': return usage(stdout, 0);
