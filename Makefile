@@ -5,8 +5,9 @@
 # make clean-cluster     forget the data too
 # make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
+# make labs RUN=2B       the rows of the labs' suite: a part or a name; SEEDS=n, SEED=n
 # make planted           put known bugs in; the simulator must find each
-# make soak              the simulator until you stop it; failing seeds are kept
+# make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
@@ -50,9 +51,11 @@ LIB     := $(OUT)/libflotilla.a
 CMD_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard cmd/*.c)))
 TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
+LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
+            $(addprefix tests/sim/,world.c env.c net.c disk.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test-deps test one unit sim soak planted bench lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak planted bench lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -75,6 +78,9 @@ $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
+$(OUT)/labs: $(LABS_OBJ) $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
@@ -86,13 +92,19 @@ sim: $(OUT)/simulate
 	$(OUT)/simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
 	    $(if $(FIRST),--first $(FIRST)) $(if $(SCENARIO),--scenario $(SCENARIO))
 
+labs: $(OUT)/labs
+	$(OUT)/labs $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
+	    $(if $(FIRST),--first $(FIRST)) $(RUN)
+
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
-soak: $(OUT)/simulate
+soak: $(OUT)/simulate $(OUT)/labs
 	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
 	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
 	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
-	    grep -hE 'FAILED|died of' build/soak.log > build/soak-failures.txt; \
+	    $(OUT)/labs --first $$first --seeds 200 \
+	        | tee -a build/soak.log | grep -E '^--- FAIL|died|replay|passed,'; \
+	    grep -hE 'FAILED|^--- FAIL|died of|replay' build/soak.log > build/soak-failures.txt; \
 	    first=$$((first + 200)); \
 	done
 

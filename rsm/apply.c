@@ -12,10 +12,6 @@
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
-enum {
-    ENTRY_OVERHEAD = 64
-}; /* what an empty entry counts in bounds on bytes */
-
 struct apply_job {
     struct env_job job;
     struct rsm *rsm;
@@ -100,7 +96,7 @@ make_job(struct rsm *r, const struct raft_entry *entries, uint32_t count)
         const struct raft_entry *e = &entries[i];
         struct rsm_proposal *p = rsm_propose_match(r, e->index, e->term);
         j->data[i] = bytes_ref(e->data);
-        j->size += bytes_slice(e->data).size + ENTRY_OVERHEAD;
+        j->size += bytes_slice(e->data).size + RSM_ENTRY_OVERHEAD;
         j->proposals[i] = p;
         j->entries[i] = (struct rsm_entry){
             .index = e->index,
