@@ -8,6 +8,7 @@
 # make planted           put known bugs in; the simulator must find each
 # make soak              the simulator until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
+# make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
 # make clean             remove build/
@@ -50,7 +51,7 @@ TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test-deps test one unit sim soak planted bench lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim soak planted bench bench-gap lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -129,6 +130,11 @@ test: test-deps
 bench: deps
 	@$(MAKE) -s -j2 all
 	@tests/bench/kv.sh
+
+# How long clients wait when their leader is stopped, killed, halted.
+bench-gap: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/gap.sh
 
 lint:
 	tests/lint/layers.sh
