@@ -154,6 +154,7 @@ MSG_STRUCT(skv_reply, SKV_REPLY_FIELDS);
 #define SKV_METHOD_STATUS 0x32 /* empty -> ctl_status */
 #define SKV_METHOD_PULL   0x33 /* server: skv_pull -> skv_pulled (migrate.h) */
 #define SKV_METHOD_SETTLE 0x34 /* server: the new owner has a shard */
+#define SKV_METHOD_LEADS  0x35 /* empty -> empty: lives and leads, at once */
 
 bool skv_kind_is_compare(uint8_t kind);
 bool skv_kind_is_read(uint8_t kind);

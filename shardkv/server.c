@@ -196,6 +196,9 @@ static void handle_call(struct skv_server *s, struct net_request *request,
     case SKV_METHOD_READ: handle_read(s, request, body, read_run); return;
     case SKV_METHOD_WRITE: handle_write(s, request, body); return;
     case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
+    case SKV_METHOD_LEADS:
+        refuse(s, request, rsm_is_leader(s->rsm) ? ERR_OK : ERR_NOTLEADER);
+        return;
     case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
     case SKV_METHOD_SETTLE: handle_settle(s, request, body); return;
     default: refuse(s, request, ERR_INVALID);
@@ -214,7 +217,8 @@ static void handle(void *arg, struct net_request *request,
                   (unsigned)method);
     } else if (!may_call(peer, method)) {
         refuse(s, request, ERR_DENIED);
-    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS) {
+    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS &&
+               method != SKV_METHOD_LEADS) {
         refuse(s, request, ERR_BUSY);
     } else {
         handle_call(s, request, method, body);
