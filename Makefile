@@ -5,9 +5,11 @@
 # make clean-cluster     forget the data too
 # make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
+# make labs RUN=2B       the rows of the labs' suite: a part or a name; SEEDS=n, SEED=n
 # make planted           put known bugs in; the simulator must find each
-# make soak              the simulator until you stop it; failing seeds are kept
+# make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
+# make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
 # make clean             remove build/
@@ -41,6 +43,8 @@ LDLIBS   += -luv -lssl -lcrypto -lzstd -llmdb -lfuse3 -ljansson
 PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
             libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
 TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
+BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
+                  openssl python3
 
 FOLDERS := base raft raft/storage transport rsm shardctrler shardkv fs mount
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(FOLDERS))))
@@ -48,9 +52,11 @@ LIB     := $(OUT)/libflotilla.a
 CMD_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard cmd/*.c)))
 TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
+LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
+            $(addprefix tests/sim/,world.c env.c net.c disk.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test-deps test one unit sim soak planted bench lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak planted bench bench-gap lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -73,6 +79,9 @@ $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
+$(OUT)/labs: $(LABS_OBJ) $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
@@ -84,13 +93,19 @@ sim: $(OUT)/simulate
 	$(OUT)/simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
 	    $(if $(FIRST),--first $(FIRST)) $(if $(SCENARIO),--scenario $(SCENARIO))
 
+labs: $(OUT)/labs
+	$(OUT)/labs $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
+	    $(if $(FIRST),--first $(FIRST)) $(RUN)
+
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
-soak: $(OUT)/simulate
+soak: $(OUT)/simulate $(OUT)/labs
 	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
 	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
 	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
-	    grep -hE 'FAILED|died of' build/soak.log > build/soak-failures.txt; \
+	    $(OUT)/labs --first $$first --seeds 200 \
+	        | tee -a build/soak.log | grep -E '^--- FAIL|died|replay|passed,'; \
+	    grep -hE 'FAILED|^--- FAIL|died of|replay' build/soak.log > build/soak-failures.txt; \
 	    first=$$((first + 200)); \
 	done
 
@@ -126,9 +141,16 @@ clean-cluster: down
 test: test-deps
 	@RUN='$(RUN)' tests/run.sh
 
+# ROUNDS, SECONDS_EACH, CLIENTS, SIZES and more: see the script.
 bench: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/kv.sh
+
+# How long clients wait when their leader is stopped, killed, halted.
+bench-gap: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/gap.sh
 
 lint:
 	tests/lint/layers.sh

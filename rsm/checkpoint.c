@@ -138,6 +138,20 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size)
     }
 }
 
+/* Else the log would be cut only when log_keep_size bytes have been applied
+ * since the restart, and restarts would make it grow. */
+void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec)
+{
+    for (uint32_t i = 0; i < rec->entry_count; i++) {
+        const struct raft_entry *e = &rec->entries[i];
+        if (e->index <= r->durable) {
+            rsm_checkpoint_applied(
+                r, e->index, bytes_slice(e->data).size + RSM_ENTRY_OVERHEAD);
+        }
+    }
+    r->checkpoint_size = r->applied_size;
+}
+
 static void on_timer(struct env_timer *t)
 {
     struct rsm *r =

@@ -25,7 +25,7 @@ void rsm_leader_update(struct rsm *r, const struct raft_update *u)
                         2 * r->config.election_max_ms * UINT64_C(1000));
     }
     r->leading = status.role == RAFT_LEADER;
-    r->want_noop = r->leading;
+    r->want_noop = r->leading && !r->config.no_noop;
     r->noop = 0;
     log_info("rsm", "%s group=%u id=%" PRIu64 " term=%" PRIu64,
              r->leading ? "became leader" : "lost leadership", r->config.group,
@@ -65,7 +65,8 @@ void rsm_leader_tell(struct rsm *r)
         }
     }
     r->retracted = false;
-    if (r->leading && !r->announced && r->noop != 0 && r->applied >= r->noop) {
+    bool ready = r->config.no_noop || (r->noop != 0 && r->applied >= r->noop);
+    if (r->leading && !r->announced && ready) {
         r->announced = true;
         if (r->config.on_leader != NULL) {
             r->config.on_leader(r->config.arg, true);

@@ -112,6 +112,7 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
         .now_ms = env_now_ms(r->env),
     };
     r->compacted = rec->start_index;
+    rsm_checkpoint_recovered(r, rec);
     log_info("rsm",
              "opened the log group=%u id=%" PRIu64 " term=%" PRIu64
              " start=%" PRIu64 " entries=%u applied=%" PRIu64,

@@ -86,6 +86,10 @@ struct rsm_config {
     uint32_t checkpoint_ms_max; /* time between; 0: 5000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
+    /* A new leader proposes nothing by itself, as in the labs, which count the
+     * entries from 1. Nothing commits and no read is answered until the user
+     * proposes something in the new term. */
+    bool no_noop;
     /* On the loop. `leader`: this replica can propose from now on, or no
      * longer. `applied`: another batch went through apply(). May be NULL. */
     void (*on_leader)(void *arg, bool leader);

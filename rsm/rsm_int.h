@@ -16,15 +16,23 @@ enum {
     RSM_APPLY_COUNT_MAX = 1024,
     RSM_APPLY_SIZE_MAX = 8 << 20,
     RSM_APPLY_JOBS_MAX = 2,
+    RSM_APPLY_LAZY_US = 5000,
+    RSM_APPLY_LAZY_COUNT = 256,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_CHUNK_SIZE = 512 << 10,
-    RSM_CHUNK_TIMEOUT_MS = 5000,
+    /* For the answer to a chunk: at least this and what the bytes may take;
+     * else four times what the last one took. */
+    RSM_CHUNK_TIMEOUT_MIN_MS = 200,
+    RSM_CHUNK_TIMEOUT_MAX_MS = 5000,
+    RSM_CHUNK_BYTES_A_MS = 1024,
     RSM_CHUNK_TRIES = 10,
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 32 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 5000,
     RSM_MARK_SIZE = 64 << 10,
+    RSM_ENTRY_OVERHEAD =
+        64, /* what an empty entry counts in sizes of the log */
 };
 
 /* --- Messages (docs/wire.md) */
@@ -143,6 +151,8 @@ struct rsm {
     raft_index applied;   /* and come back */
     raft_index durable;
     uint32_t apply_running;
+    struct env_timer apply;
+    bool apply_set, apply_due;
     bool installing; /* nothing is submitted meanwhile */
 
     /* checkpoint.c */
@@ -189,6 +199,8 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_close(struct rsm *r);
 
 /* apply.c */
+void rsm_apply_init(struct rsm *r);
+void rsm_apply_close(struct rsm *r);
 void rsm_apply_pump(struct rsm *r);
 
 /* checkpoint.c */
@@ -196,6 +208,8 @@ void rsm_checkpoint_init(struct rsm *r);
 void rsm_checkpoint_close(struct rsm *r);
 void rsm_checkpoint_installed(struct rsm *r, raft_index index);
 void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
+/* At start: what the log still has of what the state machine has stored. */
+void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec);
 void rsm_checkpoint_pump(struct rsm *r);
 
 /* propose.c */

@@ -7,7 +7,8 @@
  *
  * Through a file, so that a slow peer costs disk and not memory, and a broken
  * connection goes on where it stopped. The receiver says what it wants next, so
- * a repeated or reordered chunk does no harm. */
+ * a repeated or reordered chunk does no harm: a lost one can be sent again
+ * soon, and must be, since the group may wait for this peer. */
 #include "base/check.h"
 #include "base/codec.h"
 #include "base/log.h"
@@ -38,6 +39,8 @@ struct rsm_outgoing {
 
     bool stopped;
     uint64_t call; /* in flight; 0: none */
+    uint64_t called_ms;
+    uint32_t timeout_ms;
     uint64_t offset;
     uint32_t tries;
 };
@@ -317,12 +320,34 @@ static void on_status(struct rsm_outgoing *o, const struct rsm_chunk_reply *m)
     finish(o, false);
 }
 
+/* A slow link must not be sent everything twice; a lossy one must not make the
+ * group wait. */
+static uint32_t bound_timeout(const struct rsm_outgoing *o, uint64_t ms)
+{
+    uint64_t least =
+        RSM_CHUNK_TIMEOUT_MIN_MS + o->chunk.size / RSM_CHUNK_BYTES_A_MS;
+    ms = ms > least ? ms : least;
+    return ms < RSM_CHUNK_TIMEOUT_MAX_MS ? (uint32_t)ms
+                                         : RSM_CHUNK_TIMEOUT_MAX_MS;
+}
+
+static void adapt_timeout(struct rsm_outgoing *o, enum err rc)
+{
+    if (rc == ERR_OK) {
+        o->timeout_ms =
+            bound_timeout(o, 4 * (env_now_ms(o->rsm->env) - o->called_ms));
+    } else if (rc == ERR_TIMEDOUT) {
+        o->timeout_ms = bound_timeout(o, o->timeout_ms * UINT64_C(3) / 2);
+    }
+}
+
 static void on_reply(void *arg, enum err rc, struct slice body)
 {
     struct rsm_outgoing *o = arg;
     struct arena arena = {0};
     struct rsm_chunk_reply m;
     o->call = 0;
+    adapt_timeout(o, rc);
     if (rc == ERR_OK) {
         rc = rsm_chunk_reply_decode(body, &arena, &m);
     }
@@ -363,8 +388,10 @@ static void on_chunk(struct env_job *job)
     struct buf body = {0};
     rsm_chunk_encode(&body, &m);
     struct slice part = buf_slice(&body);
+    o->called_ms = env_now_ms(r->env);
+    o->timeout_ms = bound_timeout(o, o->timeout_ms);
     o->call = net_call(r->config.net, rsm_address(r, o->peer), RSM_METHOD_SNAP,
-                       &part, 1, RSM_CHUNK_TIMEOUT_MS, on_reply, o);
+                       &part, 1, o->timeout_ms, on_reply, o);
     buf_free(&body);
 }
 

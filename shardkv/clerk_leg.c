@@ -163,7 +163,7 @@ static void leg_answered(void *arg, enum err rc, struct slice body)
 
 /* ---- sending ---- */
 
-static void leg_send(struct skv_leg *leg, const char *address)
+static void leg_send(struct skv_leg *leg)
 {
     struct skv_clerk *c = leg->clerk;
     struct skv_request *r = &leg->request;
@@ -177,14 +177,15 @@ static void leg_send(struct skv_leg *leg, const char *address)
     skv_request_encode(&c->scratch, r);
     struct slice body = buf_slice(&c->scratch);
     leg->sends++;
-    leg->net_call = net_call(c->net, address, leg->method, &body, 1, SKV_TRY_MS,
-                             leg_answered, leg);
+    leg->sent_us = env_now_us(c->env);
+    skv_watch_start(c);
+    leg->net_call = net_call(c->net, leg->address, leg->method, &body, 1,
+                             SKV_TRY_MS, leg_answered, leg);
 }
 
 static void leg_try(struct skv_leg *leg)
 {
     struct skv_clerk *c = leg->clerk;
-    char address[NET_ADDRESS_SIZE_MAX];
     leg->waits_config = false;
     env_timer_stop(c->env, &leg->timer);
     if (!c->has_config) {
@@ -197,12 +198,12 @@ static void leg_try(struct skv_leg *leg)
         return;
     }
     if (!skv_route_find(c, leg->request.shard, &leg->gid, &leg->server,
-                        &leg->servers, address)) {
+                        &leg->servers, leg->address)) {
         leg->waits_config = true; /* nobody serves it yet */
         leg_pause(leg);
         return;
     }
-    leg_send(leg, address);
+    leg_send(leg);
 }
 
 void skv_leg_start(struct skv_leg *leg)
@@ -227,6 +228,21 @@ void skv_leg_stop(struct skv_leg *leg)
         leg->net_call = 0;
     }
     leg_rest(leg);
+}
+
+void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                    uint64_t sent_until_us)
+{
+    struct skv_leg *leg = NULL;
+    DL_FOREACH(c->legs, leg)
+    {
+        if (leg->net_call != 0 && leg->gid == gid && leg->server == server &&
+            leg->sent_us <= sent_until_us) {
+            net_cancel(c->net, leg->net_call);
+            leg->net_call = 0;
+            leg_elsewhere(leg);
+        }
+    }
 }
 
 void skv_legs_config_changed(struct skv_clerk *c)

@@ -201,10 +201,13 @@ static void handle_read(struct skv_server *s, struct net_request *request,
 
 static bool may_call(const struct net_peer *peer, net_method method)
 {
-    if (method >= SKV_METHOD_PULL && method <= SKV_METHOD_COUNT) {
-        return peer->role == NET_ROLE_SERVER;
+    switch (method) {
+    case SKV_METHOD_PULL:
+    case SKV_METHOD_SETTLE:
+    case SKV_METHOD_FREEZE:
+    case SKV_METHOD_COUNT: return peer->role == NET_ROLE_SERVER;
+    default: return peer->role != NET_ROLE_NONE;
     }
-    return peer->role != NET_ROLE_NONE;
 }
 
 static void handle_call(struct skv_server *s, struct net_request *request,
@@ -214,6 +217,9 @@ static void handle_call(struct skv_server *s, struct net_request *request,
     case SKV_METHOD_READ: handle_read(s, request, body, read_run); return;
     case SKV_METHOD_WRITE: handle_write(s, request, body); return;
     case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
+    case SKV_METHOD_LEADS:
+        refuse(s, request, rsm_is_leader(s->rsm) ? ERR_OK : ERR_NOTLEADER);
+        return;
     case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
     case SKV_METHOD_COUNT: handle_read(s, request, body, count_run); return;
     case SKV_METHOD_FREEZE:
@@ -238,7 +244,8 @@ static void handle(void *arg, struct net_request *request,
                   (unsigned)method);
     } else if (!may_call(peer, method)) {
         refuse(s, request, ERR_DENIED);
-    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS) {
+    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS &&
+               method != SKV_METHOD_LEADS) {
         refuse(s, request, ERR_BUSY);
     } else {
         handle_call(s, request, method, body);

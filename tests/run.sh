@@ -52,9 +52,21 @@ if want sim; then
     suite sim/asan build/asan/simulate --seeds 15
 fi
 
+# The labs' rows answer to their own names too: RUN=2B, RUN=R12,
+# RUN=TestBackup2B.
+which=${RUN:-}
+[[ $which =~ ^([234][ABCD]|[RKCS][0-9]+|Test.*)$ ]] || which=
+if want labs || [ -n "$which" ]; then
+    suite build/labs make -s -j2 build/release/labs
+    [ -z "$which" ] && parts=$(build/release/labs --parts)
+    for part in ${which:-$parts}; do
+        suite "labs/$part" build/release/labs --seeds "${LAB_SEEDS:-300}" "$part"
+    done
+fi
+
 if want e2e; then
     suite build/program make -s -j2 all
-    suite e2e timeout 300 tests/e2e/run.sh
+    suite e2e timeout 600 tests/e2e/run.sh
 fi
 
 echo "$passed passed, $failed failed"

@@ -57,6 +57,8 @@ struct sim_wire {
     bool cut[SIM_NODES_MAX][SIM_NODES_MAX];
     sim_wire_watch *watch;
     void *watch_arg;
+    sim_wire_fate *fate;
+    void *fate_arg;
     uint64_t messages;
 };
 
@@ -139,6 +141,25 @@ static void message_queue(struct message *m)
 }
 
 /* Takes `m`. */
+static void message_decided(struct message *m)
+{
+    struct sim_wire *wire = m->wire;
+    struct sim_letter letter = {
+        .from = m->from,
+        .to = m->to,
+        .reply = m->event.tag == TAG_REPLY,
+        .method = m->method,
+        .body = slice_of(m->body, m->size),
+    };
+    uint64_t delay_us = 0;
+    if (wire->fate(wire->fate_arg, &letter, &delay_us)) {
+        sim_push(wire->world, &m->event, delay_us);
+    } else {
+        mem_free(m);
+    }
+}
+
+/* Takes `m`. */
 static void message_go(struct message *m)
 {
     struct sim_wire *wire = m->wire;
@@ -146,6 +167,10 @@ static void message_go(struct message *m)
     wire->messages++;
     sim_mix(w, (uint64_t)m->method << 48 ^ m->size);
     sim_mix(w, crc32c(0, slice_of(m->body, m->size)));
+    if (wire->fate != NULL) {
+        message_decided(m);
+        return;
+    }
     if (wire->cut[m->from][m->to] ||
         sim_chance(w, wire->weather.loss_per_mille)) {
         mem_free(m);
@@ -456,6 +481,12 @@ void sim_wire_set_watch(struct sim_wire *wire, sim_wire_watch *watch, void *arg)
 {
     wire->watch = watch;
     wire->watch_arg = arg;
+}
+
+void sim_wire_set_fate(struct sim_wire *wire, sim_wire_fate *fate, void *arg)
+{
+    wire->fate = fate;
+    wire->fate_arg = arg;
 }
 
 uint64_t sim_wire_messages(const struct sim_wire *wire)

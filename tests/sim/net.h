@@ -38,6 +38,19 @@ void sim_wire_set_watch(struct sim_wire *wire, sim_wire_watch *watch,
                         void *arg);
 uint64_t sim_wire_messages(const struct sim_wire *wire);
 
+/* Decides over each message (and each reply to a call) in place of the weather
+ * and the cuts: false, it is lost; else it takes `*delay_us`. For tests with
+ * rules of their own. */
+struct sim_letter {
+    uint32_t from, to;
+    bool reply; /* to a call; `method` is then 0 */
+    net_method method;
+    struct slice body;
+};
+typedef bool sim_wire_fate(void *arg, const struct sim_letter *letter,
+                           uint64_t *delay_us);
+void sim_wire_set_fate(struct sim_wire *wire, sim_wire_fate *fate, void *arg);
+
 /* A node's place on the wire, for the whole run: lives come and go. */
 struct net *sim_net_add(struct sim_wire *wire, struct sim_env *env,
                         enum net_role role, uint32_t group, const char *name);
