@@ -292,9 +292,12 @@ static void after_event(void *arg, struct sim_env *env)
 static void on_message(void *arg, uint32_t from, uint32_t to, net_method method,
                        struct slice body)
 {
-    (void)to;
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
+    if (method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
+        method == SKV_METHOD_SETTLE) {
+        faults_move_seen(&c->nodes[from], &c->nodes[to]);
+    }
 }
 
 /* ---- the run ---- */

@@ -39,6 +39,7 @@ enum fault {
     FAULT_WEATHER, /* loss, delay, duplicates: worse or better */
     FAULT_ADMIN,   /* a group joins or leaves, a shard moves */
     FAULT_CLERK,   /* a clerk's process dies; another starts */
+    FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULTS
 };
 
@@ -103,6 +104,7 @@ struct cluster {
     struct workload *workload;
     bool healed;      /* no more faults */
     uint32_t hunted;  /* bit gid: the next leader is to die */
+    bool move_hunted; /* somebody who next takes part in a move is to die */
     bool admin_busy;  /* a change is under way */
     uint32_t changes; /* asked of the controllers, and answered */
     uint32_t joined;  /* bit gid: it is in the configuration */
@@ -137,6 +139,8 @@ struct node *cluster_leader(struct cluster *c, uint32_t gid);
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);
 void faults_leader_seen(struct node *n);
+/* `from` asks `to` for a step of a move. */
+void faults_move_seen(struct node *from, struct node *to);
 void faults_heal(struct cluster *c); /* all at once, for good */
 void admin_join_first(struct cluster *c);
 
