@@ -156,9 +156,10 @@ MSG_STRUCT(skv_reply, SKV_REPLY_FIELDS);
 #define SKV_METHOD_PULL   0x33 /* server: skv_pull -> skv_pulled */
 #define SKV_METHOD_SETTLE 0x34 /* server: the new owner has a shard */
 #define SKV_METHOD_LEADS  0x35 /* empty -> empty: lives and leads, at once */
-#define SKV_METHOD_FREEZE 0x36 /* server: the new owner has nearly all of it   \
-                                */
-#define SKV_METHOD_COUNT 0x37  /* server: skv_count -> skv_counted */
+#define SKV_METHOD_FREEZE                                                      \
+    0x36                      /* server: the new owner has nearly all of it    \
+                               */
+#define SKV_METHOD_COUNT 0x37 /* server: skv_count -> skv_counted */
 
 bool skv_kind_is_compare(uint8_t kind);
 bool skv_kind_is_read(uint8_t kind);

@@ -25,15 +25,9 @@ enum skv_task_kind {
 
 struct skv_mover;
 
-/* What a PULL is at; for people, too. The number of its value in ctl_move. */
-enum skv_stage {
-    SKV_STAGE_COUNT = 0, /* how much there is to copy */
-    SKV_STAGE_COPY = 1,
-    SKV_STAGE_CHANGES = 2, /* what changed meanwhile */
-    SKV_STAGE_TAIL = 3,    /* the shard is frozen: the last of it */
-};
 struct skv_pulling {
-    enum skv_stage stage;
+    enum ctl_move_stage stage;
+    uint64_t moved_us;        /* when it last came further */
     struct skv_cursor cursor; /* its key is that of key_bytes */
     struct buf key_bytes;
     struct skv_cursor next; /* behind the batch at hand; likewise */

@@ -156,6 +156,7 @@ static void pull_installed(struct skv_task *t)
     p->cursor = p->next;
     p->cursor.key = buf_slice(&p->key_bytes);
     t->pause_us = PAUSE_MIN_US;
+    p->moved_us = env_now_us(t->mover->env);
     pull_go_on(t);
 }
 
@@ -268,9 +269,10 @@ void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor)
 {
     struct skv_pulling *p = &t->pull;
     p->cursor = *cursor;
+    p->moved_us = env_now_us(t->mover->env);
     buf_append(&p->key_bytes, cursor->key.data, cursor->key.size);
     p->cursor.key = buf_slice(&p->key_bytes);
-    p->stage = cursor->changes != 0 ? SKV_STAGE_CHANGES : SKV_STAGE_COUNT;
+    p->stage = cursor->changes != 0 ? CTL_MOVE_CHANGES : CTL_MOVE_COUNT;
 }
 
 static enum err pulled_check(const struct skv_task *t,
@@ -363,13 +365,14 @@ static void counted(void *arg, enum err rc, struct slice body)
         task_refused(t, rc);
         return;
     }
+    p->moved_us = env_now_us(t->mover->env);
     p->keys_all += c.keys;
     p->bytes_all += c.bytes;
     buf_clear(&p->count_key);
     buf_append(&p->count_key, c.next_key.data, c.next_key.size);
     arena_free(&a);
     if (p->count_key.size == 0) {
-        p->stage = SKV_STAGE_COPY;
+        p->stage = CTL_MOVE_COPY;
         p->begun_us = env_now_us(t->mover->env);
         p->begun_bytes = p->cursor.bytes;
     }
@@ -421,7 +424,7 @@ static void freeze_answered(void *arg, enum err rc, struct slice body)
         task_refused(t, rc);
         return;
     }
-    t->pull.stage = SKV_STAGE_TAIL;
+    t->pull.stage = CTL_MOVE_TAIL;
     pull_ask(t);
 }
 
@@ -429,12 +432,12 @@ static void freeze_answered(void *arg, enum err rc, struct slice body)
 static void pull_go_on(struct skv_task *t)
 {
     struct skv_pulling *p = &t->pull;
-    if (p->cursor.changes != 0 && p->stage < SKV_STAGE_CHANGES) {
-        p->stage = SKV_STAGE_CHANGES;
+    if (p->cursor.changes != 0 && p->stage < CTL_MOVE_CHANGES) {
+        p->stage = CTL_MOVE_CHANGES;
     }
-    p->chases += p->stage == SKV_STAGE_CHANGES;
+    p->chases += p->stage == CTL_MOVE_CHANGES;
     bool near = p->end == SKV_END_NOW || p->chases > CHASES_MAX;
-    if (p->stage == SKV_STAGE_CHANGES && near) {
+    if (p->stage == CTL_MOVE_CHANGES && near) {
         step_ask(t, SKV_METHOD_FREEZE, freeze_answered);
     } else {
         pull_ask(t);
@@ -443,7 +446,7 @@ static void pull_go_on(struct skv_task *t)
 
 static void pull_start(struct skv_task *t)
 {
-    if (t->pull.stage == SKV_STAGE_COUNT) {
+    if (t->pull.stage == CTL_MOVE_COUNT) {
         count_ask(t);
     } else {
         pull_ask(t);
