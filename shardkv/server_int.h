@@ -36,7 +36,8 @@ struct skv_pulling {
     uint32_t chases;              /* batches of changes so far */
     uint64_t keys_all, bytes_all; /* counted */
     struct buf count_key;
-    uint64_t begun_us, begun_bytes; /* copying, by this leader */
+    /* Of this leader: when each stage began, and with how much copied. */
+    uint64_t begun_us, changes_us, tail_us, begun_bytes;
 };
 
 struct skv_task {

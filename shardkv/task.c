@@ -8,6 +8,7 @@
  * of the list, and freed when the command returns. */
 #include "shardkv/server_int.h"
 
+#include <inttypes.h>
 #include <string.h>
 #include <utlist.h>
 
@@ -170,9 +171,32 @@ static void expire_done(struct skv_task *t, const struct skv_outcome *outcome)
     expire_next(t);
 }
 
+static uint64_t ms_between(uint64_t from_us, uint64_t to_us)
+{
+    return from_us == 0 || to_us < from_us ? 0 : (to_us - from_us) / 1000;
+}
+
+/* The times are those that this leader has seen. */
+static void say_arrived(const struct skv_task *t)
+{
+    const struct skv_pulling *p = &t->pull;
+    uint64_t now_us = env_now_us(t->mover->env);
+    log_info("shardkv",
+             "arrived shard=%u from=%u keys=%" PRIu64 " bytes=%" PRIu64
+             " batches=%" PRIu64 " copy_ms=%" PRIu64 " changes_ms=%" PRIu64
+             " frozen_ms=%" PRIu64,
+             t->shard, t->group.gid, p->next.keys, p->next.bytes,
+             p->next.batches, ms_between(p->begun_us, p->changes_us),
+             ms_between(p->changes_us, p->tail_us),
+             ms_between(p->tail_us, now_us));
+}
+
 /* The command was applied, and did what it says. */
 static void task_advance(struct skv_task *t, const struct skv_outcome *outcome)
 {
+    if (t->finish && t->kind == SKV_TASK_PULL) {
+        say_arrived(t);
+    }
     if (t->finish) {
         task_over(t);
         return;
@@ -434,10 +458,12 @@ static void pull_go_on(struct skv_task *t)
     struct skv_pulling *p = &t->pull;
     if (p->cursor.changes != 0 && p->stage < CTL_MOVE_CHANGES) {
         p->stage = CTL_MOVE_CHANGES;
+        p->changes_us = env_now_us(t->mover->env);
     }
     p->chases += p->stage == CTL_MOVE_CHANGES;
     bool near = p->end == SKV_END_NOW || p->chases > CHASES_MAX;
     if (p->stage == CTL_MOVE_CHANGES && near) {
+        p->tail_us = env_now_us(t->mover->env);
         step_ask(t, SKV_METHOD_FREEZE, freeze_answered);
     } else {
         pull_ask(t);

@@ -61,6 +61,7 @@ done
 wait $move
 wait_end=$(started)
 wait $load
+grep -ah 'arrived shard=' "$C"/log/g2-*.log | tail -1 >"$W/arrived"
 [ -z "${SLOW:-}" ] || grep 'a request took' "$W/err" | sort | uniq -c >&2 || true
 python3 - "$W" "$begin" "$wait_end" "$keys" "$files" <<'END'
 import json, sys
@@ -69,11 +70,17 @@ rows = lambda name: [json.loads(line) for line in open(f"{w}/{name}")]
 before, during = rows("before")[0], rows("during")[0]
 rate = lambda name: sum(r["ops_per_s"] for r in rows(name)) / len(rows(name)) * 2
 assert before["errors"] == during["errors"] == 0, (before, during)
+arrived = dict(word.split("=") for word in open(f"{w}/arrived").read().split()
+               if "=" in word)
 old, new = rate("others-before"), rate("others-during")
 print(json.dumps({
     "MiB": (int(keys) * 4096 + int(files) * (1 << 20)) >> 20,
     "writes_per_s": round(during["ops_per_s"]),
-    "move_s_at_most": round(float(end) - float(begin), 1),
+    "move_s": round(float(end) - float(begin), 1),
+    "frozen_ms": int(arrived["frozen_ms"]),
+    "batches": int(arrived["batches"]),
+    "copy_s": int(arrived["copy_ms"]) / 1000,
+    "changes_s": int(arrived["changes_ms"]) / 1000,
     "longest_wait_before_ms": round(before["max_ms"]),
     "longest_wait_ms": round(during["max_ms"]),
     "p99_before_ms": before["p99_ms"], "p99_ms": during["p99_ms"],
