@@ -210,7 +210,9 @@ static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
     arena_free(&a);
     if (rc == ERR_OK) {
         task_advance(t, &outcome);
-    } else if (rc == ERR_BUSY && t->kind != SKV_TASK_CONFIG) {
+    } else if ((rc == ERR_BUSY || rc == ERR_CORRUPT) &&
+               t->kind != SKV_TASK_CONFIG) {
+        /* ERR_CORRUPT: what was pulled makes no sense; from the beginning. */
         t->finish = false;
         task_pause(t);
     } else {
