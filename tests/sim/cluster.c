@@ -179,6 +179,10 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     if (out->failed) {
         sim_print_tail(&world);
     }
-    cluster_free(c);
+    cluster_end_nodes(c);
+    workload_free(c->workload);
+    verify_free(c->verify);
+    sim_world_fini(&world);
+    sim_wire_free(c->wire);
     mem_free(c);
 }

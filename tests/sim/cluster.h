@@ -102,7 +102,7 @@ struct cluster {
     uint32_t clerk_first;           /* nodes[clerk_first ...] are clerks */
     const struct sim_speed *speeds; /* SIM_SPEEDS of them; NULL: default */
     struct verify *verify;
-    struct workload *workload;             /* NULL in the labs */
+    struct workload *workload;
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     bool healed;                           /* no more faults */
@@ -145,7 +145,7 @@ struct node *cluster_leader(struct cluster *c, uint32_t gid);
 void cluster_after_event(void *arg, struct sim_env *env);
 void cluster_on_message(void *arg, uint32_t from, uint32_t to,
                         net_method method, struct slice body);
-void cluster_free(struct cluster *c); /* all but `c` itself */
+void cluster_end_nodes(struct cluster *c); /* for good */
 
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);

@@ -295,7 +295,7 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
 
 /* ---- the end ---- */
 
-void cluster_free(struct cluster *c)
+void cluster_end_nodes(struct cluster *c)
 {
     /* Half of the runs end as a machine does that is told to stop. */
     bool clean = c->world->seed % 2 == 0;
@@ -319,10 +319,4 @@ void cluster_free(struct cluster *c)
             sim_disk_free(n->disk);
         }
     }
-    if (c->workload != NULL) {
-        workload_free(c->workload);
-    }
-    verify_free(c->verify);
-    sim_world_fini(c->world);
-    sim_wire_free(c->wire);
 }
