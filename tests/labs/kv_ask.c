@@ -239,7 +239,8 @@ static void group_fill(const struct cluster *c, uint32_t gid,
 static void changed(void *arg, enum err rc, uint64_t number)
 {
     struct kv_admin *a = arg;
-    a->busy = false;
+    a->waiting--;
+    a->busy = a->waiting > 0;
     a->rc = rc;
     a->number = number;
     a->kv->operations += rc == ERR_OK;
@@ -268,6 +269,7 @@ void kv_change_begin(struct kv_admin *a, enum ctl_change_kind kind,
         .move_shard = kind == CTL_MOVE ? shard : 0,
         .move_gid = kind == CTL_MOVE ? gids[0] : 0,
     };
+    a->waiting++;
     a->busy = true;
     ctl_client_change(a->node->admin, &change, 0, changed, a);
     mem_free(texts);

@@ -395,7 +395,7 @@ static void report(struct kv *kv)
     memcpy(run->failure, kv->world.failure, sizeof run->failure);
     run->hash = kv->world.hash;
     run->seconds = (double)(kv->world.now_us - kv->begun_us) / 1e6;
-    run->peers = kv->options.replicas;
+    run->peers = size_of(kv, kv->options.groups > 0 ? 1 : 0);
     run->rpcs = kv->requests > kv->replies ? kv->requests : kv->replies;
     run->bytes = kv->bytes;
     run->entries = kv->operations;

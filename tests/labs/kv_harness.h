@@ -60,11 +60,13 @@ struct kv_client {
     uint32_t round, count; /* the row's */
 };
 
+/* Its changes are made one after the other, in the order they were begun. */
 struct kv_admin {
     struct kv *kv;
     struct node *node;
+    uint32_t waiting; /* for so many answers */
     bool busy;
-    enum err rc;
+    enum err rc;              /* the last */
     uint64_t number;          /* of the configuration that a change made */
     struct ctl_config config; /* that the last query gave */
     struct arena arena;       /* of it */
