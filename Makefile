@@ -9,6 +9,7 @@
 # make planted           put known bugs in; the simulator must find each
 # make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
+# make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
 # make clean             remove build/
@@ -42,6 +43,8 @@ LDLIBS   += -luv -lssl -lcrypto -lzstd -llmdb -lfuse3 -ljansson
 PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
             libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
 TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
+BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
+                  openssl python3
 
 FOLDERS := base raft raft/storage transport rsm shardctrler shardkv fs mount
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(FOLDERS))))
@@ -53,7 +56,7 @@ LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
             $(addprefix tests/sim/,world.c env.c net.c disk.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
-.PHONY: all deps test-deps test one unit sim labs soak planted bench lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak planted bench bench-gap lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -138,9 +141,16 @@ clean-cluster: down
 test: test-deps
 	@RUN='$(RUN)' tests/run.sh
 
+# ROUNDS, SECONDS_EACH, CLIENTS, SIZES and more: see the script.
 bench: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/kv.sh
+
+# How long clients wait when their leader is stopped, killed, halted.
+bench-gap: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/gap.sh
 
 lint:
 	tests/lint/layers.sh

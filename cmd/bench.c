@@ -1,6 +1,7 @@
 /* flotilla bench kv: closed-loop clients on the store over TLS, one JSON object
  * a row. Each client has one request outstanding; all share one process and one
- * connection per server, as the threads of a mount do. */
+ * connection per server, as the threads of a mount do. Before gets are measured
+ * every key is put, and a get that does not bring its value is an error. */
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -19,10 +20,12 @@ enum {
     OP_TIMEOUT_MS = 30000,
     CLIENTS_MAX = 4096,
     LATENCIES_MAX = 4 << 20, /* kept; more are counted and not kept */
+    FILL_CLIENTS = 64,
 };
 
 struct bench_row {
     bool is_get;
+    bool is_fill; /* puts each key once, and measures nothing */
     uint32_t value_size;
     uint32_t client_count;
     uint64_t warm_us, run_us;
@@ -52,6 +55,7 @@ struct bench {
     uint8_t *value;
     bool warm, over;
     uint32_t running;
+    uint64_t fill_next; /* key */
     uint64_t warm_at_us, over_at_us;
     uint32_t *latencies_us;
     uint64_t done_count, error_count;
@@ -79,8 +83,9 @@ static void client_next(struct bench_client *c)
 {
     struct bench *b = c->bench;
     char name[32];
-    int size = snprintf(name, sizeof name, "bench-%" PRIu64,
-                        rng_below(&b->rng, b->row.key_count));
+    uint64_t number =
+        b->row.is_fill ? b->fill_next++ : rng_below(&b->rng, b->row.key_count);
+    int size = snprintf(name, sizeof name, "bench-%" PRIu64, number);
     c->key.size = 0;
     skv_key_of_name(&c->key, slice_of(name, (size_t)size),
                     skv_clerk_shard_count(b->clerk));
@@ -105,8 +110,11 @@ static void count(struct bench *b, struct bench_client *c)
 {
     enum err rc = c->txn.rc;
     if (rc == ERR_OK && b->row.is_get) {
-        rc = (enum err)c->txn.results[0].rc;
-        rc = rc == ERR_NOTFOUND ? ERR_OK : rc;
+        const struct skv_result *result = &c->txn.results[0];
+        rc = (enum err)result->rc;
+        if (rc == ERR_OK && result->data.size != b->row.value_size) {
+            rc = ERR_CORRUPT;
+        }
     }
     if (rc != ERR_OK) {
         b->error_count++;
@@ -137,6 +145,9 @@ static void client_done(struct skv_txn *txn)
     arena_free(&txn->arena);
     memset(txn, 0, sizeof *txn);
     txn->done = client_done;
+    if (b->row.is_fill && b->fill_next >= b->row.key_count) {
+        b->over = true;
+    }
     if (!b->over) {
         client_next(c);
         return;
@@ -158,7 +169,9 @@ static void tick(struct env_timer *timer)
             b->running++;
             client_next(&b->clients[i]);
         }
-        env_timer_start(b->env, timer, b->row.warm_us);
+        if (!b->row.is_fill) {
+            env_timer_start(b->env, timer, b->row.warm_us);
+        }
     } else if (!b->warm) {
         b->warm = true;
         b->warm_at_us = env_now_us(b->env);
@@ -227,10 +240,11 @@ static void print_row(struct bench *b)
     json_decref(j);
 }
 
-static bool run_row(struct bench *b, struct skv_client *client)
+static bool run_clients(struct bench *b, struct skv_client *client)
 {
     b->warm = b->over = false;
     b->running = 0;
+    b->fill_next = 0;
     b->done_count = b->error_count = 0;
     b->clients = mem_array(b->row.client_count, sizeof *b->clients);
     for (uint32_t i = 0; i < b->row.client_count; i++) {
@@ -239,12 +253,36 @@ static bool run_row(struct bench *b, struct skv_client *client)
     }
     b->task = (struct skv_client_task){.fn = start};
     skv_client_task_run(client, &b->task);
-    print_row(b);
     for (uint32_t i = 0; i < b->row.client_count; i++) {
         buf_free(&b->clients[i].key);
     }
     mem_free(b->clients);
     return b->error_count == 0;
+}
+
+static bool fill(struct bench *b, struct skv_client *client)
+{
+    struct bench_row row = b->row;
+    b->row.is_fill = true;
+    b->row.is_get = false;
+    b->row.client_count = FILL_CLIENTS;
+    bool ok = run_clients(b, client);
+    if (!ok) {
+        fprintf(stderr, "flotilla: bench cannot put the keys to get: %s\n",
+                err_text(b->last_error));
+    }
+    b->row = row;
+    return ok;
+}
+
+static bool run_row(struct bench *b, struct skv_client *client)
+{
+    if (b->row.is_get && !fill(b, client)) {
+        return false;
+    }
+    bool ok = run_clients(b, client);
+    print_row(b);
+    return ok;
 }
 
 /* The next number of a list "1,16,64"; false at its end or on nonsense. */

@@ -1,5 +1,6 @@
 /* flotilla mount and umount; also what mount(8) runs as mount.flotilla. */
 #include <errno.h>
+#include <libgen.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -214,21 +215,14 @@ static void mount_name(const char *mountpoint, char name[NAME_MAX - 8])
     }
 }
 
-static bool is_mounted(const char *path)
-{
-    char up[PATH_MAX + 4];
-    struct stat here, above;
-    snprintf(up, sizeof up, "%s/..", path);
-    return stat(path, &here) == 0 && stat(up, &above) == 0 &&
-           here.st_dev != above.st_dev;
-}
-
+/* Is a mount of this cluster there, and its process alive? Never asks the mount
+ * itself: it may be waiting for the replicas that we are about to start. */
 static bool is_ours(const struct cluster *c, const char *mountpoint)
 {
-    char pid[PATH_MAX], name[NAME_MAX - 8];
+    char pid[PATH_MAX], name[NAME_MAX - 8], type[MNT_TYPE_SIZE];
     mount_name(mountpoint, name);
     cluster_path(c, "run", name, ".pid", pid);
-    return process_alive(pid) != 0 && is_mounted(mountpoint);
+    return process_alive(pid) != 0 && mnt_is_mounted(mountpoint, type);
 }
 
 static int serve_in_background(const struct mount_request *m)
@@ -280,22 +274,25 @@ static int serve_in_background(const struct mount_request *m)
     return EXIT_DONE;
 }
 
-/* The absolute path, also of a dead mount, whose own path answers nothing. */
+/* The absolute path. Its last part is not looked at, if it is no link: a mount
+ * that is dead, or waits for its cluster, does not answer. */
 static bool absolute(const char *given, char path[PATH_MAX])
 {
+    char copy[PATH_MAX], last[PATH_MAX], parent[PATH_MAX];
+    char type[MNT_TYPE_SIZE];
+    struct stat st;
+    snprintf(copy, sizeof copy, "%s", given);
+    snprintf(last, sizeof last, "%s", basename(copy));
+    snprintf(copy, sizeof copy, "%s", given);
+    bool is_name = strcmp(last, ".") != 0 && strcmp(last, "..") != 0;
+    if (is_name && realpath(dirname(copy), parent) != NULL &&
+        snprintf(path, PATH_MAX, "%s/%s",
+                 strcmp(parent, "/") == 0 ? "" : parent, last) < PATH_MAX &&
+        (mnt_is_mounted(path, type) ||
+         (lstat(path, &st) == 0 && !S_ISLNK(st.st_mode)))) {
+        return true;
+    }
     if (realpath(given, path) != NULL) {
-        return true;
-    }
-    char cwd[PATH_MAX];
-    if (errno == ENOTCONN && given[0] == '/') {
-        snprintf(path, PATH_MAX, "%s", given);
-        return true;
-    }
-    if (errno == ENOTCONN && getcwd(cwd, sizeof cwd) != NULL &&
-        strlen(cwd) + strlen(given) + 2 < PATH_MAX) {
-        strcpy(path, cwd);
-        strcat(path, "/");
-        strcat(path, given);
         return true;
     }
     fprintf(stderr, "flotilla: cannot mount at %s: %s\n", given,

@@ -12,7 +12,7 @@
 #include "cmd/cmd.h"
 #include "raft/raft.h"
 
-enum { CONNECT_MS = 5000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
+enum { CONFIG_MS = 2000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
 
 struct report {
     struct arena arena;
@@ -21,6 +21,8 @@ struct report {
     struct ctl_mounts mounts;
     struct ask_replica replicas[CTL_SERVERS_MAX + 1024];
     uint32_t replica_count;
+    ctl_gid groups[CTL_SERVERS_MAX + 1024]; /* each once; 0: the controllers */
+    uint32_t group_count;
     char *problems[PROBLEMS_MAX];
     uint32_t problem_count;
 };
@@ -46,11 +48,59 @@ static void add_replica(struct report *r, ctl_gid gid, uint64_t id,
     one->id = id;
     memcpy(one->address, address.data, address.size);
     one->address[address.size] = 0;
+    for (uint32_t g = 0; g < r->group_count; g++) {
+        if (r->groups[g] == gid) {
+            return;
+        }
+    }
+    r->groups[r->group_count++] = gid;
+}
+
+/* The newest configuration says who belongs to the cluster. */
+static void add_by_config(struct report *r)
+{
+    for (uint32_t g = 0; g < r->config.groups_count; g++) {
+        const struct ctl_group *group = &r->config.groups[g];
+        for (uint32_t s = 0; s < group->servers_count; s++) {
+            add_replica(r, group->gid, group->servers[s].id,
+                        group->servers[s].address);
+        }
+    }
+}
+
+/* The cluster's directory says it too, as it was made. */
+static void add_by_directory(struct report *r, const struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        if (c->replicas[i].gid != 0) {
+            add_replica(r, c->replicas[i].gid, c->replicas[i].id,
+                        slice_text(c->replicas[i].address));
+        }
+    }
 }
 
 static bool is_leader(const struct ask_replica *one)
 {
     return one->rc == ERR_OK && one->status.role == RAFT_LEADER;
+}
+
+static const char *who(char words[64], const struct ask_replica *one)
+{
+    if (one->gid == 0) {
+        snprintf(words, 64, "controller %" PRIu64, one->id);
+    } else {
+        snprintf(words, 64, "replica %" PRIu64 " of group %u", one->id,
+                 one->gid);
+    }
+    return words;
+}
+
+/* What does not work while that group has no majority. */
+static const char *what_waits(ctl_gid gid)
+{
+    return gid == 0 ? "files can be used, but shards do not move and nobody "
+                      "new can mount"
+                    : "calls on its shards wait";
 }
 
 /* A group is well when a majority answers and one of them leads. */
@@ -71,9 +121,10 @@ static void judge_group(struct report *r, ctl_gid gid)
         snprintf(number, sizeof number, " %u", gid);
     }
     if (answer <= all / 2) {
-        add_problem(r, mem_printf("%s%s: only %u of %u replicas answer: no "
-                                  "majority, so calls wait; start the others",
-                                  what, number, answer, all));
+        add_problem(r, mem_printf("%s%s: only %u of %u replicas answer, which "
+                                  "is no majority: %s; start the others with "
+                                  "`flotilla up`",
+                                  what, number, answer, all, what_waits(gid)));
     } else if (leaders == 0) {
         add_problem(r, mem_printf("%s%s: no leader now", what, number));
     }
@@ -82,26 +133,25 @@ static void judge_group(struct report *r, ctl_gid gid)
 static void judge_replica(struct report *r, const struct ask_replica *one,
                           uint64_t now_s)
 {
+    char name[64];
     if (one->rc != ERR_OK) {
-        add_problem(r, mem_printf("replica %" PRIu64 " of group %u at %s does "
-                                  "not answer (%s): start it with `flotilla "
-                                  "up`, or see its log",
-                                  one->id, one->gid, one->address,
+        add_problem(r, mem_printf("%s at %s does not answer (%s): start it "
+                                  "with `flotilla up`, or see its log",
+                                  who(name, one), one->address,
                                   err_text(one->rc)));
         return;
     }
     if (one->status.problem.size > 0) {
-        add_problem(r,
-                    mem_printf("replica %" PRIu64 " of group %u: %.*s", one->id,
-                               one->gid, (int)one->status.problem.size,
-                               (const char *)one->status.problem.data));
+        add_problem(r, mem_printf("%s: %.*s", who(name, one),
+                                  (int)one->status.problem.size,
+                                  (const char *)one->status.problem.data));
     }
     uint64_t end_s = one->status.certificate_end_s;
     if (end_s != 0 && end_s < now_s + 14 * 86400) {
-        add_problem(r, mem_printf("replica %" PRIu64 " of group %u: its "
-                                  "certificate ends in %" PRIi64 " hours",
-                                  one->id, one->gid,
-                                  ((int64_t)end_s - (int64_t)now_s) / 3600));
+        add_problem(r,
+                    mem_printf("%s: its certificate ends in %" PRIi64 " hours",
+                               who(name, one),
+                               ((int64_t)end_s - (int64_t)now_s) / 3600));
     }
 }
 
@@ -111,9 +161,8 @@ static void judge(struct report *r)
     for (uint32_t i = 0; i < r->replica_count; i++) {
         judge_replica(r, &r->replicas[i], now_s);
     }
-    judge_group(r, 0);
-    for (uint32_t g = 0; g < r->config.groups_count; g++) {
-        judge_group(r, r->config.groups[g].gid);
+    for (uint32_t g = 0; g < r->group_count; g++) {
+        judge_group(r, r->groups[g]);
     }
     if (r->config_rc != ERR_OK) {
         add_problem(r, mem_printf("the controllers give no configuration: %s",
@@ -124,23 +173,23 @@ static void judge(struct report *r)
     }
 }
 
+/* `access` finds the replicas when no controller can say who they are. */
 static void collect(struct report *r, struct skv_client *client,
-                    const struct skv_client_config *config)
+                    const struct skv_client_config *config,
+                    const struct cluster_access *access)
 {
+    struct cluster c;
     for (uint32_t i = 0; i < config->controller_count; i++) {
         add_replica(r, 0, i + 1, slice_text(config->controllers[i]));
     }
     r->config_rc =
-        ask_config(client, CTL_LATEST, CONNECT_MS, &r->arena, &r->config);
+        ask_config(client, CTL_LATEST, CONFIG_MS, &r->arena, &r->config);
     if (r->config_rc == ERR_OK) {
         r->mounts_rc = ask_mounts(client, REPLICA_MS, &r->arena, &r->mounts);
-        for (uint32_t g = 0; g < r->config.groups_count; g++) {
-            const struct ctl_group *group = &r->config.groups[g];
-            for (uint32_t s = 0; s < group->servers_count; s++) {
-                add_replica(r, group->gid, group->servers[s].id,
-                            group->servers[s].address);
-            }
-        }
+        add_by_config(r);
+    } else if (access->controllers == NULL &&
+               cluster_load(cluster_dir(access->cluster), &c)) {
+        add_by_directory(r, &c);
     }
     ask_statuses(client, r->replicas, r->replica_count, REPLICA_MS, &r->arena);
     judge(r);
@@ -159,11 +208,11 @@ static void print_replica(const struct ask_replica *one)
 {
     const struct ctl_status *s = &one->status;
     if (one->rc != ERR_OK) {
-        printf("  %-3" PRIu64 " %-21s down      %s\n", one->id, one->address,
+        printf("  %-3" PRIu64 " %-21s down         %s\n", one->id, one->address,
                err_text(one->rc));
         return;
     }
-    printf("  %-3" PRIu64 " %-21s %-9s %5" PRIu64 " %10" PRIu64 " %10" PRIu64
+    printf("  %-3" PRIu64 " %-21s %-12s %5" PRIu64 " %10" PRIu64 " %10" PRIu64
            " %10" PRIu64 " %7" PRIu64 " %9" PRIu64 " %9" PRIu64 "\n",
            one->id, one->address, raft_role_text(s->role), s->term,
            s->last_index, s->commit, s->applied, s->pid, s->keys,
@@ -174,11 +223,13 @@ static void print_group(const struct report *r, ctl_gid gid)
 {
     if (gid == 0) {
         printf("controllers\n");
+    } else if (r->config_rc != ERR_OK) {
+        printf("group %u\n", gid);
     } else {
         printf("group %u: %u of %u shards\n", gid, shards_of(r, gid),
                r->config.shards_count);
     }
-    printf("  %-3s %-21s %-9s %5s %10s %10s %10s %7s %9s %9s\n", "id",
+    printf("  %-3s %-21s %-12s %5s %10s %10s %10s %7s %9s %9s\n", "id",
            "address", "role", "term", "last", "commit", "applied", "pid",
            "keys", "MiB");
     for (uint32_t i = 0; i < r->replica_count; i++) {
@@ -211,9 +262,8 @@ static void print_text(const struct report *r)
     if (r->config_rc == ERR_OK) {
         printf("configuration %" PRIu64 "\n", r->config.number);
     }
-    print_group(r, 0);
-    for (uint32_t g = 0; g < r->config.groups_count; g++) {
-        print_group(r, r->config.groups[g].gid);
+    for (uint32_t g = 0; g < r->group_count; g++) {
+        print_group(r, r->groups[g]);
     }
     print_mounts(r);
     for (uint32_t i = 0; i < r->problem_count; i++) {
@@ -326,16 +376,16 @@ int cmd_status(int argc, char **argv)
     if (!cluster_client_config(&access, "admin", &config, certs_dir)) {
         return EXIT_FAILED;
     }
-    /* A cluster without a majority must still be looked at, so the lack of a
-     * configuration is reported and not fatal: 1 ms, not CONNECT_MS. */
-    enum err rc =
-        skv_client_new(&config, CONNECT_MS, &client, problem, sizeof problem);
+    /* Controllers without a majority give no configuration, and just then
+     * somebody wants to see what is wrong. */
+    config.at_once = true;
+    enum err rc = skv_client_new(&config, 0, &client, problem, sizeof problem);
     if (rc != ERR_OK) {
         fprintf(stderr, "flotilla: cannot reach the cluster: %s\n", problem);
         return EXIT_FAILED;
     }
     struct report *r = mem_alloc(sizeof *r);
-    collect(r, client, &config);
+    collect(r, client, &config, &access);
     json ? print_json(r) : print_text(r);
     status = r->problem_count == 0 ? EXIT_DONE : EXIT_UNWELL;
     report_free(r);

@@ -24,7 +24,11 @@ struct mnt_options {
     void *ready_arg;
 };
 
-enum { MNT_WHY_SIZE = 512 };
+enum { MNT_WHY_SIZE = 512, MNT_TYPE_SIZE = 64 };
+
+/* Is `path`, absolute and without links, a mountpoint? Its type in `type`. Asks
+ * the kernel's table and not the filesystem, which may not answer. */
+bool mnt_is_mounted(const char *path, char type[MNT_TYPE_SIZE]);
 
 /* Whether one can mount there; clears away a mount whose process died. Not
  * ERR_OK: `why` says what is in the way and what to do. */

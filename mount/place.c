@@ -86,8 +86,7 @@ static void unescape(char *text)
     *to = '\0';
 }
 
-/* Is `path`, absolute and without links, a mountpoint? Its type in `type`. */
-static bool is_mounted(const char *path, char type[64])
+bool mnt_is_mounted(const char *path, char type[MNT_TYPE_SIZE])
 {
     FILE *f = fopen("/proc/self/mountinfo", "re");
     char *line = NULL;
@@ -127,7 +126,7 @@ static bool is_empty(const char *path)
 static enum err free_check(const char *mountpoint, bool nonempty,
                            char why[MNT_WHY_SIZE])
 {
-    char path[PATH_MAX], type[64];
+    char path[PATH_MAX], type[MNT_TYPE_SIZE];
     struct stat st;
     if (stat(mountpoint, &st) != 0 || realpath(mountpoint, path) == NULL) {
         snprintf(why, MNT_WHY_SIZE, "%s", strerror(errno));
@@ -138,7 +137,7 @@ static enum err free_check(const char *mountpoint, bool nonempty,
                  "it is not a directory: choose an empty directory");
         return ERR_NOTDIR;
     }
-    if (is_mounted(path, type)) {
+    if (mnt_is_mounted(path, type)) {
         snprintf(why, MNT_WHY_SIZE,
                  "something is mounted there already (type %s): unmount it, "
                  "or choose another directory",

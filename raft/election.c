@@ -15,8 +15,9 @@
 #include "raft/raft_int.h"
 
 /* After a hint the pause before the pre-vote is a few milliseconds, random so
- * that two followers do not run into each other; and pre-votes are repeated
- * this often, quickly, because the others may hear of it a little later. */
+ * that two followers do not run into each other; and attempts are repeated
+ * this often, quickly: the others may hear of it a little later, or two
+ * followers may run into each other all the same. */
 enum { HINT_PAUSE_MS_MAX = 10, HINT_TRIES = 5 };
 
 void raft_election_reset_timer(struct raft *r)
@@ -126,12 +127,23 @@ static void ask_voters(struct raft *r, enum raft_msg_type type, raft_term term)
     }
 }
 
+/* When the attempt that begins now has failed and the next one is due. */
+static void set_attempt_timer(struct raft *r)
+{
+    raft_election_reset_timer(r);
+    if (r->hint_tries > 0) {
+        r->election_due_ms =
+            r->now_ms +
+            rng_between(&r->rng, r->heartbeat_ms / 2, r->heartbeat_ms);
+    }
+}
+
 static void become_candidate(struct raft *r)
 {
     enter_term(r, r->term + 1, r->id);
     r->role = RAFT_CANDIDATE;
     r->vote_count = 0;
-    raft_election_reset_timer(r);
+    set_attempt_timer(r);
     ask_voters(r, RAFT_MSG_VOTE, r->term);
 }
 
@@ -141,12 +153,9 @@ static void become_precandidate(struct raft *r)
     r->leader = 0;
     r->transferred = false;
     r->vote_count = 0;
-    raft_election_reset_timer(r);
+    set_attempt_timer(r);
     if (r->hint_tries > 0) {
         r->hint_tries--;
-        r->election_due_ms =
-            r->now_ms +
-            rng_between(&r->rng, r->heartbeat_ms / 2, r->heartbeat_ms);
     }
     count_vote(r, r->id, true);
     ask_voters(r, RAFT_MSG_PREVOTE, r->term + 1);

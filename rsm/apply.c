@@ -5,7 +5,10 @@
  *  2. The apply worker runs jobs in the order in which they were submitted: a
  *     job submitted when `submitted` is i runs on the state at i.
  *  3. A proposal belongs to its apply job from the match on: nobody else
- *     answers it. */
+ *     answers it.
+ *  4. A follower lets committed entries wait for RSM_APPLY_LAZY_US, or for more
+ *     of them: nobody waits for it, and waking a thread costs more than most
+ *     entries. A leader lets none wait. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -107,10 +110,23 @@ make_job(struct rsm *r, const struct raft_entry *entries, uint32_t count)
     return j;
 }
 
+static bool may_wait(struct rsm *r)
+{
+    if (r->leading || r->apply_due ||
+        r->commit - r->submitted >= RSM_APPLY_LAZY_COUNT) {
+        return false;
+    }
+    if (!r->apply_set) {
+        r->apply_set = true;
+        env_timer_start(r->env, &r->apply, RSM_APPLY_LAZY_US);
+    }
+    return true;
+}
+
 static bool submit_next(struct rsm *r)
 {
     if (rsm_stopped(r) || r->installing || r->submitted >= r->commit ||
-        r->apply_running >= RSM_APPLY_JOBS_MAX) {
+        r->apply_running >= RSM_APPLY_JOBS_MAX || may_wait(r)) {
         return false;
     }
     uint32_t count = 0;
@@ -131,4 +147,23 @@ void rsm_apply_pump(struct rsm *r)
     }
     rsm_read_pump(r);
     rsm_checkpoint_pump(r);
+}
+
+static void on_timer(struct env_timer *t)
+{
+    struct rsm *r = (struct rsm *)((char *)t - offsetof(struct rsm, apply));
+    r->apply_set = false;
+    r->apply_due = true;
+    rsm_apply_pump(r);
+    r->apply_due = false;
+}
+
+void rsm_apply_init(struct rsm *r)
+{
+    r->apply.fire = on_timer;
+}
+
+void rsm_apply_close(struct rsm *r)
+{
+    env_timer_stop(r->env, &r->apply);
 }

@@ -290,6 +290,7 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     r->tick.fire = on_tick;
     r->flush.fire = on_flush;
     rsm_leader_init(r);
+    rsm_apply_init(r);
     rsm_checkpoint_init(r);
     enum err rc = rsm_open_log(r);
     if (rc != ERR_OK) {
@@ -310,6 +311,7 @@ void rsm_free(struct rsm *r)
     env_timer_stop(r->env, &r->tick);
     env_timer_stop(r->env, &r->flush);
     rsm_leader_close(r);
+    rsm_apply_close(r);
     rsm_checkpoint_close(r);
     rsm_outgoing_stop(r);
     rsm_incoming_stop(r);

@@ -16,6 +16,8 @@ enum {
     RSM_APPLY_COUNT_MAX = 1024,
     RSM_APPLY_SIZE_MAX = 8 << 20,
     RSM_APPLY_JOBS_MAX = 2,
+    RSM_APPLY_LAZY_US = 5000,
+    RSM_APPLY_LAZY_COUNT = 256,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_CHUNK_SIZE = 512 << 10,
     /* For the answer to a chunk: at least this and what the bytes may take;
@@ -149,6 +151,8 @@ struct rsm {
     raft_index applied;   /* and come back */
     raft_index durable;
     uint32_t apply_running;
+    struct env_timer apply;
+    bool apply_set, apply_due;
     bool installing; /* nothing is submitted meanwhile */
 
     /* checkpoint.c */
@@ -195,6 +199,8 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_close(struct rsm *r);
 
 /* apply.c */
+void rsm_apply_init(struct rsm *r);
+void rsm_apply_close(struct rsm *r);
 void rsm_apply_pump(struct rsm *r);
 
 /* checkpoint.c */

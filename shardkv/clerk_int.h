@@ -5,6 +5,7 @@
  *   clerk_resolve.c  finishing what somebody else left prepared
  *   clerk_leg.c      one request to one shard, until that shard has answered
  *   clerk_route.c    the newest configuration, the groups' leaders
+ *   clerk_watch.c    servers that keep a request for long: slow, or gone?
  *   clerk_session.c  sessions, sequence numbers, `first`
  *
  * Everything runs on the loop. Nothing here calls back from inside: a leg's
@@ -73,6 +74,7 @@ struct skv_leg {
     uint32_t sends; /* of this sequence; the owner zeroes it with a new one */
 
     uint64_t net_call;
+    uint64_t sent_us; /* the try under way */
     struct env_timer timer;
     uint64_t pause_us;
     uint32_t failures;
@@ -87,6 +89,9 @@ struct skv_leg {
 void skv_leg_start(struct skv_leg *leg);
 void skv_leg_stop(struct skv_leg *leg); /* idempotent; done() will not come */
 void skv_legs_config_changed(struct skv_clerk *c);
+/* Everything sent to this server until then is tried elsewhere. */
+void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                    uint64_t sent_until_us);
 /* Doubles *pause_us; half of the result is random. */
 uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us);
 
@@ -95,6 +100,7 @@ uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us);
 struct skv_route {
     ctl_gid gid;
     uint32_t leader; /* index of the server that answered last; a guess */
+    uint64_t avoid_until_us[CTL_SERVERS_MAX]; /* see skv_route_avoid() */
     UT_hash_handle hh;
 };
 
@@ -104,8 +110,19 @@ bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
                     char address[NET_ADDRESS_SIZE_MAX]);
 void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server);
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server);
+/* It gives no sign of life: for a while the others are asked first. */
+void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server);
+/* False when no configuration has such a server. */
+bool skv_route_address(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                       char address[NET_ADDRESS_SIZE_MAX]);
 void skv_config_refresh(struct skv_clerk *c); /* asks for the newest now */
 void skv_config_start(struct skv_clerk *c);   /* and follows it from now on */
+
+/* ---- watching (clerk_watch.c) ---- */
+
+struct skv_question;
+void skv_watch_start(struct skv_clerk *c); /* a leg waits for an answer */
+void skv_watch_stop(struct skv_clerk *c);
 
 /* ---- transactions ---- */
 
@@ -219,6 +236,9 @@ struct skv_clerk {
     struct skv_session *sessions; /* the current one is the last */
     struct skv_session *session;
     struct skv_leg *legs;
+    struct env_timer watch_timer; /* runs while there are legs */
+    bool watching;
+    struct skv_question *questions;
     struct skv_op *running;
     uint32_t running_count;
     struct skv_op *queue;

@@ -157,6 +157,8 @@ static void leg_send(struct skv_leg *leg, const char *address)
     skv_request_encode(&c->scratch, r);
     struct slice body = buf_slice(&c->scratch);
     leg->sends++;
+    leg->sent_us = env_now_us(c->env);
+    skv_watch_start(c);
     leg->net_call = net_call(c->net, address, leg->method, &body, 1, SKV_TRY_MS,
                              leg_answered, leg);
 }
@@ -207,6 +209,21 @@ void skv_leg_stop(struct skv_leg *leg)
         leg->net_call = 0;
     }
     leg_rest(leg);
+}
+
+void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                    uint64_t sent_until_us)
+{
+    struct skv_leg *leg = NULL;
+    DL_FOREACH(c->legs, leg)
+    {
+        if (leg->net_call != 0 && leg->gid == gid && leg->server == server &&
+            leg->sent_us <= sent_until_us) {
+            net_cancel(c->net, leg->net_call);
+            leg->net_call = 0;
+            leg_elsewhere(leg);
+        }
+    }
 }
 
 void skv_legs_config_changed(struct skv_clerk *c)

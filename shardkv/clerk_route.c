@@ -10,7 +10,8 @@ enum {
     POLL_WAIT_MS = 20000,
     POLL_TIMEOUT_MS = 30000,
     POLL_PAUSE_US = 200000,
-    REFRESH_TIMEOUT_MS = 5000
+    REFRESH_TIMEOUT_MS = 5000,
+    AVOID_US = 2000000
 };
 
 static struct skv_route *route_of(struct skv_clerk *c, ctl_gid gid)
@@ -25,6 +26,36 @@ static struct skv_route *route_of(struct skv_clerk *c, ctl_gid gid)
     return r;
 }
 
+/* The one that answered last, or the first after it that need not be avoided.
+ */
+static uint32_t route_choose(struct skv_clerk *c, const struct skv_route *r,
+                             uint32_t count)
+{
+    uint64_t now_us = env_now_us(c->env);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = (r->leader + i) % count;
+        if (r->avoid_until_us[at] <= now_us) {
+            return at;
+        }
+    }
+    return r->leader % count;
+}
+
+bool skv_route_address(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                       char address[NET_ADDRESS_SIZE_MAX])
+{
+    const struct ctl_group *g =
+        c->has_config ? ctl_config_group(&c->config, gid) : NULL;
+    if (g == NULL || server >= g->servers_count) {
+        return false;
+    }
+    struct slice text = g->servers[server].address;
+    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* ctl_config_check() */
+    memcpy(address, text.data, text.size);
+    address[text.size] = '\0';
+    return true;
+}
+
 bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
                     uint32_t *server, uint32_t *server_count,
                     char address[NET_ADDRESS_SIZE_MAX])
@@ -37,12 +68,8 @@ bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
     }
     *gid = g->gid;
     *server_count = g->servers_count;
-    *server = route_of(c, g->gid)->leader % g->servers_count;
-    struct slice text = g->servers[*server].address;
-    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* ctl_config_check() */
-    memcpy(address, text.data, text.size);
-    address[text.size] = '\0';
-    return true;
+    *server = route_choose(c, route_of(c, g->gid), g->servers_count);
+    return skv_route_address(c, g->gid, *server, address);
 }
 
 /* Only the first of many that fail at once turns to the next server. */
@@ -57,7 +84,15 @@ void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server)
 
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
 {
-    route_of(c, gid)->leader = server;
+    struct skv_route *r = route_of(c, gid);
+    r->leader = server;
+    r->avoid_until_us[server] = 0;
+}
+
+void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+{
+    route_of(c, gid)->avoid_until_us[server] = env_now_us(c->env) + AVOID_US;
+    skv_route_failed(c, gid, server);
 }
 
 /* ---- the newest configuration ---- */
@@ -73,6 +108,9 @@ static void routes_prune(struct skv_clerk *c)
         if (ctl_config_group(&c->config, r->gid) == NULL) {
             HASH_DEL(c->routes, r);
             mem_free(r);
+        } else {
+            /* Another server may have taken the place. */
+            memset(r->avoid_until_us, 0, sizeof r->avoid_until_us);
         }
     }
 }

@@ -400,7 +400,7 @@ enum err skv_client_new(const struct skv_client_config *config,
     struct skv_client *c = mem_alloc(sizeof *c);
     locks_init(c);
     enum err rc = client_open(c, config, problem, problem_size);
-    if (rc == ERR_OK) {
+    if (rc == ERR_OK && !config->at_once) {
         rc = wait_for_config(c, timeout_ms);
         if (rc != ERR_OK) {
             say_unreachable(config, timeout_ms, problem, problem_size);

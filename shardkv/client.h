@@ -54,11 +54,12 @@ struct skv_client_config {
     const char *identity; /* "client" or "admin": DIR/NAME.crt */
     char controllers[16][NET_ADDRESS_SIZE_MAX];
     uint32_t controller_count;
+    bool at_once; /* wait for no configuration: to look at what is broken */
 };
 
 struct skv_client;
-/* Connects; waits up to `timeout_ms` (0: for ever) for a configuration. On
- * failure `problem` says what was tried. */
+/* Connects; waits up to `timeout_ms` (0: for ever) for a configuration, unless
+ * `at_once`. On failure `problem` says what was tried. */
 MUST_USE enum err skv_client_new(const struct skv_client_config *config,
                                  uint32_t timeout_ms, struct skv_client **out,
                                  char *problem, size_t problem_size);

@@ -334,13 +334,16 @@ struct skv_picture {
     } * debts;
     uint32_t debt_count;
     uint64_t keys, bytes; /* stored, about */
-    /* The first prepared transaction of each shard that has one: encoded
-     * replies with ERR_LOCKED, as somebody who trips over it would get. */
+    /* Some prepared transactions of each shard: encoded replies with
+     * ERR_LOCKED, as somebody gets who trips over them. */
     struct slice *prepared;
     uint32_t prepared_count;
     struct arena arena;
 };
 MUST_USE enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p);
+/* Shards in that state. */
+uint32_t skv_picture_count(const struct skv_picture *p,
+                           enum skv_shard_state state);
 void skv_picture_free(struct skv_picture *p);
 
 /* ---- batches (batch.c) ---- */

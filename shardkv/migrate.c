@@ -7,6 +7,8 @@
  *
  * Nothing here is needed for safety: a second leader that does the same at the
  * same time proposes steps that are refused (shard.c, 4). */
+#include <inttypes.h>
+
 #include "shardkv/server_int.h"
 
 #include "base/check.h"
@@ -42,22 +44,37 @@ static void poll_pause(struct skv_mover *m, uint64_t delay_us)
     env_timer_start(m->env, &m->poll_timer, delay_us);
 }
 
+/* What is still being dropped cannot come back yet (shard.c, 5). */
+static bool may_follow(const struct skv_mover *m,
+                       const struct ctl_config *config)
+{
+    const struct skv_picture *p = &m->picture;
+    for (uint32_t s = 0; s < p->shard_count && s < config->shards_count; s++) {
+        if (p->states[s] == SKV_SHARD_DROPPING &&
+            config->shards[s].gid == m->server->config.gid) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void polled(void *arg, enum err rc, const struct ctl_config *config)
 {
     struct skv_mover *m = arg;
+    uint64_t pause_us =
+        rc == ERR_NOTFOUND ? POLL_PAUSE_US : POLL_ERROR_PAUSE_US;
     m->polling = false;
     if (m->closing || !m->leading) {
         return;
     }
     if (rc == ERR_OK && config->number == m->picture.number + 1 &&
-        ctl_config_check(config) == ERR_OK) {
+        ctl_config_check(config) == ERR_OK && may_follow(m, config)) {
         struct skv_task *t =
             skv_task_new(m, SKV_TASK_CONFIG, 0, config->number, NULL);
         skv_task_start_config(t, config);
+        pause_us = POLL_PAUSE_US;
     }
-    /* Until it is applied the picture is old, and nothing else is asked for. */
-    poll_pause(m, rc == ERR_OK || rc == ERR_NOTFOUND ? POLL_PAUSE_US
-                                                     : POLL_ERROR_PAUSE_US);
+    poll_pause(m, pause_us);
 }
 
 /* A shard on its way holds the next configuration up (shard.c, 5). */
@@ -136,6 +153,21 @@ static void take_run(struct rsm_read *rd)
     m->take_rc = skv_picture_take(m->server->fsm, &m->fresh);
 }
 
+static void say_what_changed(const struct skv_mover *m)
+{
+    const struct skv_picture *p = &m->fresh;
+    if (m->leading && (p->number != m->picture.number ||
+                       is_settled(p) != is_settled(&m->picture))) {
+        log_info("shardkv",
+                 "group=%u configuration=%" PRIu64
+                 " serving=%u arriving=%u leaving=%u",
+                 (unsigned)m->server->config.gid, p->number,
+                 (unsigned)skv_picture_count(p, SKV_SHARD_SERVING),
+                 (unsigned)skv_picture_count(p, SKV_SHARD_PULLING),
+                 (unsigned)skv_picture_count(p, SKV_SHARD_FROZEN));
+    }
+}
+
 static void take_done(struct rsm_read *rd, enum err rc)
 {
     struct skv_mover *m =
@@ -146,6 +178,7 @@ static void take_done(struct rsm_read *rd, enum err rc)
         skv_picture_free(&m->fresh);
         return;
     }
+    say_what_changed(m);
     skv_picture_free(&m->picture);
     m->picture = m->fresh;
     m->fresh = (struct skv_picture){0};
@@ -198,9 +231,11 @@ void skv_mover_lead(struct skv_mover *m, bool leading)
     m->leading = leading;
     if (leading) {
         env_timer_start(m->env, &m->expire_timer, EXPIRE_INTERVAL_US);
+        skv_janitor_start(m);
         skv_mover_refresh(m);
         return;
     }
+    skv_janitor_stop(m);
     env_timer_stop(m->env, &m->expire_timer);
     env_timer_stop(m->env, &m->poll_timer);
     m->poll_paused = false;

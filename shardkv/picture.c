@@ -2,6 +2,10 @@
  * copy, taken there between two entries whenever its generation has changed. */
 #include "shardkv/fsm_int.h"
 
+/* Of a shard, in the order of their names: those that live come and go, so
+ * each that stays is among the first some time. */
+enum { PREPARED_SHOWN = 64 };
+
 static void group_copy(struct arena *a, const struct ctl_group *from,
                        struct ctl_group *to)
 {
@@ -30,13 +34,19 @@ static void take_debts(const struct skv_fsm *f, struct skv_picture *p)
 
 static void take_prepared(struct skv_fsm *f, struct skv_picture *p)
 {
-    p->prepared = arena_array(&p->arena, p->shard_count, sizeof *p->prepared);
     for (uint32_t s = 0; s < p->shard_count; s++) {
-        if (f->shards[s].prepared != NULL) {
+        uint32_t count = f->shards[s].prepared_count;
+        p->prepared_count += count < PREPARED_SHOWN ? count : PREPARED_SHOWN;
+    }
+    p->prepared =
+        arena_array(&p->arena, p->prepared_count, sizeof *p->prepared);
+    struct slice *to = p->prepared;
+    for (uint32_t s = 0; s < p->shard_count; s++) {
+        const struct skv_prepared *t = f->shards[s].prepared;
+        for (int i = 0; t != NULL && i < PREPARED_SHOWN; i++, t = t->next) {
             buf_clear(&f->scratch);
-            skv_answer_locked(f, f->shards[s].prepared, &f->scratch);
-            p->prepared[p->prepared_count++] =
-                arena_copy(&p->arena, buf_slice(&f->scratch));
+            skv_answer_locked(f, t, &f->scratch);
+            *to++ = arena_copy(&p->arena, buf_slice(&f->scratch));
         }
     }
 }
@@ -62,6 +72,16 @@ enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
     take_prepared(f, p);
     f->store->ops->usage(f->store, &p->keys, &p->bytes);
     return ERR_OK;
+}
+
+uint32_t skv_picture_count(const struct skv_picture *p,
+                           enum skv_shard_state state)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < p->shard_count; i++) {
+        count += p->states[i] == state;
+    }
+    return count;
 }
 
 void skv_picture_free(struct skv_picture *p)

@@ -80,8 +80,8 @@ MSG_STRUCT(skv_item, SKV_ITEM_FIELDS);
 #define SKV_INLINE_SIZE_MAX 4000u
 
 #define SKV_SCAN_ENTRY_FIELDS(F) F(BYTES, key) F(U64, length) F(BYTES, head)
-MSG_STRUCT(skv_scan_entry, SKV_SCAN_ENTRY_FIELDS); /* head: the value's first
-                                                      64 bytes at most */
+/* head: the value's first 64 bytes at most; none of a large value */
+MSG_STRUCT(skv_scan_entry, SKV_SCAN_ENTRY_FIELDS);
 #define SKV_SCAN_FIELDS(F) F(LIST, skv_scan_entry, entries, 65536)
 MSG_STRUCT(skv_scan, SKV_SCAN_FIELDS);
 
@@ -154,6 +154,7 @@ MSG_STRUCT(skv_reply, SKV_REPLY_FIELDS);
 #define SKV_METHOD_STATUS 0x32 /* empty -> ctl_status */
 #define SKV_METHOD_PULL   0x33 /* server: skv_pull -> skv_pulled (migrate.h) */
 #define SKV_METHOD_SETTLE 0x34 /* server: the new owner has a shard */
+#define SKV_METHOD_LEADS  0x35 /* empty -> empty: lives and leads, at once */
 
 bool skv_kind_is_compare(uint8_t kind);
 bool skv_kind_is_read(uint8_t kind);

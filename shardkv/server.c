@@ -2,8 +2,8 @@
  *
  *  1. Each call is answered once: a struct call ends in call_reply(), from the
  *     rsm's done().
- *  2. Whether a shard is ours is asked where the request is executed, never
- *     here.
+ *  2. Whether a shard is ours is decided where the request is executed; here
+ *     it may only be refused.
  *  3. At most WAITING_MAX calls are held; more are told ERR_BUSY at once. */
 #include "shardkv/server_int.h"
 
@@ -67,27 +67,51 @@ static void propose(struct skv_server *s, struct net_request *request,
     rsm_propose(s->rsm, &c->proposal, command);
 }
 
-static enum err request_check(struct slice body)
+static enum err request_check(struct slice body, uint16_t *shard)
 {
     struct arena a = {0};
     struct skv_request q;
     enum err rc = skv_request_decode(body, &a, &q);
     if (rc == ERR_OK) {
         rc = skv_request_check(&q);
+        *shard = q.shard;
     }
     arena_free(&a);
     return rc == ERR_CORRUPT ? ERR_INVALID : rc;
 }
 
+/* While a shard is on its way its clients ask again and again: that need not
+ * fill the log. To refuse is always safe; only the log lets a request in. */
+static bool is_surely_away(const struct skv_server *s, uint16_t shard)
+{
+    const struct skv_picture *p = &s->mover.picture;
+    return p->generation != 0 && p->generation == skv_fsm_generation(s->fsm) &&
+           (shard >= p->shard_count || p->states[shard] != SKV_SHARD_SERVING);
+}
+
+static void refuse_away(struct skv_server *s, struct net_request *request)
+{
+    struct buf b = {0};
+    struct skv_reply reply = {.rc = ERR_WRONGGROUP,
+                              .config_number = s->mover.picture.number};
+    skv_reply_encode(&b, &reply);
+    net_reply(s->net, request, ERR_OK, buf_slice(&b));
+    buf_free(&b);
+}
+
 static void handle_write(struct skv_server *s, struct net_request *request,
                          struct slice body)
 {
-    enum err rc = rsm_is_leader(s->rsm) ? request_check(body) : ERR_NOTLEADER;
+    uint16_t shard = 0;
+    enum err rc =
+        rsm_is_leader(s->rsm) ? request_check(body, &shard) : ERR_NOTLEADER;
     if (rc != ERR_OK) {
         refuse(s, request, rc);
-        return;
+    } else if (is_surely_away(s, shard)) {
+        refuse_away(s, request);
+    } else {
+        propose(s, request, skv_command_request(env_wall_us(s->env), body));
     }
-    propose(s, request, skv_command_request(env_wall_us(s->env), body));
 }
 
 /* The new owner of a shard has it: what is left here may go. */
@@ -172,6 +196,9 @@ static void handle_call(struct skv_server *s, struct net_request *request,
     case SKV_METHOD_READ: handle_read(s, request, body, read_run); return;
     case SKV_METHOD_WRITE: handle_write(s, request, body); return;
     case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
+    case SKV_METHOD_LEADS:
+        refuse(s, request, rsm_is_leader(s->rsm) ? ERR_OK : ERR_NOTLEADER);
+        return;
     case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
     case SKV_METHOD_SETTLE: handle_settle(s, request, body); return;
     default: refuse(s, request, ERR_INVALID);
@@ -190,7 +217,8 @@ static void handle(void *arg, struct net_request *request,
                   (unsigned)method);
     } else if (!may_call(peer, method)) {
         refuse(s, request, ERR_DENIED);
-    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS) {
+    } else if (s->waiting >= WAITING_MAX && method != SKV_METHOD_STATUS &&
+               method != SKV_METHOD_LEADS) {
         refuse(s, request, ERR_BUSY);
     } else {
         handle_call(s, request, method, body);

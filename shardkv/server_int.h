@@ -3,6 +3,7 @@
  *   server.c    methods on the net; life
  *   status.c    what a replica says of itself
  *   migrate.c   the leader's work: configurations, arriving and leaving shards
+ *   janitor.c   and finishing what clerks have left prepared
  *   task.c      one thing that the leader does, until it is done or no leader
  *
  * Everything runs on the loop, but for what is given to rsm_read(). */
@@ -66,6 +67,8 @@ struct skv_mover {
     struct env_timer poll_timer;
     bool poll_paused;
     struct env_timer expire_timer;
+    struct env_timer janitor_timer;
+    struct skv_clerk *clerk; /* the janitor's; NULL until it is needed */
 };
 
 void skv_mover_init(struct skv_mover *m, struct skv_server *server);
@@ -75,6 +78,9 @@ void skv_mover_applied(struct skv_mover *m);
 void skv_mover_refresh(struct skv_mover *m); /* takes a new picture */
 void skv_mover_stop(struct skv_mover *m);    /* before rsm_free() */
 void skv_mover_fini(struct skv_mover *m);    /* and after */
+
+void skv_janitor_start(struct skv_mover *m);
+void skv_janitor_stop(struct skv_mover *m);
 
 /* Looks what there is to do. */
 void skv_mover_look(struct skv_mover *m);

@@ -23,15 +23,6 @@ static void fill_peer(const struct skv_server *s,
     }
 }
 
-static uint32_t count_state(const struct skv_picture *p, uint8_t state)
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < p->shard_count; i++) {
-        count += p->states[i] == state;
-    }
-    return count;
-}
-
 /* The worst thing this replica knows, in words; empty when all is well. */
 static void fill_problem(const struct skv_server *s,
                          const struct rsm_status *status,
@@ -53,8 +44,8 @@ static void fill_problem(const struct skv_server *s,
             return;
         }
     }
-    uint32_t pulling = count_state(p, SKV_SHARD_PULLING);
-    uint32_t frozen = count_state(p, SKV_SHARD_FROZEN);
+    uint32_t pulling = skv_picture_count(p, SKV_SHARD_PULLING);
+    uint32_t frozen = skv_picture_count(p, SKV_SHARD_FROZEN);
     if (pulling + frozen > 0) {
         snprintf(words, size, "moving: %u shards arrive, %u leave", pulling,
                  frozen);

@@ -66,7 +66,7 @@ fi
 
 if want e2e; then
     suite build/program make -s -j2 all
-    suite e2e timeout 300 tests/e2e/run.sh
+    suite e2e timeout 600 tests/e2e/run.sh
 fi
 
 echo "$passed passed, $failed failed"

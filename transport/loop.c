@@ -3,7 +3,9 @@
  *  1. Everything runs on the thread that is in net_loop_run(), except post()
  *     and net_loop_stop(), which touch only what `lock` guards.
  *  2. A wake-up is sent when `posted` becomes non-empty, and only then: the
- *     loop takes the whole queue at once, so a burst costs one write().
+ *     loop takes the whole queue at once, so a burst costs one write(). It goes
+ *     through an eventfd of our own: a loop that uv_async_send() woke spins
+ *     until the sender has returned from it, which was 6 % of a server's time.
  *  3. A timer never fires early. libuv counts milliseconds from a clock that it
  *     reads once per turn; we give it absolute times, rounded up, so that its
  *     reading may be stale without harm.
@@ -16,6 +18,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 #include <utlist.h>
@@ -229,6 +232,12 @@ static void loop_timer_stop(struct env *env, struct env_timer *t)
 
 /* --- posts --- */
 
+static void loop_wake(struct net_loop *loop)
+{
+    /* Fails only when 2^64 - 1 wake-ups wait: then there is one. */
+    (void)!eventfd_write(loop->wake_fd, 1);
+}
+
 static void loop_post(struct env *env, struct env_job *job)
 {
     struct net_loop *loop = loop_of(env);
@@ -237,7 +246,7 @@ static void loop_post(struct env *env, struct env_job *job)
     job_queue_push(&loop->posted, job);
     pthread_mutex_unlock(&loop->lock);
     if (was_empty) {
-        uv_async_send(&loop->wake);
+        loop_wake(loop);
     }
 }
 
@@ -249,9 +258,14 @@ void net_loop_unpost(struct net_loop *loop, const struct env_job *job)
     pthread_mutex_unlock(&loop->lock);
 }
 
-static void loop_woken(uv_async_t *wake)
+static void loop_woken(uv_poll_t *wake, int status, int events)
 {
+    (void)status;
+    (void)events;
     struct net_loop *loop = wake->data;
+    eventfd_t count;
+    /* Before the queue is looked at: who posts from here on wakes us again. */
+    (void)!eventfd_read(loop->wake_fd, &count);
     pthread_mutex_lock(&loop->lock);
     job_queue_join(&loop->ready, &loop->posted);
     bool stop = loop->stop_asked;
@@ -294,12 +308,15 @@ enum err net_loop_new(struct net_loop **out)
         return err_from_errno(-rc);
     }
     loop->uv.data = loop;
-    rc = uv_async_init(&loop->uv, &loop->wake, loop_woken);
-    if (rc != 0) {
+    loop->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (loop->wake_fd < 0) {
+        enum err err = err_from_errno(errno);
         CHECK(uv_loop_close(&loop->uv) == 0);
         mem_free(loop);
-        return err_from_errno(-rc);
+        return err;
     }
+    CHECK(uv_poll_init(&loop->uv, &loop->wake, loop->wake_fd) == 0);
+    CHECK(uv_poll_start(&loop->wake, UV_READABLE, loop_woken) == 0);
     loop->wake.data = loop;
     CHECK(uv_idle_init(&loop->uv, &loop->due) == 0);
     loop->due.data = loop;
@@ -334,6 +351,7 @@ void net_loop_free(struct net_loop *loop)
     uv_run(&loop->uv, UV_RUN_DEFAULT);
     /* Fails when somebody left a handle open: their bug, found here. */
     CHECK(uv_loop_close(&loop->uv) == 0);
+    close(loop->wake_fd);
     pthread_mutex_destroy(&loop->lock);
     mem_free(loop);
 }
@@ -353,7 +371,7 @@ void net_loop_stop(struct net_loop *loop)
     pthread_mutex_lock(&loop->lock);
     loop->stop_asked = true;
     pthread_mutex_unlock(&loop->lock);
-    uv_async_send(&loop->wake);
+    loop_wake(loop);
 }
 
 static void signal_came(uv_signal_t *handle, int signal_number)

@@ -32,7 +32,8 @@ struct loop_signal {
 struct net_loop {
     struct env env; /* first: the env that is handed out is the loop itself */
     uv_loop_t uv;
-    uv_async_t wake;
+    int wake_fd; /* an eventfd */
+    uv_poll_t wake;
     struct job_queue ready;         /* taken from `posted`, being called */
     struct loop_timer *idle_timers; /* initialised, not running */
     struct loop_timer *due_timers;  /* without delay, the oldest first */

@@ -167,6 +167,25 @@ kill_minority() {
     lines_intact
 }
 check "kill -9 of one replica of each group, three times, mid-write" kill_minority
+# Two of three controllers are down: files go on, and status says what is wrong.
+no_controllers() {
+    local began took
+    kill -9 "$(pid_of ctl-1)" "$(pid_of ctl-3)" || return 1
+    echo on >"$M/without" && [ "$(cat "$M/without")" = on ] || return 1
+    began=$(date +%s%N)
+    "$F" status --cluster "$C" >"$W/status"
+    [ $? = 3 ] || { cat "$W/status"; return 1; }
+    took=$((($(date +%s%N) - began) / 1000000))
+    cat "$W/status"
+    [ $took -lt 6000 ] || { echo "it took $took ms"; return 1; }
+    grep -q "PROBLEM controller 1 at .*flotilla up" "$W/status" &&
+        grep -q "PROBLEM controller 3 at .*flotilla up" "$W/status" &&
+        grep -q "PROBLEM the controllers: only 1 of 3" "$W/status" &&
+        [ "$(grep -c '^  [0-9] .* leader ' "$W/status")" = 2 ] &&
+        "$F" status --cluster "$C" --json | grep -q '"problems"' || return 1
+    up && "$F" status --cluster "$C" | grep -q 'all is well'
+}
+check "two of three controllers down: status says so, up heals it" no_controllers
 kill_all() {
     local name
     touch "$W/go"

@@ -17,6 +17,8 @@ enum {
      * seconds; a transaction may wait for locks of others, one after another.
      */
     LIVENESS_S = 120,
+    /* What a dead clerk has left prepared, when nobody touches it. */
+    LOCKS_S = 30,
 };
 
 static const struct sim_speed server_speeds[] = {
@@ -322,10 +324,10 @@ static void run_for(struct cluster *c, uint64_t time_us)
 
 /* Runs until `done`; what did not happen in time is a failure. */
 static bool run_until(struct cluster *c, bool (*done)(struct cluster *c),
-                      const char *what)
+                      uint32_t limit_s, const char *what)
 {
     struct sim_world *w = c->world;
-    uint64_t end = w->now_us + LIVENESS_S * SECOND;
+    uint64_t end = w->now_us + limit_s * SECOND;
     uint64_t look = w->now_us;
     while (!w->failed) {
         if (w->now_us >= look) {
@@ -337,8 +339,8 @@ static bool run_until(struct cluster *c, bool (*done)(struct cluster *c),
         if (w->now_us >= end) {
             verify_describe(c);
             workload_describe(c->workload);
-            sim_fail(w, "no progress: %s, %d s after all faults have ended",
-                     what, LIVENESS_S);
+            sim_fail(w, "no progress: %s, %u s after all faults have ended",
+                     what, limit_s);
             break;
         }
         sim_step(w);
@@ -354,6 +356,32 @@ static bool all_answered(struct cluster *c)
 static struct node *reader(struct cluster *c)
 {
     return &c->nodes[c->clerk_first];
+}
+
+/* Between two of their messages: what they have prepared stays behind. */
+static void clerks_die(struct cluster *c)
+{
+    for (uint32_t i = c->clerk_first; i < c->node_count; i++) {
+        if (!c->nodes[i].env.dead) {
+            node_crash(&c->nodes[i], "clerk killed at the end");
+        }
+    }
+}
+
+/* All that was begun is answered or given up, and all locks are gone although
+ * nobody asks for their keys. */
+static bool finish(struct cluster *c)
+{
+    if (sim_chance(c->world, 500)) {
+        clerks_die(c);
+    }
+    if (!run_until(c, all_answered, LIVENESS_S,
+                   "operations without an answer") ||
+        !run_until(c, verify_locks_gone, LOCKS_S, "locks of the dead stay")) {
+        return false;
+    }
+    node_start(reader(c));
+    return true;
 }
 
 static void course(struct cluster *c)
@@ -373,12 +401,13 @@ static void course(struct cluster *c)
     faults_heal(c);
     run_for(c, 2 * SECOND);
     workload_stop(c->workload);
-    if (!run_until(c, all_answered, "operations without an answer")) {
+    if (!finish(c)) {
         return;
     }
     workload_read_all(c->workload, reader(c));
-    if (run_until(c, all_answered, "the last reads") &&
-        run_until(c, verify_replicas_agree, "replicas of a group differ")) {
+    if (run_until(c, all_answered, LIVENESS_S, "the last reads") &&
+        run_until(c, verify_replicas_agree, LIVENESS_S,
+                  "replicas of a group differ")) {
         workload_check(c->workload);
     }
 }

@@ -147,6 +147,8 @@ void verify_message(struct verify *v, uint32_t from, net_method method,
                     struct slice body);
 /* The replicas of each group hold the same; false: not yet. */
 bool verify_replicas_agree(struct cluster *c);
+/* No replica holds a prepared transaction of a shard that it serves. */
+bool verify_locks_gone(struct cluster *c);
 void verify_describe(struct cluster *c); /* into the trace */
 uint32_t verify_elections(const struct verify *v);
 raft_index verify_committed(const struct verify *v);

@@ -18,6 +18,7 @@
 
 #include "base/check.h"
 #include "base/codec.h"
+#include "shardkv/server_int.h"
 #include "tests/sim/cluster.h"
 
 struct committed {
@@ -474,6 +475,19 @@ bool verify_replicas_agree(struct cluster *c)
     }
     for (uint32_t gid = 1; gid <= c->plan.groups; gid++) {
         group_compare(c, gid);
+    }
+    return true;
+}
+
+bool verify_locks_gone(struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        for (uint32_t s = 0; n->skv != NULL && s < c->plan.shards; s++) {
+            if (n->skv->fsm->shards[s].prepared != NULL) {
+                return false;
+            }
+        }
     }
     return true;
 }

@@ -340,6 +340,30 @@ static void a_broken_connection_starts_the_prevote_within_ms(void **state)
     raft_free(b.r);
 }
 
+/* Wrong if a follower that ran into the other one's candidature waits a whole
+ * election timeout: both heard of the broken connection at the same moment. */
+static void
+two_that_run_into_each_other_after_a_hint_try_again_soon(void **state)
+{
+    (void)state;
+    struct box b = box_of(1, 3, 2, "12");
+    recv(&b, append_of(2, 2, 2, 2, ""));
+    step(&b, (struct raft_event){.type = RAFT_EV_PEER_DOWN, .u.peer = 2});
+    tick(&b);
+    recv(&b, (struct raft_msg){
+                 .type = RAFT_MSG_PREVOTE_REPLY, .from = 3, .term = 3});
+    assert_int_equal(status(&b).role, RAFT_CANDIDATE);
+    persist(&b);
+    recv(&b, (struct raft_msg){.type = RAFT_MSG_VOTE_REPLY,
+                               .from = 3,
+                               .term = 3,
+                               .reject = true});
+    assert_true(raft_next_tick_ms(b.r) <= b.now_ms + 100);
+    tick(&b);
+    assert_non_null(sent(&b, RAFT_MSG_PREVOTE, 3));
+    raft_free(b.r);
+}
+
 static void a_leader_of_an_old_term_is_told(void **state)
 {
     (void)state;
@@ -1318,6 +1342,8 @@ int main(void)
         cmocka_unit_test(a_prevote_disturbs_nobody),
         cmocka_unit_test(a_prevote_is_granted_at_once_when_there_is_no_leader),
         cmocka_unit_test(a_broken_connection_starts_the_prevote_within_ms),
+        cmocka_unit_test(
+            two_that_run_into_each_other_after_a_hint_try_again_soon),
         cmocka_unit_test(a_leader_of_an_old_term_is_told),
         cmocka_unit_test(a_leader_nobody_answers_steps_down),
         cmocka_unit_test(leadership_is_handed_over_once_the_log_is_there),

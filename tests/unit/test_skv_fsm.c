@@ -1131,6 +1131,36 @@ static void a_prepared_transaction_moves_with_its_shard(void **state)
     group_close(&b);
 }
 
+/* What the leader finishes when its clerk is dead must be shown to it whole,
+ * of each shard, and no more once it is finished. */
+static void the_picture_shows_what_is_prepared(void **state)
+{
+    struct group g;
+    struct skv_picture p = {0};
+    struct skv_reply reply;
+    (void)state;
+    group_new(&g);
+    assert_int_equal(PREPARE(&g, 1, item(SKV_PUT, "0:a", "A")), ERR_OK);
+    assert_int_equal(PREPARE(&g, 2, item(SKV_PUT, "0:b", "B")), ERR_OK);
+    assert_int_equal(skv_picture_take(g.fsm, &p), ERR_OK);
+    assert_int_equal(p.prepared_count, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_int_equal(skv_reply_decode(p.prepared[i], &g.arena, &reply),
+                         ERR_OK);
+        assert_int_equal(reply.rc, ERR_LOCKED);
+        assert_int_equal(reply.holder_session, 42);
+        assert_int_equal(reply.holder_sequence, i + 1);
+        assert_int_equal(reply.participants_count, 2);
+    }
+    skv_picture_free(&p);
+    assert_int_equal(PHASE(&g, SKV_COMMIT, 1), ERR_OK);
+    assert_int_equal(PHASE(&g, SKV_ABORT, 2), ERR_OK);
+    assert_int_equal(skv_picture_take(g.fsm, &p), ERR_OK);
+    assert_int_equal(p.prepared_count, 0);
+    skv_picture_free(&p);
+    group_close(&g);
+}
+
 static void a_large_vote_is_kept_whole(void **state)
 {
     struct group g;
@@ -1366,6 +1396,7 @@ int main(void)
         cmocka_unit_test(locks_keep_out_what_conflicts_and_nothing_else),
         cmocka_unit_test(what_was_locked_executes_later_under_its_number),
         cmocka_unit_test(a_prepared_transaction_moves_with_its_shard),
+        cmocka_unit_test(the_picture_shows_what_is_prepared),
         cmocka_unit_test(a_large_vote_is_kept_whole),
         cmocka_unit_test(a_session_with_a_vote_out_does_not_expire),
         cmocka_unit_test(the_same_log_gives_the_same_bytes),

@@ -1,0 +1,111 @@
+/* A server that keeps a request for long: is it slow, or gone? A halted process
+ * or a machine without power breaks no connection, and a request's own timeout
+ * must be long, for disks can be slow. So the server is asked whether it lives
+ * and leads, which it answers without its disk; if it does not, or says no, all
+ * that was sent to it before goes to the others, with the same numbers.
+ *
+ * Invariant: the timer runs while there are legs, and at most one question to a
+ * server is on its way. */
+#include "shardkv/clerk_int.h"
+
+#include <utlist.h>
+
+enum {
+    LOOK_US = 100000,
+    LONG_US = 250000,  /* without an answer: ask */
+    QUESTION_MS = 500, /* without an answer to that: gone */
+};
+
+struct skv_question {
+    struct skv_clerk *clerk;
+    ctl_gid gid;
+    uint32_t server;
+    uint64_t asked_us;
+    uint64_t net_call;
+    struct skv_question *next, *prev;
+};
+
+static void question_end(struct skv_question *q)
+{
+    DL_DELETE(q->clerk->questions, q);
+    mem_free(q);
+}
+
+static void question_answered(void *arg, enum err rc, struct slice body)
+{
+    (void)body;
+    struct skv_question *q = arg;
+    struct skv_clerk *c = q->clerk;
+    ctl_gid gid = q->gid;
+    uint32_t server = q->server;
+    uint64_t asked_us = q->asked_us;
+    question_end(q);
+    if (rc == ERR_OK || rc == ERR_INVALID || rc == ERR_BUSY) {
+        return; /* it lives; of an older version it cannot say more */
+    }
+    if (rc != ERR_NOTLEADER) {
+        skv_route_avoid(c, gid, server);
+    }
+    skv_legs_leave(c, gid, server, asked_us);
+}
+
+static void question_ask(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+{
+    struct skv_question *q = NULL;
+    DL_FOREACH(c->questions, q)
+    {
+        if (q->gid == gid && q->server == server) {
+            return;
+        }
+    }
+    char address[NET_ADDRESS_SIZE_MAX];
+    if (!skv_route_address(c, gid, server, address)) {
+        return; /* the configuration that had it has gone: it times out */
+    }
+    q = mem_alloc(sizeof *q);
+    q->clerk = c;
+    q->gid = gid;
+    q->server = server;
+    q->asked_us = env_now_us(c->env);
+    DL_APPEND(c->questions, q);
+    struct slice nothing = {0};
+    q->net_call = net_call(c->net, address, SKV_METHOD_LEADS, &nothing, 1,
+                           QUESTION_MS, question_answered, q);
+}
+
+static void look(struct env_timer *timer)
+{
+    struct skv_clerk *c =
+        (struct skv_clerk *)(void *)((char *)timer -
+                                     offsetof(struct skv_clerk, watch_timer));
+    uint64_t now_us = env_now_us(c->env);
+    struct skv_leg *leg = NULL;
+    c->watching = false;
+    DL_FOREACH(c->legs, leg)
+    {
+        if (leg->net_call != 0 && now_us - leg->sent_us >= LONG_US) {
+            question_ask(c, leg->gid, leg->server);
+        }
+    }
+    if (c->legs != NULL) {
+        skv_watch_start(c);
+    }
+}
+
+void skv_watch_start(struct skv_clerk *c)
+{
+    if (!c->watching && !c->closing) {
+        c->watching = true;
+        c->watch_timer.fire = look;
+        env_timer_start(c->env, &c->watch_timer, LOOK_US);
+    }
+}
+
+void skv_watch_stop(struct skv_clerk *c)
+{
+    env_timer_stop(c->env, &c->watch_timer);
+    while (c->questions != NULL) {
+        net_cancel(c->net, c->questions->net_call);
+        question_end(c->questions);
+    }
+}
