@@ -101,14 +101,7 @@ labs: $(OUT)/labs
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
 soak: $(OUT)/simulate $(OUT)/labs
-	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
-	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
-	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
-	    $(OUT)/labs --first $$first --seeds 200 \
-	        | tee -a build/soak.log | grep -E '^--- FAIL|died|replay|passed,'; \
-	    grep -hE 'FAILED|^--- FAIL|died of|replay' build/soak.log > build/soak-failures.txt; \
-	    first=$$((first + 200)); \
-	done
+	@tests/sim/soak.sh $(OUT) $(FIRST)
 
 # Puts known bugs into copies of the tree, and shows that the simulator finds
 # them, and how many seeds that takes.

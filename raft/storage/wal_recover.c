@@ -123,13 +123,25 @@ static bool read_head(struct slice bytes, uint64_t sequence,
 
 /* --- Torn or damaged? */
 
+/* The size without the zeros at the end, to within a block. */
+static size_t written_size(struct slice bytes)
+{
+    enum { BLOCK = 4096 };
+    size_t size = bytes.size;
+    while (size >= BLOCK && wal_is_zero(bytes.data + size - BLOCK, BLOCK)) {
+        size -= BLOCK;
+    }
+    return size;
+}
+
 /* Is there a record of a later group commit than the one at `offset`? */
 static bool has_later_batch(struct slice bytes, uint64_t sequence,
                             uint64_t offset)
 {
     uint64_t first = offset < WAL_HEAD_SIZE ? WAL_HEAD_SIZE : offset + 8;
-    for (uint64_t at = first; at + WAL_RECORD_HEAD_SIZE <= bytes.size;
-         at += 8) {
+    size_t end = written_size(bytes);
+    for (uint64_t at = first;
+         at < end && at + WAL_RECORD_HEAD_SIZE <= bytes.size; at += 8) {
         struct wal_record record;
         if (wal_record_look(bytes, sequence, at, &record) == WAL_LOOK_RECORD &&
             record.batch > offset) {
@@ -153,16 +165,6 @@ static bool is_begun(struct slice bytes, uint64_t sequence)
     uint64_t next = WAL_HEAD_SIZE + wal_record_size(record.payload.size);
     return wal_record_look(bytes, sequence, next, &record) == WAL_LOOK_RECORD &&
            record.type == WAL_START;
-}
-
-static bool is_all_zero(struct slice bytes)
-{
-    for (size_t i = 0; i < bytes.size; i++) {
-        if (bytes.data[i] != 0) {
-            return false;
-        }
-    }
-    return true;
 }
 
 /* Drops a last segment that was never used. */
@@ -341,7 +343,7 @@ static enum err cut_tail(struct wal *w, struct slice bytes, uint64_t sequence)
     w->filled = bytes.size;
     struct slice tail =
         slice_of(bytes.data + w->end, bytes.size - (size_t)w->end);
-    if (is_all_zero(tail)) {
+    if (wal_is_zero(tail.data, tail.size)) {
         return ERR_OK;
     }
     log_warn("wal",

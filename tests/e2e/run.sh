@@ -113,6 +113,18 @@ kv_works() {
         "$F" kv --cluster "$C" delete k && ! "$F" kv --cluster "$C" get k
 }
 check "kv put append get delete" kv_works
+kv_txn() {
+    "$F" kv put from 10 --cluster "$C" && "$F" kv --cluster "$C" put to 5 &&
+        printf 'compare from = 10\ncompare new absent\nget to\nput from 7\nput to 8\nappend log x\\n\n' |
+        "$F" kv --cluster "$C" txn >"$W/txn" &&
+        [ "$(cat "$W/txn")" = "get to: 5
+append log x\n: at 0" ] && [ "$("$F" kv --cluster "$C" get from)" = 7 ] &&
+        ! printf 'compare from = 10\nput to 0\n' |
+        "$F" kv --cluster "$C" txn 2>"$W/err" &&
+        grep -q 'does not hold: compare from = 10' "$W/err" &&
+        [ "$("$F" kv --cluster "$C" get to)" = 8 ]
+}
+check "kv txn: all or nothing, over several shards" kv_txn
 shards_move() {
     "$F" shards --cluster "$C" leave 2 && diff -r "$W/tree" "$M/tree" &&
         "$F" shards --cluster "$C" join \
