@@ -64,7 +64,8 @@ CMD_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard cmd/*.c)))
 TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
 LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
-            $(addprefix tests/sim/,world.c env.c net.c disk.c))
+            $(addprefix tests/sim/,world.c env.c net.c disk.c node.c verify.c) \
+            $(wildcard tests/linear/*.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
@@ -115,14 +116,7 @@ labs: $(OUT)/labs
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
 soak: $(OUT)/simulate $(OUT)/labs
-	@first=$(or $(FIRST),$$(date +%s)000); trap 'exit 0' INT; while :; do \
-	    $(OUT)/simulate --first $$first --seeds 200 --keep-going \
-	        | tee -a build/soak.log | grep -E 'FAILED|died|hours|passed,'; \
-	    $(OUT)/labs --first $$first --seeds 200 \
-	        | tee -a build/soak.log | grep -E '^--- FAIL|died|replay|passed,'; \
-	    grep -hE 'FAILED|^--- FAIL|died of|replay' build/soak.log > build/soak-failures.txt; \
-	    first=$$((first + 200)); \
-	done
+	@tests/sim/soak.sh $(OUT) $(FIRST)
 
 # Hostile bytes: what is found new goes to build/fuzz/corpus, a crash to
 # build/fuzz/crashes.

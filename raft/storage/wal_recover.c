@@ -125,13 +125,25 @@ static bool read_head(struct slice bytes, uint64_t sequence,
 
 /* --- Torn or damaged? */
 
+/* The size without the zeros at the end, to within a block. */
+static size_t written_size(struct slice bytes)
+{
+    enum { BLOCK = 4096 };
+    size_t size = bytes.size;
+    while (size >= BLOCK && wal_is_zero(bytes.data + size - BLOCK, BLOCK)) {
+        size -= BLOCK;
+    }
+    return size;
+}
+
 /* Is there a record of a later group commit than the one at `offset`? */
 static bool has_later_batch(struct slice bytes, uint64_t sequence,
                             uint64_t offset)
 {
     uint64_t first = offset < WAL_HEAD_SIZE ? WAL_HEAD_SIZE : offset + 8;
-    for (uint64_t at = first; at + WAL_RECORD_HEAD_SIZE <= bytes.size;
-         at += 8) {
+    size_t end = written_size(bytes);
+    for (uint64_t at = first;
+         at < end && at + WAL_RECORD_HEAD_SIZE <= bytes.size; at += 8) {
         struct wal_record record;
         if (wal_record_look(bytes, sequence, at, &record) == WAL_LOOK_RECORD &&
             record.batch > offset) {
@@ -157,19 +169,9 @@ static bool is_begun(struct slice bytes, uint64_t sequence)
            record.type == WAL_START;
 }
 
-static bool is_all_zero(struct slice bytes)
+static bool tail_is_zero(struct slice bytes, uint64_t end)
 {
-    for (size_t i = 0; i < bytes.size; i++) {
-        if (bytes.data[i] != 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static struct slice tail_of(struct slice bytes, uint64_t end)
-{
-    return slice_of(bytes.data + end, bytes.size - (size_t)end);
+    return wal_is_zero(bytes.data + end, bytes.size - (size_t)end);
 }
 
 /* Drops a last segment that was never used. */
@@ -349,7 +351,7 @@ static enum err replay_segment(struct recovery *r, struct wal_segment *s,
 static enum err cut_tail(struct wal *w, struct slice bytes, uint64_t sequence)
 {
     w->filled = bytes.size;
-    if (is_all_zero(tail_of(bytes, w->end))) {
+    if (tail_is_zero(bytes, w->end)) {
         return ERR_OK;
     }
     log_warn("wal",
@@ -376,7 +378,7 @@ static enum err replay_last(struct recovery *r, struct wal_segment *s,
         return rc;
     }
     /* All of it was synced before the segment that was dropped was made. */
-    bool torn = !r->dropped || is_all_zero(tail_of(buf_slice(b), w->end));
+    bool torn = !r->dropped || tail_is_zero(buf_slice(b), w->end);
     if (!torn || has_later_batch(buf_slice(b), s->sequence, w->end)) {
         return damaged(w, r->out, s->sequence, w->end, "a record is damaged");
     }
