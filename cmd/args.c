@@ -30,7 +30,8 @@ bool args_number(const char *text, uint64_t low, uint64_t high, uint64_t *out)
     char *end = NULL;
     errno = 0;
     unsigned long long v = strtoull(text, &end, 10);
-    if (errno != 0 || end == text || *end != 0 || text[0] == '-' || v < low ||
+    /* strtoull() would also take blanks and a sign first. */
+    if (text[0] < '0' || text[0] > '9' || errno != 0 || *end != 0 || v < low ||
         v > high) {
         return false;
     }
@@ -59,8 +60,9 @@ static uint32_t tables(const struct arg_spec *spec, struct option *longs,
                        char *shorts)
 {
     uint32_t count = 0;
-    /* '+': what follows the first positional argument is not ours. */
-    *shorts++ = '+';
+    if (spec->stops) {
+        *shorts++ = '+';
+    }
     *shorts++ = 'h';
     for (const struct arg_option *o = spec->options; o->name != NULL; o++) {
         int has = o->kind == ARG_FLAG ? no_argument : required_argument;
@@ -97,7 +99,7 @@ bool args_parse(const struct arg_spec *spec, int argc, char **argv, int *first,
     char shorts[2 * OPTIONS_MAX + 3];
     tables(spec, longs, shorts);
     *status = EXIT_USAGE;
-    optind = 1;
+    optind = 0; /* begin anew, and read the '+' again */
     for (int c; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
         if (c == 'h') {
             print_help(stdout, spec);

@@ -25,11 +25,14 @@ struct arg_spec {
     const char *about;
     const struct arg_option *options;
     uint32_t positional_min, positional_max;
+    bool stops; /* what follows the first positional argument is not ours */
 };
 
-/* Parses argv[1..]. True: go on, and the positional arguments are at
- * argv[*first..]. False: return *status at once (--help, or wrong usage, which
- * was explained on standard error). */
+/* Parses argv[1..], options and positional arguments in any order; "--" ends
+ * the options, for a value that begins with a dash. argv is put in order. True:
+ * go on, and the positional arguments are at argv[*first..]. False: return
+ * *status at once (--help, or wrong usage, which was explained on standard
+ * error). */
 bool args_parse(const struct arg_spec *spec, int argc, char **argv, int *first,
                 int *status);
 

@@ -59,19 +59,12 @@ int cmd_certs(int argc, char **argv)
         .options = options,
         .positional_min = 1,
         .positional_max = 2};
-    /* The words come first, as people write them; getopt wants them last. */
-    int words = argc > 1 && argv[1][0] != '-' ? 1 : 0;
-    words += words == 1 && argc > 2 && argv[2][0] != '-' ? 1 : 0;
-    const char *action = words > 0 ? argv[1] : "--help";
-    const char *name = words > 1 ? argv[2] : NULL;
     int first = 0, status = 0;
-    struct arg_spec rest = spec;
-    rest.positional_min = 0;
-    rest.positional_max = 0;
-    if (!args_parse(words > 0 ? &rest : &spec, argc - words, argv + words,
-                    &first, &status)) {
+    if (!args_parse(&spec, argc, argv, &first, &status)) {
         return status;
     }
+    const char *action = argv[first];
+    const char *name = first + 1 < argc ? argv[first + 1] : NULL;
     if (days == 0 || days > 36500) {
         fprintf(stderr, "flotilla: --days wants 1 to 36500\n");
         return EXIT_USAGE;

@@ -3,17 +3,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cmd/args.h"
-#include "cmd/cluster.h"
 #include "cmd/cmd.h"
+#include "cmd/kv_int.h"
 
-enum { CONNECT_MS = 10000, NAME_SIZE_MAX = SKV_KEY_SIZE_MAX - SKV_OBJECT_SIZE };
-
-struct kv {
-    struct skv_client *client;
-    struct buf key;
-    uint32_t timeout_ms;
-};
+enum { CONNECT_MS = 10000 };
 
 static int failed(const char *what, const char *name, enum err rc)
 {
@@ -106,10 +99,29 @@ static int run_action(struct kv *kv, const char *action, const char *name,
     return status;
 }
 
-static bool known(const char *action)
+static bool known(const char *action, int words)
 {
-    return strcmp(action, "get") == 0 || strcmp(action, "put") == 0 ||
-           strcmp(action, "append") == 0 || strcmp(action, "delete") == 0;
+    if (strcmp(action, "txn") == 0) {
+        return words == 1;
+    }
+    bool reads = strcmp(action, "get") == 0 || strcmp(action, "delete") == 0;
+    bool writes = strcmp(action, "put") == 0 || strcmp(action, "append") == 0;
+    return (reads && words == 2) || (writes && (words == 2 || words == 3));
+}
+
+static int run_key(struct kv *kv, const char *action, const char *name,
+                   const char *value)
+{
+    if (strlen(name) == 0 || strlen(name) > KV_NAME_SIZE_MAX) {
+        fprintf(stderr, "flotilla: a key has 1 to %d bytes\n",
+                KV_NAME_SIZE_MAX);
+        return EXIT_USAGE;
+    }
+    skv_key_of_name(&kv->key, slice_text(name),
+                    skv_client_shard_count(kv->client));
+    int status = run_action(kv, action, name, value);
+    buf_free(&kv->key);
+    return status;
 }
 
 int cmd_kv(int argc, char **argv)
@@ -122,24 +134,29 @@ int cmd_kv(int argc, char **argv)
          "give up after so many milliseconds (10000; 0: never)"},
         {0}};
     const struct arg_spec spec = {
-        .usage = "kv [OPTION...] get|put|append|delete KEY [VALUE]",
-        .about = "Reads or changes one key. Without VALUE, put and append take "
-                 "standard input (up to\n2 MiB). get writes the bytes as they "
-                 "are, and fails when there is no such key.",
+        .usage = "kv [OPTION...] get|put|append|delete KEY [VALUE] | txn",
+        .about =
+            "Reads or changes keys. Without VALUE, put and append take "
+            "standard input (up to\n2 MiB). get writes the bytes as they are, "
+            "and fails when there is no such key.\n\n"
+            "txn takes lines from standard input and does all of them at one "
+            "moment, or none:\n"
+            "  compare KEY = VALUE | exists | absent | length N\n"
+            "  get KEY | length KEY                   values up to 4000 bytes, "
+            "from before the writes\n"
+            "  put KEY VALUE | append KEY VALUE | delete KEY | add KEY N\n"
+            "VALUE is the rest of the line; \\n \\t \\\\ \\xHH stand for "
+            "bytes. # begins a comment.",
         .options = options,
-        .positional_min = 2,
+        .positional_min = 1,
         .positional_max = 3};
     int first = 0, status = 0;
     if (!args_parse(&spec, argc, argv, &first, &status)) {
         return status;
     }
-    const char *action = argv[first], *name = argv[first + 1];
-    if (!known(action) || timeout_ms > UINT32_MAX) {
+    const char *action = argv[first];
+    if (!known(action, argc - first) || timeout_ms > UINT32_MAX) {
         fprintf(stderr, "usage: flotilla %s\n", spec.usage);
-        return EXIT_USAGE;
-    }
-    if (strlen(name) == 0 || strlen(name) > NAME_SIZE_MAX) {
-        fprintf(stderr, "flotilla: a key has 1 to %d bytes\n", NAME_SIZE_MAX);
         return EXIT_USAGE;
     }
     struct kv kv = {.timeout_ms = (uint32_t)timeout_ms};
@@ -147,11 +164,10 @@ int cmd_kv(int argc, char **argv)
     if (kv.client == NULL) {
         return EXIT_FAILED;
     }
-    skv_key_of_name(&kv.key, slice_text(name),
-                    skv_client_shard_count(kv.client));
-    status = run_action(&kv, action, name,
-                        first + 2 < argc ? argv[first + 2] : NULL);
-    buf_free(&kv.key);
+    status = strcmp(action, "txn") == 0
+                 ? kv_txn(&kv)
+                 : run_key(&kv, action, argv[first + 1],
+                           first + 2 < argc ? argv[first + 2] : NULL);
     skv_client_free(kv.client);
     return status;
 }

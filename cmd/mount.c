@@ -350,7 +350,8 @@ int cmd_mount(int argc, char **argv)
             "too when mount.flotilla is a link to this program.",
         .options = options,
         .positional_min = 2,
-        .positional_max = 8};
+        .positional_max = 8,
+        .stops = true};
     int first = 0, status = 0;
     if (!args_parse(&spec, argc, argv, &first, &status)) {
         return status;

@@ -104,18 +104,13 @@ static void propose(struct ctl_replica *r, struct net_request *request,
     rsm_propose(r->rsm, &c->proposal, command_of(r, kind, body));
 }
 
-static bool role_may_change(enum net_role role)
-{
-    return role == NET_ROLE_ADMIN || role == NET_ROLE_SERVER;
-}
-
 static void handle_change(struct ctl_replica *r, struct net_request *request,
                           const struct net_peer *peer, struct slice body)
 {
     struct arena a = {0};
     struct ctl_change change;
     enum err rc = ERR_DENIED;
-    if (role_may_change(peer->role)) {
+    if (peer->role == NET_ROLE_ADMIN) {
         rc = ctl_change_decode(body, &a, &change);
     }
     arena_free(&a);
@@ -481,6 +476,7 @@ static enum err start(struct ctl_replica *r)
         .election_min_ms = r->config.election_min_ms,
         .election_max_ms = r->config.election_max_ms,
         .checkpoint_size_max = r->config.checkpoint_size_max,
+        .checkpoint_ms_max = r->config.checkpoint_ms_max,
         .wal_segment_size = r->config.wal_segment_size,
         .log_keep_size = r->config.log_keep_size,
         .append_size_max = r->config.append_size_max,

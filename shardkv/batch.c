@@ -383,9 +383,9 @@ static enum err fill_changes(struct batch *b, uint16_t shard)
 
 /* ---- the source ---- */
 
-/* ERR_BUSY: not yet. ERR_INVALID: no such move. */
+/* ERR_BUSY: not yet. ERR_INVALID: no such move. ERR_DENIED: to another. */
 static enum err may_read(const struct skv_fsm *f, uint16_t shard,
-                         uint64_t number)
+                         uint64_t number, ctl_gid to)
 {
     if (f->config.number < number) {
         return ERR_BUSY;
@@ -395,7 +395,7 @@ static enum err may_read(const struct skv_fsm *f, uint16_t shard,
     }
     uint8_t state = f->shards[shard].state;
     bool leaves = state == SKV_SHARD_LEAVING || state == SKV_SHARD_FROZEN;
-    return leaves ? ERR_OK : ERR_INVALID;
+    return leaves ? skv_shard_may_take(f, shard, to) : ERR_INVALID;
 }
 
 static enum err fill(struct batch *b, uint16_t shard)
@@ -414,7 +414,7 @@ static enum err fill(struct batch *b, uint16_t shard)
 }
 
 enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                        struct buf *out, enum err *fault)
+                        ctl_gid to, struct buf *out, enum err *fault)
 {
     *fault = skv_fsm_ready(f);
     if (*fault != ERR_OK) {
@@ -422,7 +422,7 @@ enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
     }
     enum err refusal = pull->cursor.key.size > SKV_STORE_KEY_SIZE_MAX
                            ? ERR_INVALID
-                           : may_read(f, pull->shard, pull->number);
+                           : may_read(f, pull->shard, pull->number, to);
     if (refusal == ERR_OK) {
         struct batch b = {.fsm = f,
                           .from = &pull->cursor,
@@ -453,7 +453,7 @@ static bool count_one(void *arg, struct slice key,
 }
 
 enum err skv_batch_count(struct skv_fsm *f, const struct skv_count *count,
-                         struct buf *out, enum err *fault)
+                         ctl_gid to, struct buf *out, enum err *fault)
 {
     *fault = skv_fsm_ready(f);
     if (*fault != ERR_OK) {
@@ -461,7 +461,7 @@ enum err skv_batch_count(struct skv_fsm *f, const struct skv_count *count,
     }
     enum err refusal = count->key.size > SKV_STORE_KEY_SIZE_MAX
                            ? ERR_INVALID
-                           : may_read(f, count->shard, count->number);
+                           : may_read(f, count->shard, count->number, to);
     if (refusal == ERR_OK) {
         struct skv_name prefix = skv_name_shard(count->shard);
         struct counting c = {.arena = &f->arena};

@@ -10,6 +10,7 @@
  *   shard.c    which shards are here, and how they come and go
  *   track.c    what changes in a shard that leaves
  *   batch.c    a shard's contents and changes, in batches
+ *   arrival.c  may what arrived be served?
  *   record.c   the keys of all this
  *
  * It is a function of the log: no clock but the stamps in commands, no random
@@ -47,6 +48,7 @@ struct slice skv_name_slice(const struct skv_name *n);
 struct skv_name skv_name_shard(uint16_t shard); /* prefix of all it holds */
 struct skv_name skv_name_sessions(uint16_t shard);
 struct skv_name skv_name_session(uint16_t shard, uint64_t session);
+struct skv_name skv_name_replies_all(uint16_t shard);
 struct skv_name skv_name_replies(uint16_t shard, uint64_t session);
 struct skv_name skv_name_reply(uint16_t shard, uint64_t session,
                                uint64_t sequence);
@@ -64,8 +66,8 @@ struct skv_name skv_name_cursor(uint16_t shard);
 struct skv_name skv_name_changes(uint16_t shard);
 struct skv_name skv_name_change(uint16_t shard, raft_index index,
                                 uint32_t count);
-/* The last number of a session's key, the last two of a reply's or a
- * prepared's first chunk; false for another chunk of one. */
+/* The numbers in the key of a chunk of a reply or a vote; false unless it is
+ * the first. */
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
                            uint64_t *sequence);
 
@@ -281,6 +283,10 @@ MUST_USE enum err skv_prepared_remove(struct skv_call *c,
 /* With the items; borrows from `bytes`. */
 MUST_USE enum err skv_prepared_read(struct skv_call *c, struct buf *bytes,
                                     struct skv_vote *vote);
+/* Of any; what does not decode, or lacks a part, is ERR_CORRUPT. */
+MUST_USE enum err skv_vote_find(struct skv_fsm *f, uint16_t shard,
+                                uint64_t session, uint64_t sequence,
+                                struct buf *bytes, struct skv_vote *vote);
 MUST_USE enum err skv_prepared_load(struct skv_fsm *f, uint16_t shard);
 void skv_prepared_forget(struct skv_shard *shard); /* in memory alone */
 
@@ -330,6 +336,10 @@ MUST_USE enum err skv_shard_freeze(struct skv_fsm *f,
 MUST_USE enum err skv_shard_settled(struct skv_fsm *f,
                                     const struct skv_step *step,
                                     enum err *fault);
+/* May group `gid` have the frozen shard, and say that it has? ERR_DENIED: it is
+ * another's. ERR_OK also when there is nothing left to protect. */
+MUST_USE enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
+                                     ctl_gid gid);
 MUST_USE enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
                                  bool *more, enum err *fault);
 
@@ -377,17 +387,24 @@ MSG_STRUCT(skv_change, SKV_CHANGE_FIELDS);
 struct skv_store *skv_track_new(struct skv_store *inner,
                                 const struct skv_fsm *f);
 
+/* ---- is an arrived shard whole and sane? (arrival.c) ---- */
+
+/* ERR_CORRUPT: no. *fault is the store's own trouble. */
+MUST_USE enum err skv_arrival_check(struct skv_fsm *f, uint16_t shard,
+                                    enum err *fault);
+
 /* ---- batches (batch.c) ---- */
 
 MUST_USE enum err skv_record_check(const struct skv_record *r, uint16_t shard);
 
-/* Reads the next batch of a shard that is leaving: an encoded skv_pulled to
- * `out`. The code is a refusal; *fault is the store's own trouble. */
+/* Reads the next batch of a shard that is leaving, for group `to`: an encoded
+ * skv_pulled to `out`. The code is a refusal; *fault is the store's own
+ * trouble. */
 MUST_USE enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                                 struct buf *out, enum err *fault);
+                                 ctl_gid to, struct buf *out, enum err *fault);
 /* Likewise: how much of it there is, an encoded skv_counted. */
 MUST_USE enum err skv_batch_count(struct skv_fsm *f,
-                                  const struct skv_count *count,
+                                  const struct skv_count *count, ctl_gid to,
                                   struct buf *out, enum err *fault);
 MUST_USE enum err skv_batch_write(struct skv_fsm *f,
                                   const struct skv_install *install);

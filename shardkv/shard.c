@@ -10,7 +10,8 @@
  *
  *  1. At most one group answers for a shard: the new owner serves it only after
  *     it has read all of it, and all changes, from the old one, which says that
- *     this is all only when its own log says FROZEN.
+ *     this is all only when its own log says FROZEN, and only to the new owner;
+ *     and only what a group could have kept so (arrival.c).
  *  2. All of a shard's keys go together, its sessions and prepared transactions
  *     too: what was executed before the move is not executed again after it.
  *  3. The old copy is dropped only when the new owner's log says it has it all
@@ -272,7 +273,8 @@ static enum err install_check(struct skv_fsm *f,
                               const struct skv_install *install)
 {
     if (!is_in(f, install->shard, SKV_SHARD_PULLING, install->number) ||
-        !is_next(f, install)) {
+        !is_next(f, install) ||
+        install->cursor.key.size > SKV_STORE_KEY_SIZE_MAX) {
         return ERR_INVALID;
     }
     for (uint32_t i = 0; i < install->records_count; i++) {
@@ -299,6 +301,19 @@ static enum err installed(struct skv_fsm *f, uint16_t shard, uint64_t number)
     return rc == ERR_OK ? skv_prepared_load(f, shard) : rc;
 }
 
+static enum err arrived_check(struct skv_fsm *f, uint16_t shard,
+                              enum err *fault)
+{
+    enum err refusal = skv_arrival_check(f, shard, fault);
+    if (*fault == ERR_OK && refusal != ERR_OK) {
+        log_error("shardkv",
+                  "shard=%u does not come from group=%u as a group keeps it: "
+                  "refused; look at that group",
+                  shard, owner(&f->previous, shard));
+    }
+    return refusal;
+}
+
 enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
                            enum err *fault)
 {
@@ -306,13 +321,16 @@ enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
     if (refusal != ERR_OK) {
         return refusal;
     }
-    enum err rc = skv_batch_write(f, install);
-    if (rc == ERR_OK) {
-        rc = install->last != 0
+    *fault = skv_batch_write(f, install);
+    if (*fault == ERR_OK && install->last != 0) {
+        refusal = arrived_check(f, install->shard, fault);
+    }
+    if (*fault != ERR_OK || refusal != ERR_OK) {
+        return refusal; /* then the batch comes again: it has no number yet */
+    }
+    *fault = install->last != 0
                  ? installed(f, install->shard, install->number)
                  : cursor_save(f, install->shard, &install->cursor);
-    }
-    *fault = rc;
     return ERR_OK;
 }
 
@@ -349,6 +367,17 @@ enum err skv_shard_freeze(struct skv_fsm *f, const struct skv_step *step,
     }
     return is_in(f, step->shard, SKV_SHARD_FROZEN, step->number) ? ERR_OK
                                                                  : ERR_INVALID;
+}
+
+/* While a shard is leaving no other configuration is applied (invariant 5), so
+ * its new owner is the one that the newest names. */
+enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
+                            ctl_gid gid)
+{
+    bool leaving = shard < f->config.shards_count &&
+                   (f->shards[shard].state == SKV_SHARD_LEAVING ||
+                    f->shards[shard].state == SKV_SHARD_FROZEN);
+    return !leaving || owner(&f->config, shard) == gid ? ERR_OK : ERR_DENIED;
 }
 
 /* ERR_OK: some of it may go now. ERR_NOTFOUND: it is gone, or going by another
@@ -425,12 +454,15 @@ static bool load_state(void *arg, struct slice key,
                        const struct skv_value *value)
 {
     struct load *l = arg;
+    const struct skv_fsm *f = l->fsm;
     struct dec d = dec_of(value->inline_bytes);
     uint8_t state = dec_u8(&d);
     uint64_t number = dec_u64(&d);
-    uint16_t shard = get_be16(key.data + l->prefix_size);
-    if (dec_done(&d) != ERR_OK || state == SKV_SHARD_ABSENT ||
-        state > SKV_SHARD_LEAVING || shard >= CTL_SHARDS_MAX) {
+    bool named = key.size == l->prefix_size + 2;
+    uint32_t shard = named ? get_be16(key.data + l->prefix_size) : 0;
+    if (dec_done(&d) != ERR_OK || !named || state == SKV_SHARD_ABSENT ||
+        state > SKV_SHARD_LEAVING || shard >= f->config.shards_count ||
+        (state == SKV_SHARD_PULLING && owner(&f->previous, shard) == 0)) {
         l->rc = ERR_CORRUPT;
         return false;
     }
@@ -444,6 +476,10 @@ static bool load_debt(void *arg, struct slice key,
 {
     struct load *l = arg;
     struct ctl_group group;
+    if (key.size != l->prefix_size + 2 + 8) {
+        l->rc = ERR_CORRUPT;
+        return false;
+    }
     l->rc = ctl_group_decode(value->inline_bytes, &l->fsm->arena, &group);
     if (l->rc == ERR_OK) {
         const uint8_t *at = key.data + l->prefix_size;
@@ -485,6 +521,9 @@ static enum err load_config(struct skv_fsm *f, struct skv_name name,
     enum err rc = skv_chunks_get(f->store, name, &bytes);
     if (rc == ERR_OK) {
         rc = ctl_config_decode(buf_slice(&bytes), &f->arena, &found);
+        if (rc == ERR_OK && found.number > 0) {
+            rc = ctl_config_check(&found);
+        }
         if (rc == ERR_OK) {
             config_replace(arena, config, &found);
         }

@@ -77,6 +77,7 @@ enum wal_look {
     WAL_LOOK_ZERO, /* never written */
     WAL_LOOK_BAD,
 };
+bool wal_is_zero(const uint8_t *p, size_t size);
 /* What is at `offset` of the segment's bytes. */
 enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
                               uint64_t offset, struct wal_record *record);

@@ -104,14 +104,11 @@ void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
     set_u32(p, record_crc(p, size, sequence, offset));
 }
 
-static bool is_zero(const uint8_t *p, size_t size)
+/* Each byte equals the one before it, and the first is zero: memcmp() looks at
+ * many at once, and a segment's empty tail is looked at on every start. */
+bool wal_is_zero(const uint8_t *p, size_t size)
 {
-    for (size_t i = 0; i < size; i++) {
-        if (p[i] != 0) {
-            return false;
-        }
-    }
-    return true;
+    return size == 0 || (p[0] == 0 && memcmp(p, p + 1, size - 1) == 0);
 }
 
 static bool is_plausible(const uint8_t *p, uint64_t left)
@@ -128,9 +125,9 @@ enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
     const uint8_t *p = segment.data + offset;
     uint64_t left = segment.size - offset;
     if (left < WAL_RECORD_HEAD_SIZE) {
-        return is_zero(p, (size_t)left) ? WAL_LOOK_ZERO : WAL_LOOK_BAD;
+        return wal_is_zero(p, (size_t)left) ? WAL_LOOK_ZERO : WAL_LOOK_BAD;
     }
-    if (is_zero(p, WAL_RECORD_HEAD_SIZE)) {
+    if (wal_is_zero(p, WAL_RECORD_HEAD_SIZE)) {
         return WAL_LOOK_ZERO;
     }
     if (!is_plausible(p, left)) {

@@ -20,10 +20,18 @@ enum {
     SEGMENT_SIZE_SMALL = 4096,
 };
 
-static const struct sim_speed speeds[] = {
+enum { SPEEDS = 3 };
+
+static const struct sim_speed speeds[SPEEDS] = {
     {"wal", 50, 5000, 0, 0},
     {"apply", 5, 500, 0, 0},
     {"snap", 50, 5000, 0, 0},
+};
+
+static const struct sim_speed slow_speeds[SPEEDS] = {
+    {"wal", 1000, 20000, 0, 0},
+    {"apply", 5, 500, 0, 0},
+    {"snap", 1000, 20000, 0, 0},
 };
 
 /* ---- failing, and time ---- */
@@ -92,9 +100,9 @@ static void task_poll(struct lab *l, struct lab_task *task)
     }
 }
 
-void lab_sleep(struct lab *l, uint64_t ms)
+void lab_sleep_us(struct lab *l, uint64_t us)
 {
-    uint64_t end_us = l->world.now_us + ms * MS;
+    uint64_t end_us = l->world.now_us + us;
     while (!lab_failed(l)) {
         struct lab_task *task = first_due(l, end_us);
         if (task == NULL) {
@@ -103,6 +111,11 @@ void lab_sleep(struct lab *l, uint64_t ms)
         task_poll(l, task);
     }
     run_to(l, end_us);
+}
+
+void lab_sleep(struct lab *l, uint64_t ms)
+{
+    lab_sleep_us(l, ms * MS);
 }
 
 void lab_task_begin(struct lab *l, struct lab_task *task)
@@ -330,6 +343,11 @@ static void count(struct lab *l, const struct sim_letter *letter, bool reply)
     l->chunks += !reply && letter->method == RSM_METHOD_SNAP;
 }
 
+static bool is_slow(const struct lab *l)
+{
+    return (l->options & LAB_SLOW) != 0 && l->run->seed / 2 % 2 == 0;
+}
+
 /* A connection that loses nothing keeps the order. */
 static uint64_t after_the_last(struct lab *l, const struct sim_letter *letter,
                                uint64_t delay_us)
@@ -351,10 +369,13 @@ static bool fate(void *arg, const struct sim_letter *letter, uint64_t *delay_us)
         return false;
     }
     *delay_us = sim_delay(w, 20, 500);
+    if (!reply && l->unreliable) {
+        *delay_us += sim_between(w, 0, 26 * MS);
+    } else if (!reply && is_slow(l)) {
+        *delay_us += sim_between(w, 0, 5 * MS);
+    }
     if (!l->unreliable) {
         *delay_us = after_the_last(l, letter, *delay_us);
-    } else if (!reply) {
-        *delay_us += sim_between(w, 0, 26 * MS);
     }
     if (l->long_reordering && reply && sim_chance(w, 667)) {
         uint64_t most_ms = sim_between(w, 1, 2000);
@@ -403,6 +424,9 @@ static struct rsm_config config_of(struct lab_peer *p)
     for (uint32_t i = 0; i < l->peer_count; i++) {
         config.peers[i].id = i + 1;
         sim_net_address(i, config.peers[i].address);
+    }
+    if (is_slow(l)) {
+        config.append_size_max = 1;
     }
     if ((l->options & LAB_SNAPSHOTS) != 0) {
         config.checkpoint_size_max = LAB_SNAPSHOT_INTERVAL * ENTRY_SIZE;
@@ -527,8 +551,8 @@ static void peer_init(struct lab *l, uint32_t number)
     p->fsm.ops = &fsm_ops;
     sim_env_init(&p->env, &l->world, number);
     p->env.rate_ppm = (uint32_t)sim_between(&l->world, 995000, 1005000);
-    p->env.speeds = speeds;
-    p->env.speed_count = sizeof speeds / sizeof *speeds;
+    p->env.speeds = is_slow(l) ? slow_speeds : speeds;
+    p->env.speed_count = SPEEDS;
     p->net = sim_net_add(l->wire, &p->env, NET_ROLE_SERVER, GROUP, "server");
     p->disk = sim_disk_new(&p->env);
 }

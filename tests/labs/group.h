@@ -32,6 +32,10 @@ enum lab_option {
     /* The row counts entries from 1: never a no-op. Without it, every second
      * seed runs as what ships does, with one at the start of each term. */
     LAB_EXACT = 4,
+    /* In half of the seeds disks and net are slow (but lose nothing) and a
+     * message carries one entry: so that a leader can die between the entries
+     * of an older term and its own (figure 8). */
+    LAB_SLOW = 8,
 };
 
 struct lab_entry {
@@ -103,6 +107,7 @@ void lab_fail(struct lab *l, const char *format, ...)
 bool lab_failed(const struct lab *l);
 uint64_t lab_random(struct lab *l);
 void lab_sleep(struct lab *l, uint64_t ms);
+void lab_sleep_us(struct lab *l, uint64_t us);
 
 void lab_crash(struct lab *l, uint32_t peer);
 void lab_start1(struct lab *l, uint32_t peer); /* crashes it first if it runs */
@@ -160,6 +165,7 @@ uint64_t lab_rpcs(const struct lab *l);
 /* What a peer's log is on disk (the records that a restart needs), at most,
  * over all peers; of one that is down, when it was last up. */
 size_t lab_state_size(struct lab *l);
+size_t lab_log_size(const struct rsm *rsm); /* the same of one */
 /* In how many files at most; of those that are up. */
 uint32_t lab_state_files(struct lab *l);
 

@@ -396,9 +396,14 @@ static void entry_unlift(struct entry *call)
 
 /* ---- what was tried before: (set, state) in an open hash table ---- */
 
+struct slot {
+    uint64_t hash;
+    uint64_t item; /* index + 1 into items; 0: empty */
+};
+
 struct memory {
-    uint32_t words;  /* of a set */
-    uint64_t *slots; /* index + 1 into items; 0: empty */
+    uint32_t words; /* of a set */
+    struct slot *slots;
     size_t slot_count, item_count;
     struct buf items; /* a state and a set each */
 };
@@ -421,12 +426,15 @@ static uint64_t hash_words(const uint8_t *bytes, size_t size)
 }
 
 /* The slot where `item` is or belongs. */
-static uint64_t *memory_slot(struct memory *m, const uint8_t *item)
+static struct slot *memory_slot(struct memory *m, uint64_t hash,
+                                const uint8_t *item)
 {
     size_t size = item_size(m);
-    size_t at = hash_words(item, size) & (m->slot_count - 1);
-    while (m->slots[at] != 0 &&
-           memcmp(m->items.data + (m->slots[at] - 1) * size, item, size) != 0) {
+    size_t at = hash & (m->slot_count - 1);
+    while (m->slots[at].item != 0 &&
+           (m->slots[at].hash != hash ||
+            memcmp(m->items.data + (m->slots[at].item - 1) * size, item,
+                   size) != 0)) {
         at = (at + 1) & (m->slot_count - 1);
     }
     return &m->slots[at];
@@ -434,12 +442,20 @@ static uint64_t *memory_slot(struct memory *m, const uint8_t *item)
 
 static void memory_grow(struct memory *m)
 {
-    mem_free(m->slots);
-    m->slot_count = m->slot_count == 0 ? 1024 : 2 * m->slot_count;
+    struct slot *old = m->slots;
+    size_t old_count = m->slot_count;
+    m->slot_count = old_count == 0 ? 1024 : 2 * old_count;
     m->slots = mem_array(m->slot_count, sizeof *m->slots);
-    for (size_t i = 0; i < m->item_count; i++) {
-        *memory_slot(m, m->items.data + i * item_size(m)) = i + 1;
+    for (size_t i = 0; i < old_count; i++) {
+        size_t at = old[i].hash & (m->slot_count - 1);
+        while (old[i].item != 0 && m->slots[at].item != 0) {
+            at = (at + 1) & (m->slot_count - 1);
+        }
+        if (old[i].item != 0) {
+            m->slots[at] = old[i];
+        }
     }
+    mem_free(old);
 }
 
 /* False when it was there already. */
@@ -455,12 +471,13 @@ static bool memory_add(struct memory *m, const struct state *s,
     memcpy(item, s, sizeof *s);
     memcpy(item + sizeof *s, set, m->words * sizeof *set);
     m->items.size = before;
-    uint64_t *slot = memory_slot(m, item);
-    if (*slot != 0) {
+    uint64_t hash = hash_words(item, size);
+    struct slot *slot = memory_slot(m, hash, item);
+    if (slot->item != 0) {
         return false;
     }
     m->items.size = before + size;
-    *slot = ++m->item_count;
+    *slot = (struct slot){.hash = hash, .item = ++m->item_count};
     return true;
 }
 

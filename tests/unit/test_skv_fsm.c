@@ -727,7 +727,9 @@ static enum skv_end journey_batch(struct journey *j)
     struct skv_pulled got;
     struct buf out = {0};
     enum err fault = ERR_OK;
-    assert_int_equal(skv_batch_read(j->from->fsm, &pull, &out, &fault), ERR_OK);
+    assert_int_equal(
+        skv_batch_read(j->from->fsm, &pull, j->to->fsm->gid, &out, &fault),
+        ERR_OK);
     assert_int_equal(fault, ERR_OK);
     assert_true(out.size < (3u << 20));
     struct slice bytes = arena_copy(&j->to->arena, buf_slice(&out));
@@ -1056,7 +1058,8 @@ static void a_shard_is_counted_in_bounded_parts(void **state)
     do {
         struct buf out = {0};
         enum err fault = ERR_OK;
-        assert_int_equal(skv_batch_count(g.fsm, &count, &out, &fault), ERR_OK);
+        assert_int_equal(skv_batch_count(g.fsm, &count, 2, &out, &fault),
+                         ERR_OK);
         struct slice copy = arena_copy(&g.arena, buf_slice(&out));
         assert_int_equal(skv_counted_decode(copy, &g.arena, &got), ERR_OK);
         buf_free(&out);
@@ -1079,12 +1082,13 @@ static void steps_that_do_not_fit_are_refused(void **state)
     two_groups(&a, &b);
     put(&a, "0:x", "1");
     struct skv_pull pull = {.number = 2};
-    assert_int_equal(skv_batch_read(a.fsm, &pull, &out, &fault), ERR_BUSY);
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, &out, &fault), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 2), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 1), ERR_INVALID);
     assert_value(&a, "0:x", "1");
     pull.number = 1;
-    assert_int_equal(skv_batch_read(a.fsm, &pull, &out, &fault), ERR_INVALID);
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, &out, &fault),
+                     ERR_INVALID);
     assert_int_equal(step(&a, SKV_COMMAND_FREEZE, 0, 2), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_FREEZE, 0, 1), ERR_INVALID);
     struct skv_record record = {
@@ -1105,6 +1109,10 @@ static void steps_that_do_not_fit_are_refused(void **state)
     in.cursor.batches = 2; /* one is missing */
     assert_int_equal(run(&b, skv_command_install(&in)).rc, ERR_INVALID);
     assert_int_equal(step(&a, SKV_COMMAND_FREEZE, 1, 2), ERR_INVALID);
+    pull.number = 2;
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 3, &out, &fault), ERR_DENIED);
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 3), ERR_DENIED);
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 2), ERR_OK);
     pull_all(&a, &b, 0, 2, false);
     put(&b, "0:x", "2");
     /* A late batch of a leader that was replaced. */

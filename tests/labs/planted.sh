@@ -1,0 +1,61 @@
+#!/bin/bash
+# Puts each bug of tests/labs/planted/*.patch into a copy of the tree and runs the
+# rows that its `Rows:` line names until they find it. Prints the table of
+# tests/labs/README.md: row, bug, seeds until found, words.
+#   planted.sh [NAME...]     only these
+#   SEEDS=1000               give up after so many
+#   ROWS=2C                  these rows, whatever the patch says
+# Exit status 1 when a row did not find its bug.
+set -u
+cd "$(dirname "$0")/../.." || exit 2
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+names=("$@")
+if [ ${#names[@]} -eq 0 ]; then
+    for patch in tests/labs/planted/*.patch; do
+        names+=("$(basename "$patch" .patch)")
+    done
+fi
+
+# row_finds ROW: runs it until a seed fails. Prints how many seeds that took,
+# and what failed.
+row_finds() {
+    local first words
+    { timeout 300 "$copy"/tree/build/release/labs --stop --seeds "${SEEDS:-1000}" "$1" >"$copy"/out 2>&1; } 2>/dev/null
+    words=$(grep -a '^    seed ' "$copy"/out | head -1)
+    first=$(sed -nE 's/^    seed ([0-9]+): .*/\1/p' "$copy"/out | head -1)
+    if [ -z "$first" ]; then
+        missed=$((missed + 1))
+        echo "| $1 | $name | NOT FOUND in ${SEEDS:-1000} | $(tail -1 "$copy"/out) |"
+        return
+    fi
+    found=$((found + 1))
+    if grep -aq 'died of signal' "$copy"/out; then
+        words=": $(grep -a 'invariant broken' "$copy"/out | head -1)"
+    fi
+    echo "| $1 | $name | $first | ${words#*: } |"
+}
+
+make -s build/release/labs || exit 2
+found=0
+missed=0
+for name in "${names[@]}"; do
+    patch=$PWD/tests/labs/planted/$name.patch
+    rows=${ROWS:-$(sed -n 's/^Rows: //p;/^diff/q' "$patch")}
+    rm -rf "$copy"/tree
+    mkdir -p "$copy"/tree/build
+    # With the objects, so that a copy only builds what its patch touches.
+    cp -a Makefile base raft rsm shardctrler shardkv transport fs mount cmd tests "$copy"/tree
+    cp -a build/release "$copy"/tree/build
+    if ! patch -d "$copy"/tree -p1 -s --no-backup-if-mismatch <"$patch"; then
+        echo "$name: the patch no longer applies"
+        missed=$((missed + 1))
+        continue
+    fi
+    make -s -C "$copy"/tree build/release/labs WERROR= 2>"$copy"/warnings || exit 2
+    for row in $rows; do
+        row_finds "$row"
+    done
+done
+echo "$found found, $missed not found"
+[ $missed -eq 0 ]
