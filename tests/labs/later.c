@@ -45,7 +45,8 @@ static void memory_begin(struct memory *m, struct lab_run *run)
 static size_t heap(struct memory *m)
 {
     kv_sleep(m->kv, 1000);
-    return mallinfo2().uordblks;
+    struct mallinfo2 all = mallinfo2();
+    return all.uordblks + all.hblkhd;
 }
 
 static void each_client(struct memory *m, enum linear_kind kind)
@@ -72,7 +73,6 @@ static void memory_end(struct memory *m, enum linear_kind kind, size_t most)
         kv_fail(m->kv, "error: server using too much memory %zu -> %zu", before,
                 after);
     }
-    kv_check_logs(m->kv);
     kv_end(m->kv);
     mem_free(m->value);
 }
