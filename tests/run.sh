@@ -55,7 +55,7 @@ fi
 # The labs' rows answer to their own names too: RUN=2B, RUN=R12,
 # RUN=TestBackup2B.
 which=${RUN:-}
-[[ $which =~ ^([234][ABCD]|[RKCS][0-9]+|Test.*)$ ]] || which=
+[[ $which =~ ^([2345][ABCD]|[RKCSL][0-9]+|Test.*)$ ]] || which=
 if want labs || [ -n "$which" ]; then
     suite build/labs make -s -j2 build/release/labs
     [ -z "$which" ] && parts=$(build/release/labs --parts)
