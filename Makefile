@@ -53,7 +53,8 @@ CMD_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard cmd/*.c)))
 TESTLIB := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/lib/*.c)))
 UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/test_*.c)))
 LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
-            $(addprefix tests/sim/,world.c env.c net.c disk.c))
+            $(addprefix tests/sim/,world.c env.c net.c disk.c node.c verify.c) \
+            $(wildcard tests/linear/*.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 
 .PHONY: all deps test-deps test one unit sim labs soak planted bench bench-gap lint up down clean-cluster clean help

@@ -481,6 +481,7 @@ static enum err start(struct ctl_replica *r)
         .election_min_ms = r->config.election_min_ms,
         .election_max_ms = r->config.election_max_ms,
         .checkpoint_size_max = r->config.checkpoint_size_max,
+        .checkpoint_ms_max = r->config.checkpoint_ms_max,
         .wal_segment_size = r->config.wal_segment_size,
         .log_keep_size = r->config.log_keep_size,
         .append_size_max = r->config.append_size_max,

@@ -15,6 +15,7 @@
 #include "base/log.h"
 
 enum {
+    /* With one other group: one that is gone must not hold the rest up. */
     PULLS_MAX = 4,
     SETTLES_MAX = 4,
     POLL_WAIT_MS = 10000,
@@ -108,11 +109,12 @@ static void look_at_shard(struct skv_mover *m, uint16_t shard)
     const struct skv_picture *p = &m->picture;
     uint64_t number = p->numbers[shard];
     if (p->states[shard] == SKV_SHARD_PULLING &&
-        skv_task_count(m, SKV_TASK_PULL) < PULLS_MAX &&
         skv_task_find(m, SKV_TASK_PULL, shard) == NULL) {
-        const struct ctl_group *from =
-            ctl_config_group(&p->previous, p->previous.shards[shard].gid);
-        skv_task_start(skv_task_new(m, SKV_TASK_PULL, shard, number, from));
+        ctl_gid gid = p->previous.shards[shard].gid;
+        if (skv_task_count_with(m, SKV_TASK_PULL, gid) < PULLS_MAX) {
+            skv_task_start(skv_task_new(m, SKV_TASK_PULL, shard, number,
+                                        ctl_config_group(&p->previous, gid)));
+        }
     }
     if (p->states[shard] == SKV_SHARD_DROPPING &&
         skv_task_count(m, SKV_TASK_DROP) == 0) {
@@ -122,7 +124,8 @@ static void look_at_shard(struct skv_mover *m, uint16_t shard)
 
 static void look_at_debt(struct skv_mover *m, const struct skv_owed *d)
 {
-    if (skv_task_count(m, SKV_TASK_SETTLE) < SETTLES_MAX &&
+    if (skv_task_count_with(m, SKV_TASK_SETTLE, d->creditor.gid) <
+            SETTLES_MAX &&
         skv_task_find(m, SKV_TASK_SETTLE, d->shard) == NULL) {
         skv_task_start(skv_task_new(m, SKV_TASK_SETTLE, d->shard, d->number,
                                     &d->creditor));

@@ -263,6 +263,7 @@ static enum err start(struct skv_server *s)
         .election_min_ms = s->config.election_min_ms,
         .election_max_ms = s->config.election_max_ms,
         .checkpoint_size_max = s->config.checkpoint_size_max,
+        .checkpoint_ms_max = s->config.checkpoint_ms_max,
         .wal_segment_size = s->config.wal_segment_size,
         .log_keep_size = s->config.log_keep_size,
         .append_size_max = s->config.append_size_max,

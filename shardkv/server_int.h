@@ -32,6 +32,7 @@ struct skv_task {
     uint64_t number;
     struct ctl_group group; /* PULL, SETTLE: whom to ask; in the arena */
     uint32_t server;        /* the one that is asked */
+    uint32_t failures;      /* servers that did not answer as the leader does */
     struct buf key;         /* PULL: the cursor */
     uint64_t offset;        /* PULL, and EXPIRE: of the next */
     struct buf next_key;    /* PULL: the cursor behind the batch at hand */
@@ -51,6 +52,8 @@ struct skv_task {
 
 /* ---- the leader's work (migrate.c) ---- */
 
+enum { SKV_HINTS = 64 };
+
 struct skv_mover {
     struct skv_server *server;
     struct env *env;
@@ -63,6 +66,7 @@ struct skv_mover {
     enum err take_rc;
     bool taking;
     struct skv_task *tasks;
+    uint8_t hints[SKV_HINTS]; /* by gid: who of that group answered last */
     bool polling;
     struct env_timer poll_timer;
     bool poll_paused;
@@ -87,6 +91,8 @@ void skv_mover_look(struct skv_mover *m);
 struct skv_task *skv_task_find(struct skv_mover *m, enum skv_task_kind kind,
                                uint16_t shard);
 uint32_t skv_task_count(const struct skv_mover *m, enum skv_task_kind kind);
+uint32_t skv_task_count_with(const struct skv_mover *m, enum skv_task_kind kind,
+                             ctl_gid gid);
 /* Takes a picture's group into the task when not NULL. */
 struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
                               uint16_t shard, uint64_t number,

@@ -15,7 +15,10 @@
 #include "base/log.h"
 
 enum {
-    CALL_MS = 10000,
+    /* A server that is gone may leave us without an answer; one that is slow
+     * gets more time at each round. */
+    CALL_MIN_MS = 500,
+    CALL_MAX_MS = 10000,
     PAUSE_MIN_US = 10000,
     PAUSE_MAX_US = 1000000,
 };
@@ -50,6 +53,24 @@ uint32_t skv_task_count(const struct skv_mover *m, enum skv_task_kind kind)
     return count;
 }
 
+uint32_t skv_task_count_with(const struct skv_mover *m, enum skv_task_kind kind,
+                             ctl_gid gid)
+{
+    uint32_t count = 0;
+    const struct skv_task *t = NULL;
+    DL_FOREACH(m->tasks, t)
+    {
+        count += t->kind == kind && t->group.gid == gid;
+    }
+    return count;
+}
+
+/* Where a task begins to ask: a guess at the group's leader. */
+static uint8_t *hint(const struct skv_task *t)
+{
+    return &t->mover->hints[t->group.gid % SKV_HINTS];
+}
+
 struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
                               uint16_t shard, uint64_t number,
                               const struct ctl_group *group)
@@ -67,6 +88,7 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
                                        &t->arena, &t->group);
         CHECK(rc == ERR_OK);
         buf_free(&b);
+        t->server = *hint(t);
     }
     DL_APPEND(m->tasks, t);
     return t;
@@ -243,8 +265,10 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
     char address[NET_ADDRESS_SIZE_MAX];
     struct slice part = buf_slice(body);
     if (task_address(t, address)) {
+        uint32_t rounds = t->failures / t->group.servers_count;
+        uint32_t timeout_ms = rounds < 5 ? CALL_MIN_MS << rounds : CALL_MAX_MS;
         t->net_call = net_call(t->mover->server->net, address, method, &part, 1,
-                               CALL_MS, reply, t);
+                               timeout_ms, reply, t);
     } else {
         t->server++;
         task_pause(t);
@@ -252,13 +276,29 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
     buf_free(body);
 }
 
-/* ERR_BUSY: the leader, and it is not ready. Else another may be the leader. */
+/* The leader has answered: the next tasks ask it first. */
+static void task_answered(struct skv_task *t)
+{
+    *hint(t) = (uint8_t)(t->server % t->group.servers_count);
+    t->failures = 0;
+    t->pause_us = PAUSE_MIN_US;
+}
+
+/* ERR_BUSY: the leader, and it is not ready. Else another may be the leader:
+ * each is asked once before a pause. */
 static void task_refused(struct skv_task *t, enum err rc)
 {
-    if (rc != ERR_BUSY && rc != ERR_INVALID) {
-        t->server++;
+    if (rc == ERR_BUSY || rc == ERR_INVALID) {
+        task_pause(t);
+        return;
     }
-    task_pause(t);
+    t->server++;
+    t->failures++;
+    if (t->failures % t->group.servers_count == 0) {
+        task_pause(t);
+    } else {
+        skv_task_start(t);
+    }
 }
 
 /* ---- a shard arrives ---- */
@@ -307,6 +347,7 @@ static void pull_answered(void *arg, enum err rc, struct slice body)
         rc = pulled_check(t, &pulled);
     }
     if (rc == ERR_OK) {
+        task_answered(t);
         pull_install(t, &pulled);
     } else {
         task_refused(t, rc);
@@ -344,6 +385,7 @@ static void settle_answered(void *arg, enum err rc, struct slice body)
         task_refused(t, rc);
         return;
     }
+    task_answered(t);
     t->finish = true;
     task_propose(t, skv_command_step(SKV_COMMAND_SETTLED, t->shard, t->number));
 }

@@ -294,19 +294,25 @@ static size_t beginning_size(const struct raft_status *status)
     return size;
 }
 
-void lab_note_state_size(struct lab_peer *p)
+size_t lab_log_size(const struct rsm *rsm)
 {
-    const struct raft *raft = rsm_raft(p->rsm);
+    const struct raft *raft = rsm_raft(rsm);
     struct raft_status status;
     raft_status(raft, &status);
     uint32_t count = 0;
     const struct raft_entry *entries =
         raft_entries(raft, status.first_index, status.last_index, UINT32_MAX,
                      SIZE_MAX, &count);
-    p->state_size = beginning_size(&status);
+    size_t size = beginning_size(&status);
     for (uint32_t i = 0; i < count; i++) {
-        p->state_size += wal_record_size(bytes_slice(entries[i].data).size);
+        size += wal_record_size(bytes_slice(entries[i].data).size);
     }
+    return size;
+}
+
+void lab_note_state_size(struct lab_peer *p)
+{
+    p->state_size = lab_log_size(p->rsm);
 }
 
 size_t lab_state_size(struct lab *l)

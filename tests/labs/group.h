@@ -165,6 +165,7 @@ uint64_t lab_rpcs(const struct lab *l);
 /* What a peer's log is on disk (the records that a restart needs), at most,
  * over all peers; of one that is down, when it was last up. */
 size_t lab_state_size(struct lab *l);
+size_t lab_log_size(const struct rsm *rsm); /* the same of one */
 /* In how many files at most; of those that are up. */
 uint32_t lab_state_files(struct lab *l);
 

@@ -16,9 +16,9 @@
 
 enum {
     SIM_CONTROLLERS = 3,
-    SIM_GROUPS_MAX = 3,
-    SIM_REPLICAS_MAX = 5,
-    SIM_CLERKS_MAX = 6,
+    SIM_GROUPS_MAX = 8,
+    SIM_REPLICAS_MAX = 7,
+    SIM_SPEEDS = 3, /* of a server: wal, apply, snap */
     SIM_KEYS_MAX = 24,
 };
 
@@ -50,6 +50,7 @@ struct plan {
     uint64_t duration_us; /* of the time of faults */
     size_t checkpoint_size_max, wal_segment_size, log_keep_size,
         append_size_max;
+    uint32_t checkpoint_ms_max;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
 };
@@ -66,7 +67,8 @@ struct node {
     enum node_kind kind;
     uint32_t number; /* of the wire */
     uint32_t gid;
-    raft_id id; /* in its group */
+    raft_id id;           /* in its group */
+    uint32_t controllers; /* the number of the first of those that it asks */
     struct sim_env env;
     struct net *net;
     struct sim_disk *disk;
@@ -97,10 +99,13 @@ struct cluster {
     struct sim_wire *wire;
     struct node nodes[SIM_NODES_MAX];
     uint32_t node_count;
-    uint32_t clerk_first; /* nodes[clerk_first ...] are clerks */
+    uint32_t clerk_first;           /* nodes[clerk_first ...] are clerks */
+    const struct sim_speed *speeds; /* SIM_SPEEDS of them; NULL: default */
     struct verify *verify;
     struct workload *workload;
-    bool healed;      /* no more faults */
+    void (*clerk_started)(struct node *n); /* may be NULL */
+    void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
+    bool healed;                           /* no more faults */
     uint32_t hunted;  /* bit gid: the next leader is to die */
     bool admin_busy;  /* a change is under way */
     uint32_t changes; /* asked of the controllers, and answered */
@@ -124,14 +129,23 @@ struct result {
 void simulate_run(uint64_t seed, const char *scenario, bool verbose,
                   struct result *out);
 
-/* ---- cluster.c ---- */
+/* ---- node.c ---- */
+struct node *node_add(struct cluster *c, enum node_kind kind, uint32_t gid,
+                      raft_id id);
 void node_start(struct node *n);
 void node_crash(struct node *n, const char *why);
+void node_end(
+    struct node *n); /* frees what it runs, with its normal functions */
 void node_restart_later(struct node *n, uint64_t delay_us);
 bool node_is_server(const struct node *n); /* a replica of any group */
 /* NULL while it is down. */
 struct rsm *node_rsm(const struct node *n);
 struct node *cluster_leader(struct cluster *c, uint32_t gid);
+/* For the world and the wire: deaths, and the checks of verify.c. */
+void cluster_after_event(void *arg, struct sim_env *env);
+void cluster_on_message(void *arg, uint32_t from, uint32_t to,
+                        net_method method, struct slice body);
+void cluster_end_nodes(struct cluster *c); /* for good */
 
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);
@@ -156,7 +170,7 @@ raft_index verify_committed(const struct verify *v);
 /* ---- workload.c ---- */
 struct workload *workload_new(struct cluster *c);
 void workload_free(struct workload *w);
-void workload_clerk_started(struct workload *w, struct node *clerk);
+void workload_clerk_started(struct node *clerk);
 void workload_stop(struct workload *w); /* finish what runs; begin no more */
 bool workload_idle(const struct workload *w);
 void workload_read_all(struct workload *w, struct node *clerk);

@@ -59,6 +59,7 @@ struct sim_wire {
     void *watch_arg;
     sim_wire_fate *fate;
     void *fate_arg;
+    bool loss_is_noticed;
     uint64_t messages;
 };
 
@@ -140,6 +141,25 @@ static void message_queue(struct message *m)
     sim_push(wire->world, &m->event, way_us(wire, m->size));
 }
 
+static void reply_fire(struct sim_event *event);
+
+/* The caller gets an error in place of an answer. Takes `m`. */
+static void message_fail(struct message *m, uint64_t delay_us)
+{
+    struct sim_wire *wire = m->wire;
+    if (m->event.tag != TAG_REPLY) {
+        uint32_t caller = m->from;
+        m->from = m->to;
+        m->to = caller;
+        m->event = (struct sim_event){.env = wire->nets[caller]->env,
+                                      .tag = TAG_REPLY,
+                                      .fire = reply_fire,
+                                      .drop = event_free};
+    }
+    m->rc = ERR_CLOSED;
+    sim_push(wire->world, &m->event, delay_us);
+}
+
 /* Takes `m`. */
 static void message_decided(struct message *m)
 {
@@ -154,6 +174,8 @@ static void message_decided(struct message *m)
     uint64_t delay_us = 0;
     if (wire->fate(wire->fate_arg, &letter, &delay_us)) {
         sim_push(wire->world, &m->event, delay_us);
+    } else if (wire->loss_is_noticed && m->call != 0) {
+        message_fail(m, delay_us);
     } else {
         mem_free(m);
     }
@@ -487,6 +509,11 @@ void sim_wire_set_fate(struct sim_wire *wire, sim_wire_fate *fate, void *arg)
 {
     wire->fate = fate;
     wire->fate_arg = arg;
+}
+
+void sim_wire_set_loss_noticed(struct sim_wire *wire, bool noticed)
+{
+    wire->loss_is_noticed = noticed;
 }
 
 uint64_t sim_wire_messages(const struct sim_wire *wire)

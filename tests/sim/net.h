@@ -50,6 +50,9 @@ struct sim_letter {
 typedef bool sim_wire_fate(void *arg, const struct sim_letter *letter,
                            uint64_t *delay_us);
 void sim_wire_set_fate(struct sim_wire *wire, sim_wire_fate *fate, void *arg);
+/* A call whose request or answer is lost fails with ERR_CLOSED when it would
+ * have come, and not only by its timeout. */
+void sim_wire_set_loss_noticed(struct sim_wire *wire, bool noticed);
 
 /* A node's place on the wire, for the whole run: lives come and go. */
 struct net *sim_net_add(struct sim_wire *wire, struct sim_env *env,

@@ -89,7 +89,7 @@ static const struct scenario scenarios[] = {
       [FAULT_ADMIN] = 6,
       [FAULT_CLERK] = 2}},
 };
-enum { SCENARIOS = sizeof scenarios / sizeof *scenarios };
+enum { SCENARIOS = sizeof scenarios / sizeof *scenarios, GROUPS_MAX = 3 };
 
 void plan_print_names(void)
 {
@@ -126,7 +126,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->fault_low_us = s->low_us;
     p->fault_high_us = s->high_us;
     memcpy(p->weights, s->weights, sizeof p->weights);
-    p->groups = (uint32_t)rng_between(&rng, 1, SIM_GROUPS_MAX);
+    p->groups = (uint32_t)rng_between(&rng, 1, GROUPS_MAX);
     p->replicas = rng_chance(&rng, 200) ? 5 : 3;
     p->shards = (uint32_t)rng_between(&rng, 1, 12);
     p->clerks = (uint32_t)rng_between(&rng, 2, 5);

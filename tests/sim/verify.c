@@ -309,7 +309,9 @@ void verify_after(struct verify *v, struct node *n)
         sim_trace(v->world, "n%u leads group %u in term %" PRIu64, n->number,
                   n->gid, s.term);
         n->led_term = s.term;
-        faults_leader_seen(n);
+        if (v->cluster->leader_seen != NULL) {
+            v->cluster->leader_seen(n);
+        }
     }
     n->led = leads;
 }

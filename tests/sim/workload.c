@@ -377,8 +377,9 @@ static void thread_later(struct workload *w, struct node *clerk,
     sim_after_taking(w->cluster->world, delay_us, turn, t);
 }
 
-void workload_clerk_started(struct workload *w, struct node *clerk)
+void workload_clerk_started(struct node *clerk)
 {
+    struct workload *w = clerk->cluster->workload;
     uint64_t threads = sim_between(w->cluster->world, 1, THREADS_MAX);
     for (uint32_t i = 0; i < threads; i++) {
         thread_later(w, clerk, i, sim_between(w->cluster->world, 0, 500 * MS));

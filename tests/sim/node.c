@@ -1,0 +1,322 @@
+/* The nodes of a cluster and their lives: start, crash, restart. What they are
+ * told to do, and what befalls them, is the caller's (cluster.c, tests/labs).
+ */
+#include "tests/sim/cluster.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+
+#define SECOND UINT64_C(1000000)
+
+static const struct sim_speed server_speeds[SIM_SPEEDS] = {
+    {"wal", 50, 5000, 5, 200000},
+    {"apply", 5, 500, 2, 20000},
+    {"snap", 50, 20000, 10, 500000},
+};
+
+/* ---- nodes ---- */
+
+bool node_is_server(const struct node *n)
+{
+    return n->kind == NODE_CONTROLLER || n->kind == NODE_SERVER;
+}
+
+struct rsm *node_rsm(const struct node *n)
+{
+    if (n->env.dead) {
+        return NULL;
+    }
+    if (n->ctl != NULL) {
+        return ctl_replica_rsm(n->ctl);
+    }
+    return n->skv != NULL ? skv_server_rsm(n->skv) : NULL;
+}
+
+struct node *cluster_leader(struct cluster *c, uint32_t gid)
+{
+    struct node *found = NULL;
+    raft_term term = 0;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        struct rsm *rsm = node_is_server(n) ? node_rsm(n) : NULL;
+        if (rsm == NULL || n->gid != gid || !rsm_is_leader(rsm)) {
+            continue;
+        }
+        struct raft_status status;
+        raft_status(rsm_raft(rsm), &status);
+        if (status.term > term) {
+            term = status.term;
+            found = n;
+        }
+    }
+    return found;
+}
+
+struct node *node_add(struct cluster *c, enum node_kind kind, uint32_t gid,
+                      raft_id id)
+{
+    CHECK(c->node_count < SIM_NODES_MAX);
+    struct node *n = &c->nodes[c->node_count];
+    n->cluster = c;
+    n->kind = kind;
+    n->number = c->node_count++;
+    n->gid = gid;
+    n->id = id;
+    sim_env_init(&n->env, c->world, n->number);
+    static const enum net_role roles[] = {
+        [NODE_CONTROLLER] = NET_ROLE_SERVER,
+        [NODE_SERVER] = NET_ROLE_SERVER,
+        [NODE_CLERK] = NET_ROLE_CLIENT,
+        [NODE_ADMIN] = NET_ROLE_ADMIN,
+    };
+    char name[32];
+    snprintf(name, sizeof name, "n%u", n->number);
+    /* A second set of controllers is a group 0 of its own, elsewhere. */
+    n->net = sim_net_add(c->wire, &n->env, roles[kind],
+                         kind == NODE_CONTROLLER ? 0 : gid, name);
+    if (node_is_server(n)) {
+        n->disk = sim_disk_new(&n->env);
+        n->env.speeds = c->speeds != NULL ? c->speeds : server_speeds;
+        n->env.speed_count = SIM_SPEEDS;
+    }
+    return n;
+}
+
+static uint32_t peers_of(struct cluster *c, uint32_t gid,
+                         struct rsm_peer peers[RAFT_PEERS_MAX])
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (node_is_server(n) && n->gid == gid) {
+            peers[count].id = n->id;
+            sim_net_address(n->number, peers[count].address);
+            count++;
+        }
+    }
+    return count;
+}
+
+static void controllers_of(const struct node *n,
+                           char addresses[][NET_ADDRESS_SIZE_MAX])
+{
+    for (uint32_t i = 0; i < SIM_CONTROLLERS; i++) {
+        sim_net_address(n->controllers + i, addresses[i]);
+    }
+}
+
+static enum err controller_start(struct node *n)
+{
+    struct ctl_server_config config = {
+        .env = &n->env.env,
+        .net = n->net,
+        .disk = sim_disk_seam(n->disk),
+        .id = n->id,
+        .shard_count = n->cluster->plan.shards,
+        .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
+        .wal_segment_size = n->cluster->plan.wal_segment_size,
+        .log_keep_size = n->cluster->plan.log_keep_size,
+        .append_size_max = n->cluster->plan.append_size_max,
+        .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
+    };
+    config.peer_count = peers_of(n->cluster, n->gid, config.peers);
+    return ctl_replica_new(&config, &n->ctl);
+}
+
+static enum err server_start(struct node *n)
+{
+    n->store = skv_store_mem_open(&n->image);
+    struct skv_server_config config = {
+        .env = &n->env.env,
+        .net = n->net,
+        .disk = sim_disk_seam(n->disk),
+        .store = n->store,
+        .gid = n->gid,
+        .id = n->id,
+        .controller_count = SIM_CONTROLLERS,
+        .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
+        .wal_segment_size = n->cluster->plan.wal_segment_size,
+        .log_keep_size = n->cluster->plan.log_keep_size,
+        .append_size_max = n->cluster->plan.append_size_max,
+        .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
+    };
+    config.peer_count = peers_of(n->cluster, n->gid, config.peers);
+    controllers_of(n, config.controllers);
+    return skv_server_new(&config, &n->skv);
+}
+
+static void client_start(struct node *n)
+{
+    char addresses[SIM_CONTROLLERS][NET_ADDRESS_SIZE_MAX];
+    controllers_of(n, addresses);
+    if (n->kind == NODE_ADMIN) {
+        n->admin =
+            ctl_client_new(&n->env.env, n->net, addresses, SIM_CONTROLLERS);
+    } else {
+        n->clerk =
+            skv_clerk_new(&n->env.env, n->net, addresses, SIM_CONTROLLERS);
+        if (n->cluster->clerk_started != NULL) {
+            n->cluster->clerk_started(n);
+        }
+    }
+}
+
+void node_start(struct node *n)
+{
+    struct sim_world *w = n->cluster->world;
+    if (!n->env.dead) {
+        return;
+    }
+    if (n->env.life == 0) {
+        /* Its crystal; clocks only go forward, so it is set once. */
+        n->env.rate_ppm = (uint32_t)sim_between(w, 995000, 1005000);
+    }
+    sim_env_start(&n->env);
+    n->doomed = false;
+    sim_trace(w, "n%u starts: group %u, life %" PRIu64, n->number, n->gid,
+              n->env.life);
+    enum err rc = ERR_OK;
+    switch (n->kind) {
+    case NODE_CONTROLLER: rc = controller_start(n); break;
+    case NODE_SERVER: rc = server_start(n); break;
+    default: client_start(n);
+    }
+    if (rc != ERR_OK) {
+        sim_fail(w, "n%u of group %u does not start again: %s", n->number,
+                 n->gid, err_name(rc));
+    }
+}
+
+/* ---- death ---- */
+
+/* The image as it was: what the store writes while it is being freed was
+ * written by nobody. */
+static void server_end(struct node *n)
+{
+    struct skv_mem_image kept = {.index = n->image.index,
+                                 .term = n->image.term};
+    buf_append(&kept.bytes, n->image.bytes.data, n->image.bytes.size);
+    if (n->skv != NULL) {
+        skv_server_free(n->skv);
+    }
+    if (n->image.index != kept.index) {
+        skv_mem_image_fini(&n->image);
+        n->image = kept;
+    } else {
+        skv_mem_image_fini(&kept);
+    }
+    n->skv = NULL;
+    n->store = NULL;
+}
+
+void node_end(struct node *n)
+{
+    switch (n->kind) {
+    case NODE_CONTROLLER:
+        if (n->ctl != NULL) {
+            ctl_replica_free(n->ctl);
+        }
+        n->ctl = NULL;
+        break;
+    case NODE_SERVER: server_end(n); break;
+    case NODE_CLERK:
+        skv_clerk_free(n->clerk);
+        n->clerk = NULL;
+        break;
+    case NODE_ADMIN:
+        ctl_client_free(n->admin);
+        n->admin = NULL;
+        break;
+    }
+}
+
+void node_crash(struct node *n, const char *why)
+{
+    struct sim_world *w = n->cluster->world;
+    sim_trace(w, "n%u dies: %s", n->number, why);
+    n->deaths++;
+    sim_env_kill(&n->env);
+    node_end(n);
+    sim_net_bury(n->cluster->wire, n->number);
+    sim_env_bury(&n->env);
+    if (n->disk != NULL) {
+        sim_disk_crash(n->disk);
+    }
+}
+
+static void restart(void *arg)
+{
+    struct node *n = arg;
+    node_start(n);
+}
+
+void node_restart_later(struct node *n, uint64_t delay_us)
+{
+    sim_after(n->cluster->world, delay_us, restart, n);
+}
+
+/* It said that it cannot go on. Right, if something was done to it. */
+static void node_died(struct node *n)
+{
+    struct sim_world *w = n->cluster->world;
+    if (!n->doomed) {
+        sim_fail(w, "n%u of group %u stopped without cause: %s", n->number,
+                 n->gid, n->env.words);
+    }
+    node_crash(n, n->env.words);
+    node_restart_later(
+        n, n->cluster->healed ? 1000 : sim_between(w, 1000, 3 * SECOND));
+}
+
+void cluster_after_event(void *arg, struct sim_env *env)
+{
+    struct cluster *c = arg;
+    if (env == NULL) {
+        return;
+    }
+    struct node *n = &c->nodes[env->node];
+    if (env->dying) {
+        node_died(n);
+    } else if (!env->dead) {
+        verify_after(c->verify, n);
+    }
+}
+
+void cluster_on_message(void *arg, uint32_t from, uint32_t to,
+                        net_method method, struct slice body)
+{
+    (void)to;
+    struct cluster *c = arg;
+    verify_message(c->verify, from, method, body);
+}
+
+/* ---- the end ---- */
+
+void cluster_end_nodes(struct cluster *c)
+{
+    /* Half of the runs end as a machine does that is told to stop. */
+    bool clean = c->world->seed % 2 == 0;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n->env.life > 0 && !n->env.dead && clean) {
+            node_end(n);
+        }
+        if (!n->env.dead) {
+            sim_env_kill(&n->env);
+            if (!clean) {
+                node_end(n);
+            }
+        } else if (n->env.dying) {
+            node_end(n);
+        }
+        sim_net_bury(c->wire, n->number);
+        sim_env_bury(&n->env);
+        skv_mem_image_fini(&n->image);
+        if (n->disk != NULL) {
+            sim_disk_free(n->disk);
+        }
+    }
+}
