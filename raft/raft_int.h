@@ -12,6 +12,9 @@ enum { RAFT_ENTRY_OVERHEAD = 32 };
 /* Entries in one message, sent or accepted. */
 enum { RAFT_MSG_ENTRIES_MAX = 8192 };
 
+/* Nobody gets here by elections; beyond, the next term would be 0. */
+#define RAFT_TERM_MAX (UINT64_MAX / 2)
+
 /* Reads that wait; one more gets ERR_BUSY. */
 enum { RAFT_READS_MAX = 65536 };
 

@@ -9,7 +9,7 @@
 #include "transport/net.h"
 
 #define CTL_METHOD_QUERY  0x20 /* ctl_query -> ctl_config */
-#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; admin, server */
+#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; admins only */
 #define CTL_METHOD_MOUNT  0x22 /* ctl_mount -> empty: hello, or good-bye */
 #define CTL_METHOD_MOUNTS 0x23 /* empty -> ctl_mounts */
 #define CTL_METHOD_STATUS                                                      \

@@ -168,8 +168,9 @@ static enum err fill(struct batch *b, struct slice prefix, struct slice from,
     return ERR_OK;
 }
 
-/* ERR_BUSY: not yet. ERR_INVALID: no such move. */
-static enum err may_read(const struct skv_fsm *f, const struct skv_pull *pull)
+/* ERR_BUSY: not yet. ERR_INVALID: no such move. ERR_DENIED: to another. */
+static enum err may_read(const struct skv_fsm *f, const struct skv_pull *pull,
+                         ctl_gid to)
 {
     if (pull->key.size > SKV_STORE_KEY_SIZE_MAX) {
         return ERR_INVALID;
@@ -180,17 +181,17 @@ static enum err may_read(const struct skv_fsm *f, const struct skv_pull *pull)
     bool frozen = pull->shard < f->config.shards_count &&
                   f->shards[pull->shard].state == SKV_SHARD_FROZEN &&
                   f->shards[pull->shard].number == pull->number;
-    return frozen ? ERR_OK : ERR_INVALID;
+    return frozen ? skv_shard_may_take(f, pull->shard, to) : ERR_INVALID;
 }
 
 enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                        struct buf *out, enum err *fault)
+                        ctl_gid to, struct buf *out, enum err *fault)
 {
     *fault = skv_fsm_ready(f);
     if (*fault != ERR_OK) {
         return *fault;
     }
-    enum err refusal = may_read(f, pull);
+    enum err refusal = may_read(f, pull, to);
     if (refusal == ERR_OK) {
         struct skv_name prefix = skv_name_shard(pull->shard);
         struct batch b = {.fsm = f};

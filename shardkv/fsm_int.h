@@ -9,6 +9,7 @@
  *   commit.c   two-phase commit
  *   shard.c    which shards are here, and how they come and go
  *   batch.c    a shard's contents, in batches
+ *   arrival.c  may what arrived be served?
  *   record.c   the keys of all this
  *
  * It is a function of the log: no clock but the stamps in commands, no random
@@ -46,6 +47,7 @@ struct slice skv_name_slice(const struct skv_name *n);
 struct skv_name skv_name_shard(uint16_t shard); /* prefix of all it holds */
 struct skv_name skv_name_sessions(uint16_t shard);
 struct skv_name skv_name_session(uint16_t shard, uint64_t session);
+struct skv_name skv_name_replies_all(uint16_t shard);
 struct skv_name skv_name_replies(uint16_t shard, uint64_t session);
 struct skv_name skv_name_reply(uint16_t shard, uint64_t session,
                                uint64_t sequence);
@@ -59,8 +61,8 @@ struct skv_name skv_name_states(void);
 struct skv_name skv_name_state(uint16_t shard);
 struct skv_name skv_name_debts(void);
 struct skv_name skv_name_debt(uint16_t shard, uint64_t number);
-/* The last number of a session's key, the last two of a reply's or a
- * prepared's first chunk; false for another chunk of one. */
+/* The numbers in the key of a chunk of a reply or a vote; false unless it is
+ * the first. */
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
                            uint64_t *sequence);
 
@@ -273,6 +275,10 @@ MUST_USE enum err skv_prepared_remove(struct skv_call *c,
 /* With the items; borrows from `bytes`. */
 MUST_USE enum err skv_prepared_read(struct skv_call *c, struct buf *bytes,
                                     struct skv_vote *vote);
+/* Of any; what does not decode, or lacks a part, is ERR_CORRUPT. */
+MUST_USE enum err skv_vote_find(struct skv_fsm *f, uint16_t shard,
+                                uint64_t session, uint64_t sequence,
+                                struct buf *bytes, struct skv_vote *vote);
 MUST_USE enum err skv_prepared_load(struct skv_fsm *f, uint16_t shard);
 void skv_prepared_forget(struct skv_shard *shard); /* in memory alone */
 
@@ -314,6 +320,10 @@ MUST_USE enum err skv_shard_installed(struct skv_fsm *f,
 MUST_USE enum err skv_shard_settled(struct skv_fsm *f,
                                     const struct skv_step *step,
                                     enum err *fault);
+/* May group `gid` have the frozen shard, and say that it has? ERR_DENIED: it is
+ * another's. ERR_OK also when there is nothing left to protect. */
+MUST_USE enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
+                                     ctl_gid gid);
 MUST_USE enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
                                  bool *more, enum err *fault);
 
@@ -346,14 +356,20 @@ uint32_t skv_picture_count(const struct skv_picture *p,
                            enum skv_shard_state state);
 void skv_picture_free(struct skv_picture *p);
 
+/* ---- is an arrived shard whole and sane? (arrival.c) ---- */
+
+/* ERR_CORRUPT: no. *fault is the store's own trouble. */
+MUST_USE enum err skv_arrival_check(struct skv_fsm *f, uint16_t shard,
+                                    enum err *fault);
+
 /* ---- batches (batch.c) ---- */
 
 MUST_USE enum err skv_record_check(const struct skv_record *r, uint16_t shard);
 
-/* Reads the next batch of a frozen shard: an encoded skv_pulled to `out`. The
- * code is a refusal; *fault is the store's own trouble. */
+/* Reads the next batch of a frozen shard for group `to`: an encoded skv_pulled
+ * to `out`. The code is a refusal; *fault is the store's own trouble. */
 MUST_USE enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                                 struct buf *out, enum err *fault);
+                                 ctl_gid to, struct buf *out, enum err *fault);
 MUST_USE enum err skv_batch_write(struct skv_fsm *f,
                                   const struct skv_install *install);
 

@@ -73,6 +73,11 @@ struct skv_name skv_name_session(uint16_t shard, uint64_t session)
     return n;
 }
 
+struct skv_name skv_name_replies_all(uint16_t shard)
+{
+    return name_of(shard, LETTER_REPLY);
+}
+
 struct skv_name skv_name_replies(uint16_t shard, uint64_t session)
 {
     struct skv_name n = name_of(shard, LETTER_REPLY);
@@ -145,7 +150,10 @@ struct skv_name skv_name_debt(uint16_t shard, uint64_t number)
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
                            uint64_t *sequence)
 {
-    CHECK(key.size == CHUNKED_SIZE);
+    *session = *sequence = 0;
+    if (key.size != CHUNKED_SIZE) {
+        return false; /* damage: nobody asks for it by this name */
+    }
     const uint8_t *at = key.data + SKV_OBJECT_SIZE + 1;
     *session = get_be64(at);
     *sequence = get_be64(at + 8);

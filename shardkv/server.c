@@ -21,7 +21,8 @@ struct call {
     struct net_request *request;
     struct rsm_proposal proposal;
     struct rsm_read read;
-    struct bytes *body; /* READ, PULL */
+    struct bytes *body; /* READ, PULL, SETTLE */
+    ctl_gid group;      /* of the server that calls: PULL, SETTLE */
     struct buf out;
     enum err rc; /* of what run() did */
 };
@@ -114,22 +115,6 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     }
 }
 
-/* The new owner of a shard has it: what is left here may go. */
-static void handle_settle(struct skv_server *s, struct net_request *request,
-                          struct slice body)
-{
-    struct arena a = {0};
-    struct skv_step step;
-    enum err rc = skv_step_decode(body, &a, &step);
-    arena_free(&a);
-    if (rc != ERR_OK || !rsm_is_leader(s->rsm)) {
-        refuse(s, request, rc != ERR_OK ? ERR_INVALID : ERR_NOTLEADER);
-        return;
-    }
-    propose(s, request,
-            skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
-}
-
 /* ---- reads ---- */
 
 static struct call *call_of_read(struct rsm_read *rd)
@@ -151,7 +136,7 @@ static void pull_run(struct rsm_read *rd)
     enum err fault = ERR_OK;
     c->rc = skv_pull_decode(bytes_slice(c->body), &f->arena, &pull);
     if (c->rc == ERR_OK) {
-        c->rc = skv_batch_read(f, &pull, &c->out, &fault);
+        c->rc = skv_batch_read(f, &pull, c->group, &c->out, &fault);
     }
     if (fault != ERR_OK) {
         c->rc = fault;
@@ -165,8 +150,58 @@ static void read_done(struct rsm_read *rd, enum err rc)
     call_reply(c, rc == ERR_OK ? c->rc : rc, buf_slice(&c->out));
 }
 
+/* The new owner of a shard has it: what is left here may go. That it is the new
+ * owner who says so is looked at first; the command then names the move, so
+ * that nothing else can have become of the shard meanwhile. */
+static enum err settle_decode(const struct call *c, struct skv_step *step)
+{
+    struct arena a = {0};
+    enum err rc = skv_step_decode(bytes_slice(c->body), &a, step);
+    arena_free(&a);
+    return rc == ERR_OK ? ERR_OK : ERR_INVALID;
+}
+
+static void settle_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_step step;
+    c->rc = skv_fsm_ready(c->server->fsm);
+    if (c->rc == ERR_OK) {
+        c->rc = settle_decode(c, &step);
+    }
+    if (c->rc == ERR_OK) {
+        c->rc = skv_shard_may_take(c->server->fsm, step.shard, c->group);
+    }
+}
+
+static void settle_done(struct rsm_read *rd, enum err rc)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_step step;
+    rc = rc == ERR_OK ? c->rc : rc;
+    if (rc == ERR_OK) {
+        rc = settle_decode(c, &step);
+    }
+    if (rc != ERR_OK) {
+        call_reply(c, rc, slice_of(NULL, 0));
+        return;
+    }
+    c->proposal.done = proposed;
+    rsm_propose(c->server->rsm, &c->proposal,
+                skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
+}
+
+struct read_steps {
+    void (*run)(struct rsm_read *rd);
+    void (*done)(struct rsm_read *rd, enum err rc);
+};
+static const struct read_steps read_steps = {read_run, read_done};
+static const struct read_steps pull_steps = {pull_run, read_done};
+static const struct read_steps settle_steps = {settle_run, settle_done};
+
 static void handle_read(struct skv_server *s, struct net_request *request,
-                        struct slice body, void (*run)(struct rsm_read *rd))
+                        const struct net_peer *peer, struct slice body,
+                        const struct read_steps *steps)
 {
     if (!rsm_is_leader(s->rsm)) {
         refuse(s, request, ERR_NOTLEADER);
@@ -174,8 +209,9 @@ static void handle_read(struct skv_server *s, struct net_request *request,
     }
     struct call *c = call_new(s, request);
     c->body = bytes_copy(body);
-    c->read.run = run;
-    c->read.done = read_done;
+    c->group = peer->group;
+    c->read.run = steps->run;
+    c->read.done = steps->done;
     rsm_read(s->rsm, &c->read);
 }
 
@@ -190,17 +226,24 @@ static bool may_call(const struct net_peer *peer, net_method method)
 }
 
 static void handle_call(struct skv_server *s, struct net_request *request,
-                        net_method method, struct slice body)
+                        const struct net_peer *peer, net_method method,
+                        struct slice body)
 {
     switch (method) {
-    case SKV_METHOD_READ: handle_read(s, request, body, read_run); return;
+    case SKV_METHOD_READ:
+        handle_read(s, request, peer, body, &read_steps);
+        return;
     case SKV_METHOD_WRITE: handle_write(s, request, body); return;
     case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
     case SKV_METHOD_LEADS:
         refuse(s, request, rsm_is_leader(s->rsm) ? ERR_OK : ERR_NOTLEADER);
         return;
-    case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
-    case SKV_METHOD_SETTLE: handle_settle(s, request, body); return;
+    case SKV_METHOD_PULL:
+        handle_read(s, request, peer, body, &pull_steps);
+        return;
+    case SKV_METHOD_SETTLE:
+        handle_read(s, request, peer, body, &settle_steps);
+        return;
     default: refuse(s, request, ERR_INVALID);
     }
 }
@@ -221,7 +264,7 @@ static void handle(void *arg, struct net_request *request,
                method != SKV_METHOD_LEADS) {
         refuse(s, request, ERR_BUSY);
     } else {
-        handle_call(s, request, method, body);
+        handle_call(s, request, peer, method, body);
     }
 }
 

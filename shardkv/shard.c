@@ -8,7 +8,8 @@
  *
  *  1. At most one group answers for a shard: the new owner serves it only after
  *     it has read all of it from the old one, which answers a PULL only when
- *     its own log says FROZEN.
+ *     its own log says FROZEN, and only the new owner's; and only what a group
+ *     could have kept so (arrival.c).
  *  2. All of a shard's keys go together, its sessions and prepared transactions
  *     too: what was executed before the move is not executed again after it.
  *  3. The old copy is dropped only when the new owner's log says it has it all
@@ -232,6 +233,17 @@ enum err skv_shard_installed(struct skv_fsm *f, const struct skv_step *step,
     }
     const struct ctl_group *from =
         ctl_config_group(&f->previous, owner(&f->previous, step->shard));
+    enum err refusal = skv_arrival_check(f, step->shard, fault);
+    if (*fault != ERR_OK) {
+        return *fault;
+    }
+    if (refusal != ERR_OK) {
+        log_error("shardkv",
+                  "shard=%u does not come from group=%u as a group keeps it: "
+                  "refused; look at that group",
+                  step->shard, owner(&f->previous, step->shard));
+        return refusal;
+    }
     enum err rc = ERR_OK;
     if (from != NULL) {
         rc = debt_add(f, step->shard, step->number, from);
@@ -265,6 +277,16 @@ enum err skv_shard_settled(struct skv_fsm *f, const struct skv_step *step,
 }
 
 /* ---- leaving ---- */
+
+/* While a shard is FROZEN no other configuration is applied (invariant 5), so
+ * its new owner is the one that the newest names. */
+enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
+                            ctl_gid gid)
+{
+    bool frozen = shard < f->config.shards_count &&
+                  f->shards[shard].state == SKV_SHARD_FROZEN;
+    return !frozen || owner(&f->config, shard) == gid ? ERR_OK : ERR_DENIED;
+}
 
 /* ERR_OK: some of it may go now. ERR_NOTFOUND: it is gone, or going by another
  * name. */
@@ -331,12 +353,15 @@ static bool load_state(void *arg, struct slice key,
                        const struct skv_value *value)
 {
     struct load *l = arg;
+    const struct skv_fsm *f = l->fsm;
     struct dec d = dec_of(value->inline_bytes);
     uint8_t state = dec_u8(&d);
     uint64_t number = dec_u64(&d);
-    uint16_t shard = get_be16(key.data + l->prefix_size);
-    if (dec_done(&d) != ERR_OK || state == SKV_SHARD_ABSENT ||
-        state > SKV_SHARD_DROPPING || shard >= CTL_SHARDS_MAX) {
+    bool named = key.size == l->prefix_size + 2;
+    uint32_t shard = named ? get_be16(key.data + l->prefix_size) : 0;
+    if (dec_done(&d) != ERR_OK || !named || state == SKV_SHARD_ABSENT ||
+        state > SKV_SHARD_DROPPING || shard >= f->config.shards_count ||
+        (state == SKV_SHARD_PULLING && owner(&f->previous, shard) == 0)) {
         l->rc = ERR_CORRUPT;
         return false;
     }
@@ -350,6 +375,10 @@ static bool load_debt(void *arg, struct slice key,
 {
     struct load *l = arg;
     struct ctl_group group;
+    if (key.size != l->prefix_size + 2 + 8) {
+        l->rc = ERR_CORRUPT;
+        return false;
+    }
     l->rc = ctl_group_decode(value->inline_bytes, &l->fsm->arena, &group);
     if (l->rc == ERR_OK) {
         const uint8_t *at = key.data + l->prefix_size;
@@ -376,6 +405,9 @@ static enum err load_config(struct skv_fsm *f, struct skv_name name,
     enum err rc = skv_chunks_get(f->store, name, &bytes);
     if (rc == ERR_OK) {
         rc = ctl_config_decode(buf_slice(&bytes), &f->arena, &found);
+        if (rc == ERR_OK && found.number > 0) {
+            rc = ctl_config_check(&found);
+        }
         if (rc == ERR_OK) {
             config_replace(arena, config, &found);
         }

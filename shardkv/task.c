@@ -232,7 +232,9 @@ static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
     arena_free(&a);
     if (rc == ERR_OK) {
         task_advance(t, &outcome);
-    } else if (rc == ERR_BUSY && t->kind != SKV_TASK_CONFIG) {
+    } else if ((rc == ERR_BUSY || rc == ERR_CORRUPT) &&
+               t->kind != SKV_TASK_CONFIG) {
+        /* ERR_CORRUPT: what was pulled makes no sense; from the beginning. */
         t->finish = false;
         task_pause(t);
     } else {
@@ -266,7 +268,8 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
     struct slice part = buf_slice(body);
     if (task_address(t, address)) {
         uint32_t rounds = t->failures / t->group.servers_count;
-        uint32_t timeout_ms = rounds < 5 ? CALL_MIN_MS << rounds : CALL_MAX_MS;
+        uint32_t timeout_ms =
+            rounds < 5 ? (uint32_t)CALL_MIN_MS << rounds : CALL_MAX_MS;
         t->net_call = net_call(t->mover->server->net, address, method, &part, 1,
                                timeout_ms, reply, t);
     } else {

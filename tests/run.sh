@@ -67,6 +67,11 @@ if want labs || [ -n "$which" ]; then
     suite labs/asan build/asan/labs --seeds 10 $which
 fi
 
+if want fuzz; then
+    suite build/fuzz make -s -j2 MODE=fuzz build/fuzz/fuzz
+    suite fuzz tests/fuzz/run.sh quick
+fi
+
 if want e2e; then
     suite build/program make -s -j2 all
     suite e2e timeout 600 tests/e2e/run.sh

@@ -715,8 +715,9 @@ static int pull_all(struct group *from, struct group *to, uint16_t shard,
     for (; got.last == 0; batches++) {
         struct buf out = {0};
         enum err fault = ERR_OK;
-        assert_int_equal(skv_batch_read(from->fsm, &pull, &out, &fault),
-                         ERR_OK);
+        assert_int_equal(
+            skv_batch_read(from->fsm, &pull, to->fsm->gid, &out, &fault),
+            ERR_OK);
         assert_int_equal(fault, ERR_OK);
         assert_true(out.size < (3u << 20));
         struct slice bytes = arena_copy(&to->arena, buf_slice(&out));
@@ -834,17 +835,22 @@ static void steps_that_do_not_fit_are_refused(void **state)
     two_groups(&a, &b);
     put(&a, "0:x", "1");
     struct skv_pull pull = {.number = 2};
-    assert_int_equal(skv_batch_read(a.fsm, &pull, &out, &fault), ERR_BUSY);
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, &out, &fault), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 2), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 1), ERR_INVALID);
     assert_value(&a, "0:x", "1");
     pull.number = 1;
-    assert_int_equal(skv_batch_read(a.fsm, &pull, &out, &fault), ERR_INVALID);
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, &out, &fault),
+                     ERR_INVALID);
     assert_int_equal(configure(&a, 2, MOVED), ERR_OK);
     assert_int_equal(step(&b, SKV_COMMAND_INSTALLED, 0, 2), ERR_INVALID);
     assert_int_equal(configure(&b, 2, MOVED), ERR_OK);
     assert_int_equal(step(&b, SKV_COMMAND_INSTALLED, 0, 1), ERR_INVALID);
     assert_int_equal(step(&b, SKV_COMMAND_INSTALLED, 1, 2), ERR_INVALID);
+    pull.number = 2;
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 3, &out, &fault), ERR_DENIED);
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 3), ERR_DENIED);
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 2), ERR_OK);
     pull_all(&a, &b, 0, 2, false);
     assert_int_equal(step(&b, SKV_COMMAND_INSTALLED, 0, 2), ERR_OK);
     put(&b, "0:x", "2");
