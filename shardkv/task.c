@@ -266,7 +266,8 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
     struct slice part = buf_slice(body);
     if (task_address(t, address)) {
         uint32_t rounds = t->failures / t->group.servers_count;
-        uint32_t timeout_ms = rounds < 5 ? CALL_MIN_MS << rounds : CALL_MAX_MS;
+        uint32_t timeout_ms =
+            rounds < 5 ? (uint32_t)CALL_MIN_MS << rounds : CALL_MAX_MS;
         t->net_call = net_call(t->mover->server->net, address, method, &part, 1,
                                timeout_ms, reply, t);
     } else {
