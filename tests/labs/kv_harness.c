@@ -11,14 +11,14 @@
 
 enum {
     TEST_SECONDS_MAX = 120,
-    SEGMENT_SIZE = 262144,
+    SEGMENT_SIZE = 65536,
     SEGMENT_SIZE_SMALL = 4096,
     LOOK_MS = 10,
 };
 
-/* A disk whose sync takes 3 ms, and sometimes 20. */
+/* A disk whose sync takes 6 ms, and sometimes 40. */
 static const struct sim_speed speeds[SIM_SPEEDS] = {
-    {"wal", 500, 20000, 0, 0},
+    {"wal", 1000, 40000, 0, 0},
     {"apply", 5, 500, 0, 0},
     {"snap", 50, 5000, 0, 0},
 };
