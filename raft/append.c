@@ -142,6 +142,7 @@ enum err raft_recv_append_reply(struct raft *r, const struct raft_msg *m)
         return ERR_INVALID;
     }
     p->heard_ms = r->now_ms;
+    p->full = m->full;
     if (m->read_round > p->read_round) {
         p->read_round = m->read_round;
         raft_read_advance(r);
@@ -179,6 +180,7 @@ void raft_append_acknowledge(struct raft *r)
                      .match = match,
                      .last_index = raft_log_last(&r->log),
                      .read_round = r->leader_round,
+                     .full = r->full,
                  });
     r->ack_owed = match < agreed(r);
 }
@@ -194,6 +196,7 @@ static void refuse(struct raft *r, const struct raft_msg *m)
         .reject = true,
         .last_index = raft_log_last(&r->log),
         .read_round = r->leader_round,
+        .full = r->full,
     };
     if (raft_log_term(&r->log, m->log_index, &reply.conflict_term)) {
         reply.conflict_index = raft_log_first_of(&r->log, reply.conflict_term);

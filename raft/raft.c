@@ -241,6 +241,7 @@ static enum err dispatch(struct raft *r, const struct raft_event *ev)
     case RAFT_EV_SNAPSHOT_SENT:
         return raft_install_sent(r, ev->u.sent.peer, ev->u.sent.index,
                                  ev->u.sent.ok);
+    case RAFT_EV_FULL: raft_election_full(r, ev->u.full); return ERR_OK;
     }
     return ERR_INVALID;
 }
@@ -342,6 +343,7 @@ static void peer_status(const struct raft *r, struct raft_status *s)
             .next = p->next,
             .snapshot = p->state == RAFT_PROGRESS_SNAPSHOT,
             .active = raft_progress_active(r, p),
+            .full = p->full,
         };
     }
 }

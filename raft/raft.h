@@ -83,6 +83,7 @@ struct raft_msg {
     raft_index match;     /* APPEND_REPLY accepted: on the follower's disk */
     bool reject;          /* replies: refused */
     bool transfer;        /* VOTE: by leadership transfer: ignore stickiness */
+    bool full; /* APPEND_REPLY: the sender's disk takes nothing now */
     raft_term conflict_term;   /* APPEND_REPLY refused: XTerm, 0 if none */
     raft_index conflict_index; /* XIndex: first index of XTerm */
     raft_index last_index;     /* XLen: the follower's last index */
@@ -123,6 +124,7 @@ enum raft_event_type {
     RAFT_EV_SNAPSHOT_INSTALLED, /* the state machine and the log were replaced
                                    by the snapshot at {index, term, conf} */
     RAFT_EV_SNAPSHOT_SENT,      /* streaming to `peer` ended; see `ok` */
+    RAFT_EV_FULL,               /* our disk takes nothing now, or does again */
 };
 
 struct raft_event {
@@ -137,6 +139,7 @@ struct raft_event {
         } propose;
         uint64_t persisted; /* PERSISTED: an update's persist_seq */
         uint64_t read;      /* READ: the caller's name for it, given back */
+        bool full;          /* FULL */
         raft_id peer;       /* TRANSFER (0: to the best one), PEER_DOWN */
         struct {
             raft_index index;
@@ -266,10 +269,15 @@ struct raft_status {
         raft_index next;
         bool snapshot; /* waits for one */
         bool active;   /* heard from within an election timeout */
+        bool full;     /* its disk takes nothing now */
     } peers[RAFT_PEERS_MAX];
 };
 
 void raft_status(const struct raft *r, struct raft_status *status);
+
+/* Leader: do the replicas that have not said that their disk is full make up a
+ * majority? Without one nothing new is committed for now. */
+bool raft_has_space(const struct raft *r);
 const char *raft_role_text(enum raft_role role);
 
 /* The wire form of a message (docs/wire.md). decode: entries are new, ref'd

@@ -87,6 +87,7 @@ struct raft_progress {
     uint64_t heard_ms;
     uint64_t sent_ms; /* the last APPEND */
     uint64_t read_round;
+    bool full; /* said so when last heard */
 };
 
 struct raft_progress *raft_progress_of(struct raft *r, raft_id id);
@@ -160,6 +161,7 @@ struct raft {
     uint64_t leader_round;
     bool ack_owed;
     bool installing; /* between raft_install_begin() and its end */
+    bool full;       /* RAFT_EV_FULL: does not campaign, and says so */
 
     /* Leader */
     struct raft_progress peers[RAFT_PEERS_MAX];
@@ -206,6 +208,7 @@ void raft_election_tick(struct raft *r);
 uint64_t raft_election_next_tick(const struct raft *r);
 void raft_election_stored(struct raft *r);
 void raft_election_peer_down(struct raft *r, raft_id peer);
+void raft_election_full(struct raft *r, bool full);
 bool raft_election_sticky(const struct raft *r);
 void raft_recv_prevote(struct raft *r, const struct raft_msg *m);
 void raft_recv_prevote_reply(struct raft *r, const struct raft_msg *m);

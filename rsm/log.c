@@ -1,6 +1,8 @@
 /* The queue of what the "wal" worker is to write. One job runs; updates that
  * come meanwhile gather in the next one, so that one sync covers them all
- * (group commit). Compactions and resets keep their place among them. */
+ * (group commit). Compactions and resets keep their place among them. A job
+ * that finds no space stays the first, and is tried again (space.c): what is
+ * behind it is not acknowledged either. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -24,6 +26,10 @@ static void on_run(struct env_job *job)
     struct wal *wal = j->rsm->wal;
     switch (j->kind) {
     case RSM_LOG_APPEND:
+        if (j->entry_count > 0 && rsm_space_is_low(j->rsm)) {
+            j->rc = ERR_NOSPACE;
+            break;
+        }
         j->rc = wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
                            j->entries, j->entry_count);
         break;
@@ -37,9 +43,34 @@ static void on_run(struct env_job *job)
     wal_stats(wal, &j->stats);
 }
 
-static void pump(struct rsm *r)
+/* What cuts the log gives space back, so it need not wait for what waits for
+ * space: it names only entries that are stored. */
+static bool cutting_first(struct rsm *r)
 {
-    if (!r->log_running && r->log_head != NULL && !rsm_stopped(r)) {
+    struct rsm_log_job *before = NULL;
+    struct rsm_log_job *j = r->log_head;
+    while (j != NULL && j->kind == RSM_LOG_APPEND) {
+        before = j;
+        j = j->next;
+    }
+    if (j == NULL || j->kind != RSM_LOG_COMPACT || j->tried) {
+        return false;
+    }
+    if (before != NULL) {
+        before->next = j->next;
+        r->log_tail = r->log_tail == j ? before : r->log_tail;
+        j->next = r->log_head;
+        r->log_head = j;
+    }
+    return true;
+}
+
+void rsm_log_pump(struct rsm *r)
+{
+    if (r->log_running || r->log_head == NULL || rsm_stopped(r)) {
+        return;
+    }
+    if (!r->space.log_held || cutting_first(r)) {
         r->log_running = true;
         env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
     }
@@ -50,17 +81,24 @@ static void on_done(struct env_job *job)
     struct rsm_log_job *j = job_of(job);
     struct rsm *r = j->rsm;
     CHECK(r->log_head == j);
+    r->log_running = false;
+    r->wal_stats = j->stats;
+    if (j->rc == ERR_NOSPACE) {
+        j->tried = true;
+        rsm_space_wait(r, RSM_SPACE_LOG); /* the job stays the first */
+        rsm_log_pump(r);
+        return;
+    }
     r->log_head = j->next;
     if (r->log_head == NULL) {
         r->log_tail = NULL;
     }
-    r->log_running = false;
-    r->wal_stats = j->stats;
     if (j->rc != ERR_OK) {
         rsm_die(r, j->rc, "writing the log");
     } else if (!rsm_stopped(r)) {
-        pump(r); /* first: the disk should not wait for the core */
+        rsm_log_pump(r); /* first: the disk should not wait for the core */
         if (j->kind == RSM_LOG_APPEND) {
+            rsm_space_found(r, RSM_SPACE_LOG);
             struct raft_event event = {.type = RAFT_EV_PERSISTED,
                                        .u.persisted = j->seq};
             (void)!rsm_step(r, &event, NULL);
@@ -137,7 +175,7 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update)
         cut(j, update->append[0].index);
         add_entries(j, update->append, update->append_count);
     }
-    pump(r);
+    rsm_log_pump(r);
 }
 
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
@@ -147,7 +185,7 @@ void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
     j->index = index;
     j->term = term;
     j->conf = *conf;
-    pump(r);
+    rsm_log_pump(r);
 }
 
 void rsm_log_reset(struct rsm *r, const struct snap_label *label)
@@ -156,7 +194,7 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label)
     j->index = label->index;
     j->term = label->term;
     j->conf = label->conf;
-    pump(r);
+    rsm_log_pump(r);
 }
 
 void rsm_log_close(struct rsm *r)

@@ -31,6 +31,10 @@ enum {
     RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 1000,
     RSM_MARK_SIZE = 64 << 10,
+    RSM_SPACE_LOW_DEFAULT = 32 << 20,
+    RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
+    RSM_SPACE_PAUSE_MIN_MS = 100,
+    RSM_SPACE_PAUSE_MAX_MS = 5000,
     RSM_ENTRY_OVERHEAD =
         64, /* what an empty entry counts in sizes of the log */
 };
@@ -68,6 +72,7 @@ struct rsm_log_job {
     struct env_job job;
     struct rsm *rsm;
     enum rsm_log_kind kind;
+    bool tried; /* and found no space */
     enum err rc;
     struct wal_stats stats;
     /* APPEND: several updates, one group commit. */
@@ -95,6 +100,24 @@ struct rsm_mark {
 };
 
 struct rsm_read_batch;
+
+/* Who waits for space on the disk (space.c). */
+struct rsm_space {
+    bool log;   /* the first job of the log's queue is tried again */
+    bool store; /* the state machine went back to its last checkpoint */
+    bool snap;  /* no snapshot is taken */
+    bool full;  /* any of them; the core was told */
+    bool log_held, apply_held, checkpoint_held; /* until the pause is over */
+    bool rewinding, rewound; /* of apply_held: the job runs; it is done */
+    raft_index replay;       /* nobody reads until this is applied again */
+    uint32_t pause_ms;       /* grows with each failure */
+    uint64_t well_ms;        /* when space was found last */
+    uint64_t group_since_ms; /* leader: no majority has space; 0: one has */
+    struct env_timer timer;
+    bool timer_set;
+    bool half; /* the apply worker's: the state machine is half-way in an
+                  entry, until it has been rewound or replaced */
+};
 
 struct rsm_read_list {
     struct rsm_read *head, *tail;
@@ -164,6 +187,8 @@ struct rsm {
     struct rsm_mark *marks;
     uint32_t mark_count, mark_capacity;
 
+    struct rsm_space space;
+
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
 
@@ -197,6 +222,26 @@ void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
                      const struct raft_conf *conf);
 void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_close(struct rsm *r);
+void rsm_log_pump(struct rsm *r);
+
+/* space.c */
+enum rsm_space_user { RSM_SPACE_LOG, RSM_SPACE_STORE, RSM_SPACE_SNAP };
+void rsm_space_init(struct rsm *r);
+void rsm_space_close(struct rsm *r);
+/* On a worker, before bytes that need room. */
+bool rsm_space_is_low(const struct rsm *r);
+/* On the loop: it got ERR_NOSPACE; it got room. */
+void rsm_space_wait(struct rsm *r, enum rsm_space_user user);
+void rsm_space_found(struct rsm *r, enum rsm_space_user user);
+/* May this be proposed now? ERR_OK, ERR_BUSY, ERR_NOSPACE. */
+enum err rsm_space_admit(struct rsm *r);
+/* On the apply worker, around a call of the state machine: false, and *rc is
+ * set, if it may not be called; what it gave. */
+bool rsm_space_enter(struct rsm *r, enum err *rc);
+void rsm_space_leave(struct rsm *r, enum err rc);
+/* Is the state not to be read for now? */
+bool rsm_space_hides(const struct rsm *r);
+void rsm_space_fill_status(const struct rsm *r, struct rsm_status *status);
 
 /* apply.c */
 void rsm_apply_init(struct rsm *r);

@@ -19,7 +19,10 @@
  * first and searches from the root only when the key is not there, and what the
  *     state machine names in one entry lies close together.
  *  7. After a failed write nothing is committed any more: half an operation
- *     must not become durable.
+ *     must not become durable. For want of space, op_rewind() throws away all
+ *     since the last checkpoint and begins anew; also after a failed commit:
+ *     whatever LMDB wrote in it, the next one writes again, each page, so no
+ *     sync is relied on that failed. A failed sync of a blob is final.
  *
  * Thread: LMDB ties a write transaction to a thread. The first call after open
  * and all later ones are the applier's; close may come from another thread only
@@ -28,9 +31,11 @@
  */
 #include "shardkv/store_int.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <lmdb.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -46,6 +51,7 @@ enum {
     BLOB_RECORD_SIZE = 1 + 8 + 8,
     RECORD_SIZE_MAX = 1 + SKV_INLINE_SIZE_MAX,
     INSTALL_COMMIT_SIZE = 32 << 20,
+    FULL_SIZE = 4 << 20, /* LMDB writes up to 64 pages at a time */
 };
 
 struct meta {
@@ -58,6 +64,7 @@ struct meta {
 struct generation {
     uint32_t refs; /* atomic */
     bool replaced; /* the last reference removes the directory */
+    bool map_full; /* LMDB's file is as large as it may be */
     char *path;
     MDB_env *env;
     MDB_dbi keys, bookkeeping, dead;
@@ -105,16 +112,24 @@ static struct slice slice_val(const MDB_val *v)
     return slice_of(v->mv_data, v->mv_size);
 }
 
+static bool disk_is_full(const char *path)
+{
+    struct statvfs st;
+    return statvfs(path, &st) == 0 &&
+           (uint64_t)st.f_bavail * st.f_frsize < FULL_SIZE;
+}
+
 /* What an LMDB failure means to us, logged here. */
-static enum err lmdb_failed(const struct generation *g, const char *what,
-                            int code)
+static enum err lmdb_failed(struct generation *g, const char *what, int code)
 {
     log_error("shardkv", "store: %s failed path=%s error=%s", what, g->path,
               mdb_strerror(code));
     switch (code) {
-    case MDB_MAP_FULL: /* the size given at open; operators raise it */
+    case MDB_MAP_FULL: g->map_full = true; return ERR_NOSPACE;
     case MDB_TXN_FULL: /* far more than between two checkpoints is normal */
         return ERR_NOSPACE;
+    case EIO: /* also what LMDB says of a write cut short by a full disk */
+        return disk_is_full(g->path) ? ERR_NOSPACE : ERR_IO;
     case MDB_CORRUPTED:
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID: return ERR_CORRUPT;
@@ -814,6 +829,52 @@ static enum err op_checkpoint(struct skv_store *store, uint64_t index,
     return end_write(s, rc);
 }
 
+static enum err load(struct lmdb_store *s);
+
+static void txn_drop(struct lmdb_store *s)
+{
+    if (s->txn != NULL) {
+        mdb_txn_abort(s->txn);
+        s->txn = NULL;
+    }
+}
+
+/* A map that was too small grows; not while a view is open, whose thread reads
+ * in it. */
+static enum err map_grow(struct lmdb_store *s)
+{
+    if (!s->gen->map_full) {
+        return ERR_OK;
+    }
+    if (__atomic_load_n(&s->gen->refs, __ATOMIC_ACQUIRE) > 1) {
+        return ERR_NOSPACE;
+    }
+    int code = mdb_env_set_mapsize(s->gen->env, 2 * s->map_size);
+    if (code != 0) {
+        return lmdb_failed(s->gen, "resize", code);
+    }
+    s->map_size *= 2;
+    s->gen->map_full = false;
+    return ERR_OK;
+}
+
+static enum err op_rewind(struct skv_store *store)
+{
+    struct lmdb_store *s = of(store);
+    if (s->failed != ERR_OK && s->failed != ERR_NOSPACE) {
+        return s->failed;
+    }
+    txn_drop(s);
+    enum err rc = map_grow(s);
+    if (rc == ERR_OK) {
+        rc = load(s);
+    }
+    if (rc == ERR_OK) {
+        s->failed = ERR_OK;
+    }
+    return rc;
+}
+
 static void op_durable(struct skv_store *store, uint64_t *index, uint64_t *term)
 {
     *index = of(store)->durable_index;
@@ -1058,7 +1119,7 @@ static enum err build(const char *dir, uint64_t map_size, uint64_t number,
     }
     if (rc != ERR_OK) {
         install_abort(in);
-        return rc;
+        return in->adopting ? ERR_IO : rc;
     }
     mem_free(in->gen->path);
     in->gen->path = path;
@@ -1079,10 +1140,7 @@ __attribute__((weak)) const char *__tsan_default_suppressions(void)
 
 static void drop_generation(struct lmdb_store *s)
 {
-    if (s->txn != NULL) {
-        mdb_txn_abort(s->txn);
-        s->txn = NULL;
-    }
+    txn_drop(s);
     generation_unref(s->gen);
     s->gen = NULL;
 }
@@ -1151,6 +1209,7 @@ static const struct skv_store_ops lmdb_ops = {
     .scan = op_scan,
     .checkpoint = op_checkpoint,
     .durable = op_durable,
+    .rewind = op_rewind,
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_close = op_view_close,

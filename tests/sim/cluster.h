@@ -40,6 +40,9 @@ enum fault {
     FAULT_ADMIN,   /* a group joins or leaves, a shard moves */
     FAULT_CLERK,   /* a clerk's process dies; another starts */
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
+    FAULT_FULL,    /* a disk is full for a while, or for good */
+    FAULT_FULL_GROUP, /* those of a whole group, or most of it */
+    FAULT_ROT,        /* a bit flips in the log of a replica that is down */
     FAULTS
 };
 
@@ -53,6 +56,7 @@ struct plan {
         append_size_max;
     size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
+    uint64_t space_low;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
 };
@@ -81,6 +85,11 @@ struct node {
     struct ctl_client *admin;
     struct skv_clerk *clerk;
     bool doomed; /* a fault was planted that it must die of */
+    bool rotten; /* its log is damaged: it may refuse to start */
+    bool gone;   /* it refused to start */
+    bool lost;   /* rotten, or its disk stays full: nothing is asked of it */
+    raft_index stored;    /* on its disk when it died */
+    uint64_t empty_at_us; /* when its full disk gets space */
     uint32_t deaths;
     /* verify.c: what it said and held, over all its lives */
     uint64_t seen_life;
