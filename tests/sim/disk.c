@@ -455,7 +455,7 @@ static enum err disk_sync(struct disk_file *f)
         /* As Linux does: the pages count as clean, and were never written. */
         f->disk->fail_sync = false;
         changes_free(i);
-        return sim_chance(f->disk->env->world, 500) ? ERR_IO : ERR_NOSPACE;
+        return ERR_IO;
     }
     if (i->first != NULL) {
         i->settled = settled_after(i);

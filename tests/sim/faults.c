@@ -191,7 +191,7 @@ static void full(struct cluster *c)
 {
     struct sim_world *w = c->world;
     struct node *n = pick_server(c);
-    if (sim_disk_is_full(n->disk)) {
+    if (n->lost || sim_disk_is_full(n->disk)) {
         return;
     }
     uint64_t slack = sim_delay(w, 0, 40000);

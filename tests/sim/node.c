@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "rsm/rsm_int.h"
 
 #define SECOND UINT64_C(1000000)
 
@@ -186,9 +187,12 @@ static void check_stored(struct node *n)
 
 static void note_stored(struct node *n)
 {
-    struct rsm *rsm = node_is_server(n) ? node_rsm(n) : NULL;
+    struct rsm *rsm = n->ctl != NULL   ? ctl_replica_rsm(n->ctl)
+                      : n->skv != NULL ? skv_server_rsm(n->skv)
+                                       : NULL;
     struct raft_status s;
-    if (rsm != NULL) {
+    n->stored = 0;
+    if (rsm != NULL && !rsm->installing) { /* it takes away what conflicts */
         raft_status(rsm_raft(rsm), &s);
         n->stored = s.persisted;
     }
