@@ -16,6 +16,7 @@ static const struct {
     {"umount", cmd_umount, "unmount it"},
     {"kv", cmd_kv, "put, append, get, delete: the store without files"},
     {"shards", cmd_shards, "join, leave, move, query: which group owns which"},
+    {"member", cmd_member, "who is in a group: add, remove, replace, list"},
     {"certs", cmd_certs, "make the cluster's CA and certificates"},
     {"server", cmd_server, "run one replica of one group"},
     {"bench", cmd_bench, "measure the key/value store"},

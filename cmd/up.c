@@ -23,28 +23,34 @@ static void pid_file(const struct cluster *c, const char *name,
     cluster_path(c, "run", name, ".pid", path);
 }
 
-/* Starts what does not run. False with words on standard error; what was
- * started before stays: the next `up` goes on from there. */
-static bool start_replicas(const struct cluster *c)
+bool replica_start(const struct cluster *c, const struct cluster_replica *r)
 {
-    for (uint32_t i = 0; i < c->replica_count; i++) {
-        const char *name = c->replicas[i].name;
-        char pid_path[PATH_MAX], log_path[PATH_MAX], words[1024];
-        pid_file(c, name, pid_path);
-        if (process_alive(pid_path) != 0) {
-            continue;
-        }
-        cluster_path(c, "log", name, ".log", log_path);
-        const char *const args[] = {"server", "--cluster", c->dir, name, NULL};
-        if (process_spawn(args, log_path, pid_path, SPAWN_MS, words,
-                          sizeof words) == 0) {
-            fprintf(stderr,
-                    "flotilla: replica %s did not start: %s (its log: %s)\n",
-                    name, words, log_path);
-            return false;
-        }
+    char pid_path[PATH_MAX], log_path[PATH_MAX], words[1024];
+    pid_file(c, r->name, pid_path);
+    if (process_alive(pid_path) != 0) {
+        return true;
+    }
+    cluster_path(c, "log", r->name, ".log", log_path);
+    const char *const args[] = {"server", "--cluster", c->dir, r->name, NULL};
+    if (process_spawn(args, log_path, pid_path, SPAWN_MS, words,
+                      sizeof words) == 0) {
+        fprintf(stderr,
+                "flotilla: replica %s did not start: %s (its log: %s)\n",
+                r->name, words, log_path);
+        return false;
     }
     return true;
+}
+
+/* Starts what does not run; one that cannot start holds up no other. False
+ * unless all run. */
+static bool start_replicas(const struct cluster *c)
+{
+    bool ok = true;
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        ok &= replica_start(c, &c->replicas[i]);
+    }
+    return ok;
 }
 
 static bool has_group(const struct ctl_config *config, uint32_t gid)
@@ -201,9 +207,13 @@ int cmd_up(int argc, char **argv)
     if (no_mount) {
         mountpoint = NULL;
     }
-    if (!prepare(cluster_dir(dir), &plan, mountpoint, &c) ||
-        !start_replicas(&c) || !join_groups(&c) ||
-        (!no_mount && !mount_at(&c, mountpoint))) {
+    if (!prepare(cluster_dir(dir), &plan, mountpoint, &c)) {
+        return EXIT_FAILED;
+    }
+    /* A replica that cannot start is no reason to leave the others unused. */
+    bool all_run = start_replicas(&c);
+    if (!join_groups(&c) || (!no_mount && !mount_at(&c, mountpoint)) ||
+        !all_run) {
         return EXIT_FAILED;
     }
     if (no_mount) {

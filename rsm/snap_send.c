@@ -374,6 +374,11 @@ static void on_chunk(struct env_job *job)
         finish(o, false);
         return;
     }
+    const char *address = rsm_address(r, o->peer);
+    if (address[0] == '\0') {
+        finish(o, false); /* it was removed meanwhile */
+        return;
+    }
     struct rsm_chunk m = {
         .term = o->term,
         .from = r->config.id,
@@ -390,8 +395,8 @@ static void on_chunk(struct env_job *job)
     struct slice part = buf_slice(&body);
     o->called_ms = env_now_ms(r->env);
     o->timeout_ms = bound_timeout(o, o->timeout_ms);
-    o->call = net_call(r->config.net, rsm_address(r, o->peer), RSM_METHOD_SNAP,
-                       &part, 1, o->timeout_ms, on_reply, o);
+    o->call = net_call(r->config.net, address, RSM_METHOD_SNAP, &part, 1,
+                       o->timeout_ms, on_reply, o);
     buf_free(&body);
 }
 

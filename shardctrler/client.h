@@ -22,7 +22,14 @@
 #define CTL_QUERY_FIELDS(F) F(U64, number) F(U32, wait_ms)
 MSG_STRUCT(ctl_query, CTL_QUERY_FIELDS);
 
-enum ctl_change_kind { CTL_JOIN = 1, CTL_LEAVE = 2, CTL_MOVE = 3 };
+/* CTL_SERVERS: `join` has one group, and these are its servers from now on;
+ * its leader says so when its members have changed. */
+enum ctl_change_kind {
+    CTL_JOIN = 1,
+    CTL_LEAVE = 2,
+    CTL_MOVE = 3,
+    CTL_SERVERS = 4
+};
 #define CTL_CHANGE_FIELDS(F)                                                   \
     F(U64, session)                                                            \
     F(U64, sequence)                                                           \

@@ -324,6 +324,7 @@ struct skv_picture {
     uint64_t generation;
     uint64_t number; /* of the configuration */
     struct ctl_config previous;
+    struct ctl_group own; /* as in the configuration; no servers: not in it */
     uint32_t shard_count;
     uint8_t *states;
     uint64_t *numbers;

@@ -62,6 +62,10 @@ enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
     p->number = f->config.number;
     p->shard_count = count;
     ctl_config_copy(&p->arena, &f->previous, &p->previous);
+    const struct ctl_group *own = ctl_config_group(&f->config, f->gid);
+    if (own != NULL) {
+        group_copy(&p->arena, own, &p->own);
+    }
     p->states = arena_array(&p->arena, count, sizeof *p->states);
     p->numbers = arena_array(&p->arena, count, sizeof *p->numbers);
     for (uint32_t s = 0; s < count; s++) {

@@ -6,27 +6,11 @@
 
 #include "shardkv/server_int.h"
 
-static void fill_peer(const struct skv_server *s,
-                      const struct rsm_status *status,
-                      const struct rsm_peer *peer, struct ctl_peer *out)
-{
-    bool is_self = peer->id == s->config.id;
-    *out = (struct ctl_peer){.id = peer->id,
-                             .address = slice_text(peer->address),
-                             .match = is_self ? status->raft.persisted : 0,
-                             .active = is_self};
-    for (uint32_t i = 0; !is_self && i < status->raft.peer_count; i++) {
-        if (status->raft.peers[i].id == peer->id) {
-            out->match = status->raft.peers[i].match;
-            out->active = status->raft.peers[i].active;
-        }
-    }
-}
-
 /* The worst thing this replica knows, in words; empty when all is well. */
 static void fill_problem(const struct skv_server *s,
                          const struct rsm_status *status,
-                         const struct ctl_peer *peers, char *words, size_t size)
+                         const struct rsm_member *members, uint32_t count,
+                         char *words, size_t size)
 {
     const struct skv_picture *p = &s->mover.picture;
     words[0] = '\0';
@@ -37,10 +21,11 @@ static void fill_problem(const struct skv_server *s,
     if (status->raft.role != RAFT_LEADER) {
         return;
     }
-    for (uint32_t i = 0; i < s->config.peer_count; i++) {
-        if (!peers[i].active) {
-            snprintf(words, size, "replica %" PRIu64 " at %s does not answer",
-                     s->config.peers[i].id, s->config.peers[i].address);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!members[i].active) {
+            snprintf(words, size, "replica %" PRIu64 " at %.*s does not answer",
+                     members[i].id, (int)members[i].address.size,
+                     (const char *)members[i].address.data);
             return;
         }
     }
@@ -55,14 +40,19 @@ static void fill_problem(const struct skv_server *s,
 void skv_status_reply(struct skv_server *s, struct net_request *request)
 {
     struct rsm_status status;
+    struct rsm_member members[RAFT_PEERS_MAX];
     struct ctl_peer peers[RAFT_PEERS_MAX];
     char problem[160];
     struct buf b = {0};
     rsm_status(s->rsm, &status);
-    for (uint32_t i = 0; i < s->config.peer_count; i++) {
-        fill_peer(s, &status, &s->config.peers[i], &peers[i]);
+    uint32_t count = rsm_member_list(s->rsm, members);
+    for (uint32_t i = 0; i < count; i++) {
+        peers[i] = (struct ctl_peer){.id = members[i].id,
+                                     .address = members[i].address,
+                                     .match = members[i].match,
+                                     .active = members[i].active};
     }
-    fill_problem(s, &status, peers, problem, sizeof problem);
+    fill_problem(s, &status, members, count, problem, sizeof problem);
     struct ctl_status out = {
         .gid = s->config.gid,
         .id = s->config.id,
@@ -82,7 +72,7 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
         .certificate_end_s = s->config.certificate_end_s,
         .problem = slice_text(problem),
         .peers = peers,
-        .peers_count = s->config.peer_count,
+        .peers_count = count,
     };
     ctl_status_encode(&b, &out);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));

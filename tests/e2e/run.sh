@@ -215,6 +215,39 @@ kill_all() {
     lines_intact && diff -r "$W/tree" "$M/tree"
 }
 check "kill -9 of everything, then up" kill_all
+member_replace() {
+    local out
+    kill -9 "$(pid_of g1-2)" && rm -rf "$C/data/g1-2" || return 1
+    out=$(up 2>&1) && { echo "a replica without its data started"; return 1; }
+    grep -q 'flotilla member replace 1 2' <<<"$out" || { echo "$out"; return 1; }
+    "$F" member --cluster "$C" replace 1 2 && lines_intact &&
+        diff -r "$W/tree" "$M/tree" &&
+        [ "$("$F" member --cluster "$C" --json list 1 |
+            python3 -c 'import json, sys
+print(sorted(m["id"] for m in json.load(sys.stdin)[0]["members"]
+      if m["role"] == "voter" and m["active"]))')" = "[1, 3, 4]" ] &&
+        "$F" status --cluster "$C" | grep -q 'all is well'
+}
+check "a replica that lost its data is refused, and replaced" member_replace
+member_moves() { # every replica of a group is another one, while it is used
+    touch "$W/go"
+    acknowledged &
+    load=$!
+    local id
+    for id in 1 3 4; do
+        "$F" member --cluster "$C" replace 1 $id || return 1
+    done
+    "$F" member --cluster "$C" transfer 1 6 &&
+        "$F" member --cluster "$C" add 0 &&
+        "$F" member --cluster "$C" remove 0 1 || return 1
+    rm "$W/go"
+    wait $load || { echo "a write failed"; return 1; }
+    load=
+    [ "$(grep -c 'was removed from its group' "$C/log/g1-4.log")" = 1 ] &&
+        lines_intact && diff -r "$W/tree" "$M/tree" && up &&
+        "$F" status --cluster "$C" | grep -q 'all is well'
+}
+check "a whole group is replaced, one by one, mid-write" member_moves
 dead_mount() {
     kill -9 "$(cut -d' ' -f1 "$C"/run/mount*second.pid)" &&
         "$F" mount "$C" "$M2" && diff -r "$W/tree" "$M2/tree"
@@ -229,7 +262,7 @@ wrong_usage() {
     "$F" nonsense; [ $? = 2 ] || return 1
     "$F" kv get; [ $? = 2 ] || return 1
     "$F" status --cluster "$W/none"; [ $? = 1 ] || return 1
-    for c in up down server mount umount status kv shards certs bench; do
+    for c in up down server mount umount status kv shards member certs bench; do
         "$F" $c --help | grep -q '^usage: flotilla' || return 1
     done
 }
