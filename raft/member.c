@@ -74,7 +74,8 @@ static void decode_places(struct dec *d, struct raft_conf *c)
         struct raft_place *p = &c->places[c->place_count];
         p->id = dec_u64(d);
         struct slice address = dec_bytes(d);
-        if (address.size >= sizeof p->address ||
+        if (d->failed || address.size == 0 ||
+            address.size >= sizeof p->address ||
             memchr(address.data, 0, address.size) != NULL) {
             d->failed = true;
             return;

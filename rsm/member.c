@@ -370,7 +370,9 @@ void rsm_member_change(struct rsm *r, struct net_request *request,
     w->request = request;
     w->kind = (enum rsm_change_kind)m.kind;
     w->id = m.id;
-    memcpy(w->address, m.address.data, m.kind == RSM_ADD ? m.address.size : 0);
+    if (w->kind == RSM_ADD) {
+        memcpy(w->address, m.address.data, m.address.size);
+    }
     w->deadline_ms = env_now_ms(r->env) +
                      (m.timeout_ms < WISH_MS_MAX ? m.timeout_ms : WISH_MS_MAX);
     w->caught_up = s.last_index;

@@ -31,6 +31,7 @@ enum {
     RSM_CHECKPOINT_SIZE_DEFAULT = 32 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 5000,
     RSM_MARK_SIZE = 64 << 10,
+    RSM_HOLD_FACTOR = 8, /* times log_keep_size, for a slow follower */
     RSM_BOOK_MAX = 16,
     RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
     RSM_ENTRY_OVERHEAD =
@@ -180,6 +181,8 @@ struct rsm {
 
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
+    raft_id catching[RAFT_PEERS_MAX]; /* they were sent a snapshot just now */
+    uint32_t catching_count;
 
     /* member.c, hello.c, identity.c */
     struct rsm_identity identity;
@@ -251,6 +254,8 @@ void rsm_checkpoint_installed(struct rsm *r, raft_index index);
 void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
 /* At start: what the log still has of what the state machine has stored. */
 void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec);
+void rsm_checkpoint_sent(struct rsm *r, raft_id peer); /* a snapshot */
+void rsm_checkpoint_deposed(struct rsm *r);
 void rsm_checkpoint_pump(struct rsm *r);
 
 /* propose.c */

@@ -127,6 +127,9 @@ static void finish(struct rsm_outgoing *o, bool ok)
              " bytes=%" PRIu64,
              ok ? "sent" : "given up", r->config.group, o->peer, o->label.index,
              o->size);
+    if (ok) {
+        rsm_checkpoint_sent(r, o->peer);
+    }
     end(o);
     (void)!rsm_step(r, &event, NULL);
 }
