@@ -104,9 +104,14 @@ static void propose(struct ctl_replica *r, struct net_request *request,
     rsm_propose(r->rsm, &c->proposal, command_of(r, kind, body));
 }
 
-static bool role_may_change(enum net_role role)
+/* Operators change configurations; a group may say where itself is served, and
+ * nothing else. */
+static bool may_change(const struct net_peer *peer,
+                       const struct ctl_change *change)
 {
-    return role == NET_ROLE_ADMIN || role == NET_ROLE_SERVER;
+    return peer->role == NET_ROLE_ADMIN ||
+           (peer->role == NET_ROLE_SERVER && change->kind == CTL_SERVERS &&
+            change->join_count == 1 && change->join[0].gid == peer->group);
 }
 
 static void handle_change(struct ctl_replica *r, struct net_request *request,
@@ -115,8 +120,11 @@ static void handle_change(struct ctl_replica *r, struct net_request *request,
     struct arena a = {0};
     struct ctl_change change;
     enum err rc = ERR_DENIED;
-    if (role_may_change(peer->role)) {
+    if (peer->role == NET_ROLE_ADMIN || peer->role == NET_ROLE_SERVER) {
         rc = ctl_change_decode(body, &a, &change);
+    }
+    if (rc == ERR_OK && !may_change(peer, &change)) {
+        rc = ERR_DENIED;
     }
     arena_free(&a);
     if (rc != ERR_OK) {

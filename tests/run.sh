@@ -55,16 +55,21 @@ fi
 # The labs' rows answer to their own names too: RUN=2B, RUN=R12,
 # RUN=TestBackup2B.
 which=${RUN:-}
-[[ $which =~ ^([234][ABCD]|[RKCS][0-9]+|Test.*)$ ]] || which=
+[[ $which =~ ^([2345][ABCD]|[RKCSL][0-9]+|Test.*)$ ]] || which=
 if want labs || [ -n "$which" ]; then
     suite build/labs make -s -j2 build/release/labs
     [ -z "$which" ] && parts=$(build/release/labs --parts)
     for part in ${which:-$parts}; do
         suite "labs/$part" build/release/labs --seeds "${LAB_SEEDS:-300}" "$part"
     done
-    make -s -j2 MODE=asan build/asan/labs >$out/build-asan-labs.log 2>&1
+    suite build/asan/labs make -s -j2 MODE=asan build/asan/labs
     # shellcheck disable=SC2086 # one word, or none
     suite labs/asan build/asan/labs --seeds 10 $which
+fi
+
+if want fuzz; then
+    suite build/fuzz make -s -j2 MODE=fuzz build/fuzz/fuzz
+    suite fuzz tests/fuzz/run.sh quick
 fi
 
 if want e2e; then

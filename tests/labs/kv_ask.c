@@ -229,7 +229,8 @@ static void group_fill(const struct cluster *c, uint32_t gid,
             server_add(g, t, n->id);
         }
     }
-    for (uint32_t i = 0; g->servers_count < MADE_UP_SERVERS; i++) {
+    bool runs = g->servers_count > 0;
+    for (uint32_t i = 0; !runs && i < MADE_UP_SERVERS; i++) {
         snprintf(t->addresses[i], sizeof t->addresses[i], "%u%c:1", gid,
                  (int)('x' + i));
         server_add(g, t, i + 1);

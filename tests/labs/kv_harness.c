@@ -11,13 +11,14 @@
 
 enum {
     TEST_SECONDS_MAX = 120,
-    SEGMENT_SIZE = 4096,
+    SEGMENT_SIZE = 65536,
+    SEGMENT_SIZE_SMALL = 4096,
     LOOK_MS = 10,
 };
 
-/* A disk whose sync takes 3 ms, and sometimes 20. */
+/* A disk whose sync takes 6 ms, and sometimes 40. */
 static const struct sim_speed speeds[SIM_SPEEDS] = {
-    {"wal", 500, 20000, 0, 0},
+    {"wal", 1000, 40000, 0, 0},
     {"apply", 5, 500, 0, 0},
     {"snap", 50, 5000, 0, 0},
 };
@@ -305,6 +306,7 @@ static void plan_fill(struct kv *kv)
     p->groups = o->groups;
     p->replicas = o->replicas;
     p->shards = o->shards != 0 ? o->shards : KV_SHARDS;
+    p->wal_segment_size = SEGMENT_SIZE;
     if (o->maxraftstate < 0) {
         p->checkpoint_size_max = SIZE_MAX;
         p->checkpoint_ms_max = UINT32_MAX;
@@ -314,7 +316,7 @@ static void plan_fill(struct kv *kv)
         bool keep = kv->run->seed / 2 % 2 == 0;
         p->checkpoint_size_max = (size_t)o->maxraftstate;
         p->log_keep_size = keep ? (size_t)o->maxraftstate : 1;
-        p->wal_segment_size = SEGMENT_SIZE;
+        p->wal_segment_size = SEGMENT_SIZE_SMALL;
     }
 }
 

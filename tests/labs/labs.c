@@ -15,11 +15,11 @@
 #include "base/mem.h"
 
 extern const struct lab_table lab_raft_2a, lab_raft_2b, lab_raft_2c,
-    lab_raft_2d, lab_kv_3a, lab_kv_3b, lab_shard_4a, lab_shard_4b;
+    lab_raft_2d, lab_kv_3a, lab_kv_3b, lab_shard_4a, lab_shard_4b, lab_later;
 
 static const struct lab_table *const tables[] = {
-    &lab_raft_2a, &lab_raft_2b, &lab_raft_2c,  &lab_raft_2d,
-    &lab_kv_3a,   &lab_kv_3b,   &lab_shard_4a, &lab_shard_4b,
+    &lab_raft_2a, &lab_raft_2b,  &lab_raft_2c,  &lab_raft_2d, &lab_kv_3a,
+    &lab_kv_3b,   &lab_shard_4a, &lab_shard_4b, &lab_later,
 };
 
 enum { TABLES = sizeof tables / sizeof *tables, FAILURES_TOLD = 3 };

@@ -27,8 +27,9 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, i + 1);
         }
     }
+    uint32_t spares = c->plan.weights[FAULT_MEMBERS] > 0 ? SIM_SPARES : 0;
     for (uint32_t g = 1; g <= c->plan.groups; g++) {
-        for (uint32_t i = 0; i < SIM_SPARES; i++) {
+        for (uint32_t i = 0; i < spares; i++) {
             node_add(c, NODE_SERVER, g, c->plan.replicas + i + 1)->spare = true;
         }
     }
@@ -177,6 +178,7 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->workload = workload_new(c);
     c->clerk_started = workload_clerk_started;
     c->removed = members_removed;
+    c->move_seen = faults_move_seen;
     c->leader_seen = faults_leader_seen;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;

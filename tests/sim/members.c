@@ -8,7 +8,8 @@
  *             replaced
  *
  * Each step is asked of the group's nodes in turn until one says that it is
- * done, as `flotilla member` does. One change a group at a time. */
+ * done, as `flotilla member` does; and as there, the change is over when the
+ * controllers know the group's servers. One change a group at a time. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -76,6 +77,49 @@ static void change_end(struct members_change *m)
     mem_free(m);
 }
 
+static void wait_told(void *arg);
+
+/* The group is in it: nobody asks it to leave meanwhile (faults.c). */
+static bool is_told(struct members_change *m, const struct ctl_config *config)
+{
+    const struct ctl_group *g = ctl_config_group(config, m->gid);
+    struct node *members[SIM_NODES_MAX];
+    uint32_t count = members_of(m->cluster, m->gid, members);
+    if (g == NULL) {
+        return true;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        bool found = false;
+        for (uint32_t k = 0; k < g->servers_count; k++) {
+            found |= g->servers[k].id == members[i]->id;
+        }
+        if (!found) {
+            return false;
+        }
+    }
+    return g->servers_count == count;
+}
+
+static void heard_config(void *arg, enum err rc,
+                         const struct ctl_config *config)
+{
+    struct members_change *m = arg;
+    if (rc == ERR_CLOSED) {
+        mem_free(m); /* the administrator's process ends */
+    } else if (rc == ERR_OK && is_told(m, config)) {
+        change_end(m);
+    } else {
+        sim_after_taking(m->cluster->world, AGAIN_MS * MS, wait_told, m);
+    }
+}
+
+static void wait_told(void *arg)
+{
+    struct members_change *m = arg;
+    struct node *admin = &m->cluster->nodes[m->cluster->clerk_first - 1];
+    ctl_client_query(admin->admin, CTL_LATEST, 0, CALL_MS, heard_config, m);
+}
+
 static void step_done(struct members_change *m)
 {
     if (m->step == RSM_ADD) {
@@ -83,7 +127,7 @@ static void step_done(struct members_change *m)
     } else if (m->step == RSM_PROMOTE && m->out != NULL) {
         m->step = RSM_REMOVE;
     } else {
-        change_end(m);
+        wait_told(m);
         return;
     }
     ask(m);
