@@ -21,8 +21,8 @@ struct call {
     struct net_request *request;
     struct rsm_proposal proposal;
     struct rsm_read read;
-    struct bytes *body; /* READ, PULL, SETTLE */
-    ctl_gid group;      /* of the server that calls: PULL, SETTLE */
+    struct bytes *body; /* of what is read first */
+    ctl_gid group;      /* of the server that calls */
     struct buf out;
     enum err rc; /* of what run() did */
 };
@@ -87,15 +87,17 @@ static bool is_surely_away(const struct skv_server *s, uint16_t shard)
 {
     const struct skv_picture *p = &s->mover.picture;
     return p->generation != 0 && p->generation == skv_fsm_generation(s->fsm) &&
-           (shard >= p->shard_count || p->states[shard] != SKV_SHARD_SERVING);
+           !skv_picture_serves(p, shard);
 }
 
-static void refuse_away(struct skv_server *s, struct net_request *request)
+static void refuse_away(struct skv_server *s, struct net_request *request,
+                        uint16_t shard)
 {
+    const struct skv_picture *p = &s->mover.picture;
     struct buf b = {0};
-    struct skv_reply reply = {.rc = ERR_WRONGGROUP,
-                              .config_number = s->mover.picture.number};
-    skv_reply_encode(&b, &reply);
+    skv_answer_away(
+        p->number,
+        skv_shard_owner(&p->config, &p->previous, s->config.gid, shard), &b);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
 }
@@ -109,7 +111,7 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     if (rc != ERR_OK) {
         refuse(s, request, rc);
     } else if (is_surely_away(s, shard)) {
-        refuse_away(s, request);
+        refuse_away(s, request, shard);
     } else {
         propose(s, request, skv_command_request(env_wall_us(s->env), body));
     }
@@ -144,16 +146,33 @@ static void pull_run(struct rsm_read *rd)
     arena_free(&f->arena);
 }
 
+static void count_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_fsm *f = c->server->fsm;
+    struct skv_count count;
+    enum err fault = ERR_OK;
+    c->rc = skv_count_decode(bytes_slice(c->body), &f->arena, &count);
+    if (c->rc == ERR_OK) {
+        c->rc = skv_batch_count(f, &count, c->group, &c->out, &fault);
+    }
+    if (fault != ERR_OK) {
+        c->rc = fault;
+    }
+    arena_free(&f->arena);
+}
+
 static void read_done(struct rsm_read *rd, enum err rc)
 {
     struct call *c = call_of_read(rd);
     call_reply(c, rc == ERR_OK ? c->rc : rc, buf_slice(&c->out));
 }
 
-/* The new owner of a shard has it: what is left here may go. That it is the new
- * owner who says so is looked at first; the command then names the move, so
- * that nothing else can have become of the shard meanwhile. */
-static enum err settle_decode(const struct call *c, struct skv_step *step)
+/* The new owner of a shard has nearly all of it (FREEZE), or has it and what is
+ * left here may go (DROP). That it is the new owner who says so is looked at
+ * first; the command then names the move, so that nothing else can have become
+ * of the shard meanwhile. */
+static enum err step_decode(const struct call *c, struct skv_step *step)
 {
     struct arena a = {0};
     enum err rc = skv_step_decode(bytes_slice(c->body), &a, step);
@@ -161,26 +180,27 @@ static enum err settle_decode(const struct call *c, struct skv_step *step)
     return rc == ERR_OK ? ERR_OK : ERR_INVALID;
 }
 
-static void settle_run(struct rsm_read *rd)
+static void step_run(struct rsm_read *rd)
 {
     struct call *c = call_of_read(rd);
     struct skv_step step;
     c->rc = skv_fsm_ready(c->server->fsm);
     if (c->rc == ERR_OK) {
-        c->rc = settle_decode(c, &step);
+        c->rc = step_decode(c, &step);
     }
     if (c->rc == ERR_OK) {
         c->rc = skv_shard_may_take(c->server->fsm, step.shard, c->group);
     }
 }
 
-static void settle_done(struct rsm_read *rd, enum err rc)
+static void step_propose(struct rsm_read *rd, enum err rc,
+                         enum skv_command_kind kind)
 {
     struct call *c = call_of_read(rd);
     struct skv_step step;
     rc = rc == ERR_OK ? c->rc : rc;
     if (rc == ERR_OK) {
-        rc = settle_decode(c, &step);
+        rc = step_decode(c, &step);
     }
     if (rc != ERR_OK) {
         call_reply(c, rc, slice_of(NULL, 0));
@@ -188,7 +208,17 @@ static void settle_done(struct rsm_read *rd, enum err rc)
     }
     c->proposal.done = proposed;
     rsm_propose(c->server->rsm, &c->proposal,
-                skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
+                skv_command_step(kind, step.shard, step.number));
+}
+
+static void freeze_done(struct rsm_read *rd, enum err rc)
+{
+    step_propose(rd, rc, SKV_COMMAND_FREEZE);
+}
+
+static void settle_done(struct rsm_read *rd, enum err rc)
+{
+    step_propose(rd, rc, SKV_COMMAND_DROP);
 }
 
 struct read_steps {
@@ -197,7 +227,9 @@ struct read_steps {
 };
 static const struct read_steps read_steps = {read_run, read_done};
 static const struct read_steps pull_steps = {pull_run, read_done};
-static const struct read_steps settle_steps = {settle_run, settle_done};
+static const struct read_steps count_steps = {count_run, read_done};
+static const struct read_steps freeze_steps = {step_run, freeze_done};
+static const struct read_steps settle_steps = {step_run, settle_done};
 
 static void handle_read(struct skv_server *s, struct net_request *request,
                         const struct net_peer *peer, struct slice body,
@@ -219,10 +251,13 @@ static void handle_read(struct skv_server *s, struct net_request *request,
 
 static bool may_call(const struct net_peer *peer, net_method method)
 {
-    if (method == SKV_METHOD_PULL || method == SKV_METHOD_SETTLE) {
-        return peer->role == NET_ROLE_SERVER;
+    switch (method) {
+    case SKV_METHOD_PULL:
+    case SKV_METHOD_SETTLE:
+    case SKV_METHOD_FREEZE:
+    case SKV_METHOD_COUNT: return peer->role == NET_ROLE_SERVER;
+    default: return peer->role != NET_ROLE_NONE;
     }
-    return peer->role != NET_ROLE_NONE;
 }
 
 static void handle_call(struct skv_server *s, struct net_request *request,
@@ -240,6 +275,12 @@ static void handle_call(struct skv_server *s, struct net_request *request,
         return;
     case SKV_METHOD_PULL:
         handle_read(s, request, peer, body, &pull_steps);
+        return;
+    case SKV_METHOD_COUNT:
+        handle_read(s, request, peer, body, &count_steps);
+        return;
+    case SKV_METHOD_FREEZE:
+        handle_read(s, request, peer, body, &freeze_steps);
         return;
     case SKV_METHOD_SETTLE:
         handle_read(s, request, peer, body, &settle_steps);
@@ -338,6 +379,9 @@ enum err skv_server_new(const struct skv_server_config *config,
     s->net = config->net;
     s->started_us = env_now_us(s->env);
     s->fsm = skv_fsm_new(config->store, config->gid);
+    if (config->batch_size > 0) {
+        s->fsm->batch_size = config->batch_size;
+    }
     enum err rc = start(s);
     if (rc != ERR_OK) {
         skv_fsm_free(s->fsm);
