@@ -9,6 +9,8 @@
 # make planted           put known bugs in; the simulator must find each
 # make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
+# make fuzz              each decoder for FUZZ_SECONDS=600 under libFuzzer; TARGET=name: one
+# make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
 # make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
@@ -33,6 +35,7 @@ WERROR ?= -Werror
 MODE_debug   := -O0 -g3
 MODE_asan    := -O1 -g3 -fsanitize=address,undefined -fno-sanitize-recover=all
 MODE_tsan    := -O1 -g3 -fsanitize=thread
+MODE_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 MODE_release := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 
 CPPFLAGS += -I. -D_GNU_SOURCE -DFUSE_USE_VERSION=314 -MMD -MP
@@ -46,6 +49,15 @@ TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
 BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
                   openssl python3
 
+FUZZ_PACKAGES := clang libclang-rt-14-dev
+
+# clang, whose library libFuzzer is. gcc has warned of all this code already;
+# these would only warn of uthash, of CHECK(!"words"), and of offsetof casts.
+ifeq ($(MODE),fuzz)
+CC := clang
+WARN += -Wno-implicit-fallthrough -Wno-string-conversion -Wno-cast-align
+endif
+
 FOLDERS := base raft raft/storage transport rsm shardctrler shardkv fs mount
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(FOLDERS))))
 LIB     := $(OUT)/libflotilla.a
@@ -56,8 +68,9 @@ LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
             $(addprefix tests/sim/,world.c env.c net.c disk.c node.c verify.c) \
             $(wildcard tests/linear/*.c))
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
+FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test one unit sim labs soak planted bench bench-gap lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak fuzz planted bench bench-gap bench-migrate lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -79,6 +92,9 @@ $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/fuzz: $(FUZZ_OBJ) $(OUT)/tests/lib/faultdisk.o $(LIB)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer $^ -o $@ $(LDLIBS)
 
 $(OUT)/labs: $(LABS_OBJ) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
@@ -103,6 +119,13 @@ labs: $(OUT)/labs
 soak: $(OUT)/simulate $(OUT)/labs
 	@tests/sim/soak.sh $(OUT) $(FIRST)
 
+# Hostile bytes: what is found new goes to build/fuzz/corpus, a crash to
+# build/fuzz/crashes.
+fuzz:
+	@tests/lib/install.sh $(PACKAGES) $(FUZZ_PACKAGES)
+	@$(MAKE) -s -j2 MODE=fuzz build/fuzz/fuzz
+	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),600) $(TARGET)
+
 # Puts known bugs into copies of the tree, and shows that the simulator finds
 # them, and how many seeds that takes.
 planted:
@@ -116,7 +139,7 @@ deps:
 	@tests/lib/install.sh $(PACKAGES)
 
 test-deps:
-	@tests/lib/install.sh $(PACKAGES) $(TEST_PACKAGES)
+	@tests/lib/install.sh $(PACKAGES) $(TEST_PACKAGES) $(FUZZ_PACKAGES)
 
 # The parts are built by a make of their own, after their packages are there.
 up: deps
@@ -145,6 +168,10 @@ bench: deps
 bench-gap: deps
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
+
+bench-migrate: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/migrate.sh
 
 lint:
 	tests/lint/layers.sh

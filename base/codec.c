@@ -32,7 +32,10 @@ void enc_bytes(struct buf *b, struct slice v)
 
 struct dec dec_of(struct slice from)
 {
-    return (struct dec){.at = from.data, .end = from.data + from.size};
+    /* NULL + 0 is undefined. */
+    return (struct dec){.at = from.data,
+                        .end =
+                            from.size > 0 ? from.data + from.size : from.data};
 }
 
 size_t dec_left(const struct dec *d)

@@ -167,7 +167,7 @@ uint8_t *buf_extend(struct buf *b, size_t size)
 {
     size_t needed = b->size + size;
     CHECK(needed >= size);
-    if (needed > b->capacity) {
+    if (needed > b->capacity || b->data == NULL) {
         size_t capacity =
             b->capacity > 0 ? b->capacity : (size_t)BUF_CAPACITY_MIN;
         while (capacity < needed) {

@@ -30,7 +30,8 @@ bool args_number(const char *text, uint64_t low, uint64_t high, uint64_t *out)
     char *end = NULL;
     errno = 0;
     unsigned long long v = strtoull(text, &end, 10);
-    if (errno != 0 || end == text || *end != 0 || text[0] == '-' || v < low ||
+    /* strtoull() would also take blanks and a sign first. */
+    if (text[0] < '0' || text[0] > '9' || errno != 0 || *end != 0 || v < low ||
         v > high) {
         return false;
     }

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "raft/raft.h"
 #include "transport/tls.h"
 
 enum { CERTIFICATE_DAYS = 3650 };
@@ -42,14 +43,23 @@ bool cluster_exists(const char *dir)
     return access(path, F_OK) == 0;
 }
 
+/* A name becomes a file's and a certificate's: one plain word. */
+static bool name_is_plain(const char *name)
+{
+    size_t size = strspn(name, "abcdefghijklmnopqrstuvwxyz"
+                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_");
+    return size > 0 && name[size] == 0;
+}
+
 static bool replica_from_json(json_t *j, struct cluster_replica *r)
 {
     const char *name = NULL, *address = NULL;
     int gid = 0, id = 0;
     if (json_unpack(j, "{s:s, s:i, s:i, s:s}", "name", &name, "group", &gid,
                     "id", &id, "address", &address) != 0 ||
-        strlen(name) >= sizeof r->name ||
-        strlen(address) >= sizeof r->address || gid < 0 || id < 1) {
+        strlen(name) >= sizeof r->name || !name_is_plain(name) ||
+        strlen(address) >= sizeof r->address || strchr(address, ':') == NULL ||
+        gid < 0 || id < 1) {
         return false;
     }
     strcpy(r->name, name);
@@ -59,21 +69,46 @@ static bool replica_from_json(json_t *j, struct cluster_replica *r)
     return true;
 }
 
+/* Nobody twice, and no group of more than Raft knows. */
+static bool groups_make_sense(const struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        const struct cluster_replica *r = &c->replicas[i];
+        uint32_t members = 1;
+        for (uint32_t k = 0; k < i; k++) {
+            const struct cluster_replica *other = &c->replicas[k];
+            bool same_group = other->gid == r->gid;
+            members += same_group;
+            if (strcmp(other->name, r->name) == 0 ||
+                strcmp(other->address, r->address) == 0 ||
+                (same_group && other->id == r->id)) {
+                return false;
+            }
+        }
+        if (members > RAFT_PEERS_MAX) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool from_json(json_t *j, struct cluster *c)
 {
     json_t *replicas = json_object_get(j, "replicas");
-    c->shard_count = (uint32_t)json_integer_value(json_object_get(j, "shards"));
+    json_int_t shards = json_integer_value(json_object_get(j, "shards"));
     size_t count = json_array_size(replicas);
-    if (count == 0 || count > CLUSTER_REPLICAS_MAX || c->shard_count == 0) {
+    if (count == 0 || count > CLUSTER_REPLICAS_MAX || shards < 1 ||
+        shards > CTL_SHARDS_MAX) {
         return false;
     }
+    c->shard_count = (uint32_t)shards;
     for (size_t i = 0; i < count; i++) {
         if (!replica_from_json(json_array_get(replicas, i), &c->replicas[i])) {
             return false;
         }
     }
     c->replica_count = (uint32_t)count;
-    return true;
+    return groups_make_sense(c);
 }
 
 bool cluster_load(const char *dir, struct cluster *c)

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/log.h"
 #include "cmd/args.h"
@@ -13,7 +14,7 @@
 #include "shardkv/server.h"
 #include "transport/rpc.h"
 
-enum { STEP_DOWN_MS = 1000 };
+enum { STEP_DOWN_MS = 1000, FILES_WANTED = 8192 };
 
 /* The parts of a running replica, in the order of their making. */
 struct server {
@@ -244,6 +245,28 @@ static int serve(const struct server_options *o)
     return ok ? EXIT_DONE : EXIT_FAILED;
 }
 
+/* Strangers may hold as many connections as the transport takes: there must be
+ * descriptors left for the log and the store, or they would end this replica.
+ */
+static void raise_file_limit(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0) {
+        return;
+    }
+    rlim_t want = files.rlim_max < FILES_WANTED ? files.rlim_max : FILES_WANTED;
+    if (files.rlim_cur < want) {
+        files.rlim_cur = want;
+        (void)setrlimit(RLIMIT_NOFILE, &files);
+    }
+    if (want < FILES_WANTED) {
+        log_warn("server",
+                 "may have only %llu files open: many connections could leave "
+                 "none for the store; raise it to %d (ulimit -Hn)",
+                 (unsigned long long)want, FILES_WANTED);
+    }
+}
+
 int cmd_server(int argc, char **argv)
 {
     struct server_options o = {.ready_fd = UINT64_MAX};
@@ -269,5 +292,6 @@ int cmd_server(int argc, char **argv)
     o.name = argv[first];
     log_set_level(verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
     signal(SIGPIPE, SIG_IGN);
+    raise_file_limit();
     return serve(&o);
 }

@@ -55,7 +55,8 @@ bool raft_msg_sane(const struct raft_msg *m)
     if (m->type < RAFT_MSG_PREVOTE || m->type > RAFT_MSG_TIMEOUT_NOW) {
         return false;
     }
-    if (m->from == 0 || m->to == 0 || m->from == m->to || m->term == 0) {
+    if (m->from == 0 || m->to == 0 || m->from == m->to || m->term == 0 ||
+        m->term > RAFT_TERM_MAX) {
         return false;
     }
     if (m->entry_count == 0) {

@@ -12,6 +12,9 @@ enum { RAFT_ENTRY_OVERHEAD = 32 };
 /* Entries in one message, sent or accepted. */
 enum { RAFT_MSG_ENTRIES_MAX = 8192 };
 
+/* Nobody gets here by elections; beyond, the next term would be 0. */
+#define RAFT_TERM_MAX (UINT64_MAX / 2)
+
 /* Reads that wait; one more gets ERR_BUSY. */
 enum { RAFT_READS_MAX = 65536 };
 
@@ -147,7 +150,8 @@ struct raft {
 
     /* Follower and candidates */
     uint64_t election_due_ms;
-    uint64_t heard_ms; /* from the leader */
+    uint64_t ask_due_ms; /* (pre)candidate: who has not answered, again */
+    uint64_t heard_ms;   /* from the leader */
     uint32_t hint_tries;
     struct raft_vote votes[RAFT_PEERS_MAX * 2];
     uint32_t vote_count;
@@ -199,6 +203,7 @@ MUST_USE enum err raft_persist_done(struct raft *r, uint64_t seq);
 void raft_become_follower(struct raft *r, raft_term term, raft_id leader);
 void raft_election_reset_timer(struct raft *r);
 void raft_election_tick(struct raft *r);
+uint64_t raft_election_next_tick(const struct raft *r);
 void raft_election_stored(struct raft *r);
 void raft_election_peer_down(struct raft *r, raft_id peer);
 bool raft_election_sticky(const struct raft *r);

@@ -82,8 +82,8 @@ struct rsm_config {
     uint32_t peer_count;                   /* included */
     uint32_t heartbeat_ms, election_min_ms, election_max_ms; /* 0: default */
     size_t wal_segment_size;                                 /* 0: 64 MiB */
-    size_t checkpoint_size_max; /* log bytes between checkpoints; 0: 32 MiB */
-    uint32_t checkpoint_ms_max; /* time between; 0: 5000 */
+    size_t checkpoint_size_max; /* log bytes between checkpoints; 0: 8 MiB */
+    uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
     /* A new leader proposes nothing by itself, as in the labs, which count the

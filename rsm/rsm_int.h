@@ -28,8 +28,8 @@ enum {
     RSM_CHUNK_TRIES = 10,
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
-    RSM_CHECKPOINT_SIZE_DEFAULT = 32 << 20,
-    RSM_CHECKPOINT_MS_DEFAULT = 5000,
+    RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
+    RSM_CHECKPOINT_MS_DEFAULT = 1000,
     RSM_MARK_SIZE = 64 << 10,
     RSM_ENTRY_OVERHEAD =
         64, /* what an empty entry counts in sizes of the log */

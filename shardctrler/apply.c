@@ -81,6 +81,7 @@ static bool session_make_room(struct ctl_state *s)
 static struct ctl_session *session_insert(struct ctl_state *s, uint64_t session)
 {
     uint32_t at = session_place(s, session);
+    ctl_state_reserve(s, s->session_count + 1, 0);
     memmove(&s->sessions[at + 1], &s->sessions[at],
             (s->session_count - at) * sizeof *s->sessions);
     s->session_count++;
@@ -228,6 +229,7 @@ static enum err mount_set(struct ctl_state *s, const struct ctl_mount *m)
     if (known) {
         mount_release(&s->mounts[at]);
     } else {
+        ctl_state_reserve(s, 0, s->mount_count + 1);
         memmove(&s->mounts[at + 1], &s->mounts[at],
                 (s->mount_count - at) * sizeof *s->mounts);
         s->mount_count++;

@@ -87,13 +87,15 @@ struct ctl_state {
     uint32_t shard_count; /* 0 until INIT */
     struct ctl_history history;
     struct ctl_session *sessions;
-    uint32_t session_count;
+    uint32_t session_count, session_capacity;
     struct ctl_mounted *mounts;
-    uint32_t mount_count;
+    uint32_t mount_count, mount_capacity;
 };
 
 void ctl_state_init(struct ctl_state *s);
 void ctl_state_fini(struct ctl_state *s);
+/* Room for so many sessions and mounts; what is there stays. */
+void ctl_state_reserve(struct ctl_state *s, uint32_t sessions, uint32_t mounts);
 /* The stored form (docs/disk.md): also a snapshot's bytes. */
 void ctl_state_encode(const struct ctl_state *s, struct buf *out);
 /* ERR_CORRUPT: `s` is left alone. */

@@ -104,18 +104,13 @@ static void propose(struct ctl_replica *r, struct net_request *request,
     rsm_propose(r->rsm, &c->proposal, command_of(r, kind, body));
 }
 
-static bool role_may_change(enum net_role role)
-{
-    return role == NET_ROLE_ADMIN || role == NET_ROLE_SERVER;
-}
-
 static void handle_change(struct ctl_replica *r, struct net_request *request,
                           const struct net_peer *peer, struct slice body)
 {
     struct arena a = {0};
     struct ctl_change change;
     enum err rc = ERR_DENIED;
-    if (role_may_change(peer->role)) {
+    if (peer->role == NET_ROLE_ADMIN) {
         rc = ctl_change_decode(body, &a, &change);
     }
     arena_free(&a);

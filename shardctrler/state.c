@@ -54,8 +54,25 @@ void ctl_text_disown(struct slice own)
 void ctl_state_init(struct ctl_state *s)
 {
     *s = (struct ctl_state){0};
-    s->sessions = mem_array(CTL_SESSIONS_MAX, sizeof *s->sessions);
-    s->mounts = mem_array(CTL_MOUNTS_MAX, sizeof *s->mounts);
+}
+
+/* `items` with room for `count`; grows by doubling. */
+static void *grown(void *items, uint32_t *capacity, uint32_t count, size_t size)
+{
+    if (count <= *capacity) {
+        return items;
+    }
+    uint32_t more = *capacity == 0 ? 16 : 2 * *capacity;
+    *capacity = more > count ? more : count;
+    return mem_resize(items, *capacity * size);
+}
+
+void ctl_state_reserve(struct ctl_state *s, uint32_t sessions, uint32_t mounts)
+{
+    CHECK(sessions <= CTL_SESSIONS_MAX && mounts <= CTL_MOUNTS_MAX);
+    s->sessions =
+        grown(s->sessions, &s->session_capacity, sessions, sizeof *s->sessions);
+    s->mounts = grown(s->mounts, &s->mount_capacity, mounts, sizeof *s->mounts);
 }
 
 void ctl_state_fini(struct ctl_state *s)
@@ -136,6 +153,7 @@ static void state_take(struct ctl_state *s, const struct ctl_stored *stored,
     s->clock_us = stored->clock_us;
     s->shard_count = stored->shard_count;
     s->history = *history;
+    ctl_state_reserve(s, stored->sessions_count, stored->mounts_count);
     s->session_count = stored->sessions_count;
     for (uint32_t i = 0; i < s->session_count; i++) {
         s->sessions[i] = stored->sessions[i];

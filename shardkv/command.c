@@ -3,12 +3,15 @@
 #include <string.h>
 
 MSG_CODEC(skv_record, SKV_RECORD_FIELDS)
+MSG_CODEC(skv_cursor, SKV_CURSOR_FIELDS)
 MSG_CODEC(skv_install, SKV_INSTALL_FIELDS)
 MSG_CODEC(skv_step, SKV_STEP_FIELDS)
 MSG_CODEC(skv_expire, SKV_EXPIRE_FIELDS)
 MSG_CODEC(skv_outcome, SKV_OUTCOME_FIELDS)
 MSG_CODEC(skv_pull, SKV_PULL_FIELDS)
 MSG_CODEC(skv_pulled, SKV_PULLED_FIELDS)
+MSG_CODEC(skv_count, SKV_COUNT_FIELDS)
+MSG_CODEC(skv_counted, SKV_COUNTED_FIELDS)
 
 /* On every write's path: one allocation, one copy. */
 struct bytes *skv_command_request(uint64_t stamp_us, struct slice request)

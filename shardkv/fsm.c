@@ -30,7 +30,8 @@ static void clock_move(struct skv_fsm *f, uint64_t stamp_us)
     f->clock_us = stamp_us > f->clock_us ? stamp_us : f->clock_us;
 }
 
-/* ---- commands: our own log's, so they decode ---- */
+/* ---- commands: our own log's. One that does not decode is of another version,
+ * or damage that no checksum saw: ERR_CORRUPT, on every replica alike ---- */
 
 static void answer(struct skv_fsm *f, const struct skv_outcome *outcome)
 {
@@ -42,7 +43,9 @@ static enum err apply_request(struct skv_fsm *f, struct slice body)
 {
     struct dec d = dec_of(body);
     uint64_t stamp_us = dec_u64(&d);
-    CHECK(!d.failed);
+    if (d.failed) {
+        return ERR_CORRUPT;
+    }
     clock_move(f, stamp_us);
     return skv_apply_request(f, dec_raw(&d, dec_left(&d)));
 }
@@ -52,7 +55,12 @@ static enum err apply_config(struct skv_fsm *f, struct slice body)
     struct ctl_config next;
     enum err fault = ERR_OK;
     enum err rc = ctl_config_decode(body, &f->arena, &next);
-    CHECK(rc == ERR_OK);
+    if (rc == ERR_OK) {
+        rc = ctl_config_check(&next);
+    }
+    if (rc != ERR_OK) {
+        return rc;
+    }
     struct skv_outcome outcome = {
         .rc = (uint32_t)skv_shards_configure(f, &next, &fault)};
     answer(f, &outcome);
@@ -64,7 +72,9 @@ static enum err apply_install(struct skv_fsm *f, struct slice body)
     struct skv_install install;
     enum err fault = ERR_OK;
     enum err rc = skv_install_decode(body, &f->arena, &install);
-    CHECK(rc == ERR_OK);
+    if (rc != ERR_OK) {
+        return rc;
+    }
     struct skv_outcome outcome = {
         .rc = (uint32_t)skv_shard_install(f, &install, &fault)};
     answer(f, &outcome);
@@ -78,11 +88,11 @@ static enum err apply_step(struct skv_fsm *f, enum skv_command_kind kind,
     enum err fault = ERR_OK;
     bool more = false;
     enum err rc = skv_step_decode(body, &f->arena, &step);
-    CHECK(rc == ERR_OK);
+    if (rc != ERR_OK) {
+        return rc;
+    }
     switch (kind) {
-    case SKV_COMMAND_INSTALLED:
-        rc = skv_shard_installed(f, &step, &fault);
-        break;
+    case SKV_COMMAND_FREEZE: rc = skv_shard_freeze(f, &step, &fault); break;
     case SKV_COMMAND_SETTLED: rc = skv_shard_settled(f, &step, &fault); break;
     default: rc = skv_shard_drop(f, &step, &more, &fault); break;
     }
@@ -96,7 +106,9 @@ static enum err apply_expire(struct skv_fsm *f, struct slice body)
     struct skv_expire expire;
     struct skv_outcome outcome = {0};
     enum err rc = skv_expire_decode(body, &f->arena, &expire);
-    CHECK(rc == ERR_OK);
+    if (rc != ERR_OK) {
+        return rc;
+    }
     clock_move(f, expire.stamp_us);
     if (skv_shard_is_served(f, expire.shard)) {
         rc = skv_sessions_expire(f, expire.shard, expire.after, &outcome);
@@ -107,20 +119,21 @@ static enum err apply_expire(struct skv_fsm *f, struct slice body)
 
 static enum err apply_command(struct skv_fsm *f, struct slice command)
 {
-    CHECK(command.size > 0);
+    if (command.size == 0) {
+        return ERR_CORRUPT;
+    }
     enum skv_command_kind kind = command.data[0];
     struct slice body = slice_of(command.data + 1, command.size - 1);
     switch (kind) {
     case SKV_COMMAND_REQUEST: return apply_request(f, body);
     case SKV_COMMAND_CONFIG: return apply_config(f, body);
     case SKV_COMMAND_INSTALL: return apply_install(f, body);
-    case SKV_COMMAND_INSTALLED:
+    case SKV_COMMAND_FREEZE:
     case SKV_COMMAND_SETTLED:
     case SKV_COMMAND_DROP: return apply_step(f, kind, body);
     case SKV_COMMAND_EXPIRE: return apply_expire(f, body);
     }
-    CHECK(!"a command of a kind that this version knows");
-    return ERR_CORRUPT;
+    return ERR_CORRUPT; /* of a kind that this version does not know */
 }
 
 /* ---- the rsm's calls ---- */
@@ -279,8 +292,9 @@ struct skv_fsm *skv_fsm_new(struct skv_store *store, ctl_gid gid)
 {
     struct skv_fsm *f = mem_alloc(sizeof *f);
     f->fsm.ops = &fsm_ops;
-    f->store = store;
+    f->store = skv_track_new(store, f);
     f->gid = gid;
+    f->batch_size = SKV_BATCH_SIZE_MAX;
     return f;
 }
 

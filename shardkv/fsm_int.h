@@ -8,7 +8,9 @@
  *   lock.c     prepared transactions and what they lock
  *   commit.c   two-phase commit
  *   shard.c    which shards are here, and how they come and go
- *   batch.c    a shard's contents, in batches
+ *   track.c    what changes in a shard that leaves
+ *   batch.c    a shard's contents and changes, in batches
+ *   arrival.c  may what arrived be served?
  *   record.c   the keys of all this
  *
  * It is a function of the log: no clock but the stamps in commands, no random
@@ -46,6 +48,7 @@ struct slice skv_name_slice(const struct skv_name *n);
 struct skv_name skv_name_shard(uint16_t shard); /* prefix of all it holds */
 struct skv_name skv_name_sessions(uint16_t shard);
 struct skv_name skv_name_session(uint16_t shard, uint64_t session);
+struct skv_name skv_name_replies_all(uint16_t shard);
 struct skv_name skv_name_replies(uint16_t shard, uint64_t session);
 struct skv_name skv_name_reply(uint16_t shard, uint64_t session,
                                uint64_t sequence);
@@ -59,8 +62,12 @@ struct skv_name skv_name_states(void);
 struct skv_name skv_name_state(uint16_t shard);
 struct skv_name skv_name_debts(void);
 struct skv_name skv_name_debt(uint16_t shard, uint64_t number);
-/* The last number of a session's key, the last two of a reply's or a
- * prepared's first chunk; false for another chunk of one. */
+struct skv_name skv_name_cursor(uint16_t shard);
+struct skv_name skv_name_changes(uint16_t shard);
+struct skv_name skv_name_change(uint16_t shard, raft_index index,
+                                uint32_t count);
+/* The numbers in the key of a chunk of a reply or a vote; false unless it is
+ * the first. */
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
                            uint64_t *sequence);
 
@@ -99,6 +106,7 @@ enum skv_shard_state {
     SKV_SHARD_PULLING = 2,
     SKV_SHARD_FROZEN = 3,
     SKV_SHARD_DROPPING = 4,
+    SKV_SHARD_LEAVING = 5,
 };
 
 enum skv_lock_flags { SKV_LOCK_EXCLUSIVE = 1, SKV_LOCK_PREFIX = 2 };
@@ -125,8 +133,9 @@ struct skv_prepared {
 struct skv_shard {
     uint8_t state;
     uint64_t number; /* of the configuration that brought it into this state */
-    struct skv_prepared *prepared; /* sorted by name; SERVING only */
+    struct skv_prepared *prepared; /* sorted by name; of one that is served */
     uint32_t prepared_count;
+    struct buf cursor; /* PULLING: encoded skv_cursor */
 };
 
 /* A shard came from a group that may not know yet that we have it. */
@@ -140,10 +149,11 @@ struct skv_debt {
 
 struct skv_fsm {
     struct rsm_fsm fsm;
-    struct skv_store *store; /* taken */
+    struct skv_store *store; /* taken; behind track.c */
     ctl_gid gid;
-    bool ready;       /* what follows was read from the store */
-    raft_index index; /* the last entry applied */
+    size_t batch_size; /* of batches that are read, about; set at start */
+    bool ready;        /* what follows was read from the store */
+    raft_index index;  /* the last entry applied */
     raft_term term;
     uint64_t clock_us; /* replicated: the highest stamp seen */
     struct ctl_config config;
@@ -273,6 +283,10 @@ MUST_USE enum err skv_prepared_remove(struct skv_call *c,
 /* With the items; borrows from `bytes`. */
 MUST_USE enum err skv_prepared_read(struct skv_call *c, struct buf *bytes,
                                     struct skv_vote *vote);
+/* Of any; what does not decode, or lacks a part, is ERR_CORRUPT. */
+MUST_USE enum err skv_vote_find(struct skv_fsm *f, uint16_t shard,
+                                uint64_t session, uint64_t sequence,
+                                struct buf *bytes, struct skv_vote *vote);
 MUST_USE enum err skv_prepared_load(struct skv_fsm *f, uint16_t shard);
 void skv_prepared_forget(struct skv_shard *shard); /* in memory alone */
 
@@ -289,6 +303,9 @@ MUST_USE enum err skv_commit_finish(struct skv_call *c, struct skv_prepared *p);
 
 /* A reply that is a code alone, to f->reply. */
 void skv_answer_code(struct skv_fsm *f, enum err rc);
+/* ERR_WRONGGROUP, to the end of `out`. `owner` may be NULL. */
+void skv_answer_away(uint64_t config_number, const struct ctl_group *owner,
+                     struct buf *out);
 /* ERR_LOCKED with the holder, to the end of `out`. */
 void skv_answer_locked(struct skv_fsm *f, const struct skv_prepared *holder,
                        struct buf *out);
@@ -299,6 +316,11 @@ void skv_answer_exec(struct skv_fsm *f, const struct skv_exec *x, enum err rc,
 /* ---- shards (shard.c) ---- */
 
 bool skv_shard_is_served(const struct skv_fsm *f, uint16_t shard);
+/* Who else serves it, as far as is known here: its next owner, or the last one
+ * while it is on its way to us. NULL: nobody. */
+const struct ctl_group *skv_shard_owner(const struct ctl_config *config,
+                                        const struct ctl_config *previous,
+                                        ctl_gid self, uint16_t shard);
 MUST_USE enum err skv_shards_load(struct skv_fsm *f);
 void skv_shards_forget(struct skv_fsm *f); /* in memory alone */
 /* The code is a refusal; *fault is the store's own trouble. */
@@ -308,12 +330,16 @@ MUST_USE enum err skv_shards_configure(struct skv_fsm *f,
 MUST_USE enum err skv_shard_install(struct skv_fsm *f,
                                     const struct skv_install *install,
                                     enum err *fault);
-MUST_USE enum err skv_shard_installed(struct skv_fsm *f,
-                                      const struct skv_step *step,
-                                      enum err *fault);
+MUST_USE enum err skv_shard_freeze(struct skv_fsm *f,
+                                   const struct skv_step *step,
+                                   enum err *fault);
 MUST_USE enum err skv_shard_settled(struct skv_fsm *f,
                                     const struct skv_step *step,
                                     enum err *fault);
+/* May group `gid` have the frozen shard, and say that it has? ERR_DENIED: it is
+ * another's. ERR_OK also when there is nothing left to protect. */
+MUST_USE enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
+                                     ctl_gid gid);
 MUST_USE enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
                                  bool *more, enum err *fault);
 
@@ -323,10 +349,12 @@ MUST_USE enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
 struct skv_picture {
     uint64_t generation;
     uint64_t number; /* of the configuration */
+    struct ctl_config config;
     struct ctl_config previous;
     uint32_t shard_count;
     uint8_t *states;
     uint64_t *numbers;
+    struct skv_cursor *cursors; /* of those PULLING */
     struct skv_owed {
         uint16_t shard;
         uint64_t number;
@@ -344,16 +372,40 @@ MUST_USE enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p);
 /* Shards in that state. */
 uint32_t skv_picture_count(const struct skv_picture *p,
                            enum skv_shard_state state);
+uint32_t skv_picture_leaving(const struct skv_picture *p); /* or frozen */
+bool skv_picture_serves(const struct skv_picture *p, uint16_t shard);
 void skv_picture_free(struct skv_picture *p);
+
+/* ---- what changes in a shard that leaves (track.c) ---- */
+
+/* The bytes [offset, end) of the key's value may have changed, and its length.
+ */
+#define SKV_CHANGE_FIELDS(F) F(BYTES, key) F(U64, offset) F(U64, end)
+MSG_STRUCT(skv_change, SKV_CHANGE_FIELDS);
+
+/* Takes the store. */
+struct skv_store *skv_track_new(struct skv_store *inner,
+                                const struct skv_fsm *f);
+
+/* ---- is an arrived shard whole and sane? (arrival.c) ---- */
+
+/* ERR_CORRUPT: no. *fault is the store's own trouble. */
+MUST_USE enum err skv_arrival_check(struct skv_fsm *f, uint16_t shard,
+                                    enum err *fault);
 
 /* ---- batches (batch.c) ---- */
 
 MUST_USE enum err skv_record_check(const struct skv_record *r, uint16_t shard);
 
-/* Reads the next batch of a frozen shard: an encoded skv_pulled to `out`. The
- * code is a refusal; *fault is the store's own trouble. */
+/* Reads the next batch of a shard that is leaving, for group `to`: an encoded
+ * skv_pulled to `out`. The code is a refusal; *fault is the store's own
+ * trouble. */
 MUST_USE enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                                 struct buf *out, enum err *fault);
+                                 ctl_gid to, struct buf *out, enum err *fault);
+/* Likewise: how much of it there is, an encoded skv_counted. */
+MUST_USE enum err skv_batch_count(struct skv_fsm *f,
+                                  const struct skv_count *count, ctl_gid to,
+                                  struct buf *out, enum err *fault);
 MUST_USE enum err skv_batch_write(struct skv_fsm *f,
                                   const struct skv_install *install);
 

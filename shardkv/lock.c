@@ -188,9 +188,9 @@ enum err skv_prepared_remove(struct skv_call *c, struct skv_prepared *p)
     return rc;
 }
 
-static enum err vote_read(struct skv_fsm *f, uint16_t shard, uint64_t session,
-                          uint64_t sequence, struct buf *bytes,
-                          struct skv_vote *vote)
+enum err skv_vote_find(struct skv_fsm *f, uint16_t shard, uint64_t session,
+                       uint64_t sequence, struct buf *bytes,
+                       struct skv_vote *vote)
 {
     enum err rc = skv_chunks_get(
         f->store, skv_name_prepared(shard, session, sequence), bytes);
@@ -204,7 +204,8 @@ enum err skv_prepared_read(struct skv_call *c, struct buf *bytes,
                            struct skv_vote *vote)
 {
     const struct skv_request *q = c->request;
-    return vote_read(c->fsm, q->shard, q->session, q->sequence, bytes, vote);
+    return skv_vote_find(c->fsm, q->shard, q->session, q->sequence, bytes,
+                         vote);
 }
 
 enum err skv_prepared_load(struct skv_fsm *f, uint16_t shard)
@@ -224,7 +225,7 @@ enum err skv_prepared_load(struct skv_fsm *f, uint16_t shard)
             continue;
         }
         buf_clear(&bytes);
-        rc = vote_read(f, shard, session, sequence, &bytes, &vote);
+        rc = skv_vote_find(f, shard, session, sequence, &bytes, &vote);
         if (rc == ERR_OK) {
             insert(&f->shards[shard], session, sequence, &vote);
         }

@@ -1,9 +1,10 @@
 /* What the leader of a group does about its shards, from what its log says
  * (docs/migration.md). It asks the controllers for the next configuration and
  * proposes it; for each shard that is PULLING it fetches batches from the old
- * owner and proposes them; when all are there it proposes INSTALLED, and tells
- * the old owner until that has acknowledged (a debt); for each shard that is
- * DROPPING it proposes DROP until nothing is left.
+ * owner and proposes them, lets that one freeze the shard when little is left,
+ * and fetches the rest; then it tells the old owner that it has all, until that
+ * has acknowledged (a debt); for each shard that is DROPPING it proposes DROP
+ * until nothing is left.
  *
  * Nothing here is needed for safety: a second leader that does the same at the
  * same time proposes steps that are refused (shard.c, 4). */
@@ -83,6 +84,7 @@ static bool is_settled(const struct skv_picture *p)
 {
     for (uint32_t i = 0; i < p->shard_count; i++) {
         if (p->states[i] == SKV_SHARD_PULLING ||
+            p->states[i] == SKV_SHARD_LEAVING ||
             p->states[i] == SKV_SHARD_FROZEN) {
             return false;
         }
@@ -112,8 +114,11 @@ static void look_at_shard(struct skv_mover *m, uint16_t shard)
         skv_task_find(m, SKV_TASK_PULL, shard) == NULL) {
         ctl_gid gid = p->previous.shards[shard].gid;
         if (skv_task_count_with(m, SKV_TASK_PULL, gid) < PULLS_MAX) {
-            skv_task_start(skv_task_new(m, SKV_TASK_PULL, shard, number,
-                                        ctl_config_group(&p->previous, gid)));
+            struct skv_task *t =
+                skv_task_new(m, SKV_TASK_PULL, shard, number,
+                             ctl_config_group(&p->previous, gid));
+            skv_task_set_cursor(t, &p->cursors[shard]);
+            skv_task_start(t);
         }
     }
     if (p->states[shard] == SKV_SHARD_DROPPING &&
@@ -167,7 +172,7 @@ static void say_what_changed(const struct skv_mover *m)
                  (unsigned)m->server->config.gid, p->number,
                  (unsigned)skv_picture_count(p, SKV_SHARD_SERVING),
                  (unsigned)skv_picture_count(p, SKV_SHARD_PULLING),
-                 (unsigned)skv_picture_count(p, SKV_SHARD_FROZEN));
+                 (unsigned)skv_picture_leaving(p));
     }
 }
 

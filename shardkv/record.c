@@ -22,6 +22,9 @@ enum {
     LETTER_CLOCK = 'T',    /* u64: the replicated clock */
     LETTER_STATE = 'H',    /* shard: u8 state, u64 number */
     LETTER_DEBT = 'D',     /* shard, number: ctl_group */
+    LETTER_CURSOR = 'Q',   /* shard: skv_cursor, of one that arrives */
+    LETTER_CHANGE = 'J',   /* shard, index, count: skv_change, of one that
+                              leaves */
 };
 enum {
     CHUNK_HEAD_SIZE = 4, /* of chunk 0: the size of all */
@@ -71,6 +74,11 @@ struct skv_name skv_name_session(uint16_t shard, uint64_t session)
     struct skv_name n = name_of(shard, LETTER_SESSION);
     name_u64(&n, session);
     return n;
+}
+
+struct skv_name skv_name_replies_all(uint16_t shard)
+{
+    return name_of(shard, LETTER_REPLY);
 }
 
 struct skv_name skv_name_replies(uint16_t shard, uint64_t session)
@@ -142,10 +150,37 @@ struct skv_name skv_name_debt(uint16_t shard, uint64_t number)
     return n;
 }
 
+struct skv_name skv_name_cursor(uint16_t shard)
+{
+    struct skv_name n = name_of(SKV_GROUP_SHARD, LETTER_CURSOR);
+    name_u16(&n, shard);
+    return n;
+}
+
+struct skv_name skv_name_changes(uint16_t shard)
+{
+    struct skv_name n = name_of(SKV_GROUP_SHARD, LETTER_CHANGE);
+    name_u16(&n, shard);
+    return n;
+}
+
+struct skv_name skv_name_change(uint16_t shard, raft_index index,
+                                uint32_t count)
+{
+    struct skv_name n = skv_name_changes(shard);
+    name_u64(&n, index);
+    name_u16(&n, (uint16_t)(count >> 16));
+    name_u16(&n, (uint16_t)count);
+    return n;
+}
+
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
                            uint64_t *sequence)
 {
-    CHECK(key.size == CHUNKED_SIZE);
+    *session = *sequence = 0;
+    if (key.size != CHUNKED_SIZE) {
+        return false; /* damage: nobody asks for it by this name */
+    }
     const uint8_t *at = key.data + SKV_OBJECT_SIZE + 1;
     *session = get_be64(at);
     *sequence = get_be64(at + 8);

@@ -21,7 +21,8 @@ struct call {
     struct net_request *request;
     struct rsm_proposal proposal;
     struct rsm_read read;
-    struct bytes *body; /* READ, PULL */
+    struct bytes *body; /* of what is read first */
+    ctl_gid group;      /* of the server that calls */
     struct buf out;
     enum err rc; /* of what run() did */
 };
@@ -86,15 +87,17 @@ static bool is_surely_away(const struct skv_server *s, uint16_t shard)
 {
     const struct skv_picture *p = &s->mover.picture;
     return p->generation != 0 && p->generation == skv_fsm_generation(s->fsm) &&
-           (shard >= p->shard_count || p->states[shard] != SKV_SHARD_SERVING);
+           !skv_picture_serves(p, shard);
 }
 
-static void refuse_away(struct skv_server *s, struct net_request *request)
+static void refuse_away(struct skv_server *s, struct net_request *request,
+                        uint16_t shard)
 {
+    const struct skv_picture *p = &s->mover.picture;
     struct buf b = {0};
-    struct skv_reply reply = {.rc = ERR_WRONGGROUP,
-                              .config_number = s->mover.picture.number};
-    skv_reply_encode(&b, &reply);
+    skv_answer_away(
+        p->number,
+        skv_shard_owner(&p->config, &p->previous, s->config.gid, shard), &b);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
 }
@@ -108,26 +111,10 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     if (rc != ERR_OK) {
         refuse(s, request, rc);
     } else if (is_surely_away(s, shard)) {
-        refuse_away(s, request);
+        refuse_away(s, request, shard);
     } else {
         propose(s, request, skv_command_request(env_wall_us(s->env), body));
     }
-}
-
-/* The new owner of a shard has it: what is left here may go. */
-static void handle_settle(struct skv_server *s, struct net_request *request,
-                          struct slice body)
-{
-    struct arena a = {0};
-    struct skv_step step;
-    enum err rc = skv_step_decode(body, &a, &step);
-    arena_free(&a);
-    if (rc != ERR_OK || !rsm_is_leader(s->rsm)) {
-        refuse(s, request, rc != ERR_OK ? ERR_INVALID : ERR_NOTLEADER);
-        return;
-    }
-    propose(s, request,
-            skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
 }
 
 /* ---- reads ---- */
@@ -151,7 +138,23 @@ static void pull_run(struct rsm_read *rd)
     enum err fault = ERR_OK;
     c->rc = skv_pull_decode(bytes_slice(c->body), &f->arena, &pull);
     if (c->rc == ERR_OK) {
-        c->rc = skv_batch_read(f, &pull, &c->out, &fault);
+        c->rc = skv_batch_read(f, &pull, c->group, &c->out, &fault);
+    }
+    if (fault != ERR_OK) {
+        c->rc = fault;
+    }
+    arena_free(&f->arena);
+}
+
+static void count_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_fsm *f = c->server->fsm;
+    struct skv_count count;
+    enum err fault = ERR_OK;
+    c->rc = skv_count_decode(bytes_slice(c->body), &f->arena, &count);
+    if (c->rc == ERR_OK) {
+        c->rc = skv_batch_count(f, &count, c->group, &c->out, &fault);
     }
     if (fault != ERR_OK) {
         c->rc = fault;
@@ -165,8 +168,72 @@ static void read_done(struct rsm_read *rd, enum err rc)
     call_reply(c, rc == ERR_OK ? c->rc : rc, buf_slice(&c->out));
 }
 
+/* The new owner of a shard has nearly all of it (FREEZE), or has it and what is
+ * left here may go (DROP). That it is the new owner who says so is looked at
+ * first; the command then names the move, so that nothing else can have become
+ * of the shard meanwhile. */
+static enum err step_decode(const struct call *c, struct skv_step *step)
+{
+    struct arena a = {0};
+    enum err rc = skv_step_decode(bytes_slice(c->body), &a, step);
+    arena_free(&a);
+    return rc == ERR_OK ? ERR_OK : ERR_INVALID;
+}
+
+static void step_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_step step;
+    c->rc = skv_fsm_ready(c->server->fsm);
+    if (c->rc == ERR_OK) {
+        c->rc = step_decode(c, &step);
+    }
+    if (c->rc == ERR_OK) {
+        c->rc = skv_shard_may_take(c->server->fsm, step.shard, c->group);
+    }
+}
+
+static void step_propose(struct rsm_read *rd, enum err rc,
+                         enum skv_command_kind kind)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_step step;
+    rc = rc == ERR_OK ? c->rc : rc;
+    if (rc == ERR_OK) {
+        rc = step_decode(c, &step);
+    }
+    if (rc != ERR_OK) {
+        call_reply(c, rc, slice_of(NULL, 0));
+        return;
+    }
+    c->proposal.done = proposed;
+    rsm_propose(c->server->rsm, &c->proposal,
+                skv_command_step(kind, step.shard, step.number));
+}
+
+static void freeze_done(struct rsm_read *rd, enum err rc)
+{
+    step_propose(rd, rc, SKV_COMMAND_FREEZE);
+}
+
+static void settle_done(struct rsm_read *rd, enum err rc)
+{
+    step_propose(rd, rc, SKV_COMMAND_DROP);
+}
+
+struct read_steps {
+    void (*run)(struct rsm_read *rd);
+    void (*done)(struct rsm_read *rd, enum err rc);
+};
+static const struct read_steps read_steps = {read_run, read_done};
+static const struct read_steps pull_steps = {pull_run, read_done};
+static const struct read_steps count_steps = {count_run, read_done};
+static const struct read_steps freeze_steps = {step_run, freeze_done};
+static const struct read_steps settle_steps = {step_run, settle_done};
+
 static void handle_read(struct skv_server *s, struct net_request *request,
-                        struct slice body, void (*run)(struct rsm_read *rd))
+                        const struct net_peer *peer, struct slice body,
+                        const struct read_steps *steps)
 {
     if (!rsm_is_leader(s->rsm)) {
         refuse(s, request, ERR_NOTLEADER);
@@ -174,8 +241,9 @@ static void handle_read(struct skv_server *s, struct net_request *request,
     }
     struct call *c = call_new(s, request);
     c->body = bytes_copy(body);
-    c->read.run = run;
-    c->read.done = read_done;
+    c->group = peer->group;
+    c->read.run = steps->run;
+    c->read.done = steps->done;
     rsm_read(s->rsm, &c->read);
 }
 
@@ -183,24 +251,40 @@ static void handle_read(struct skv_server *s, struct net_request *request,
 
 static bool may_call(const struct net_peer *peer, net_method method)
 {
-    if (method == SKV_METHOD_PULL || method == SKV_METHOD_SETTLE) {
-        return peer->role == NET_ROLE_SERVER;
+    switch (method) {
+    case SKV_METHOD_PULL:
+    case SKV_METHOD_SETTLE:
+    case SKV_METHOD_FREEZE:
+    case SKV_METHOD_COUNT: return peer->role == NET_ROLE_SERVER;
+    default: return peer->role != NET_ROLE_NONE;
     }
-    return peer->role != NET_ROLE_NONE;
 }
 
 static void handle_call(struct skv_server *s, struct net_request *request,
-                        net_method method, struct slice body)
+                        const struct net_peer *peer, net_method method,
+                        struct slice body)
 {
     switch (method) {
-    case SKV_METHOD_READ: handle_read(s, request, body, read_run); return;
+    case SKV_METHOD_READ:
+        handle_read(s, request, peer, body, &read_steps);
+        return;
     case SKV_METHOD_WRITE: handle_write(s, request, body); return;
     case SKV_METHOD_STATUS: skv_status_reply(s, request); return;
     case SKV_METHOD_LEADS:
         refuse(s, request, rsm_is_leader(s->rsm) ? ERR_OK : ERR_NOTLEADER);
         return;
-    case SKV_METHOD_PULL: handle_read(s, request, body, pull_run); return;
-    case SKV_METHOD_SETTLE: handle_settle(s, request, body); return;
+    case SKV_METHOD_PULL:
+        handle_read(s, request, peer, body, &pull_steps);
+        return;
+    case SKV_METHOD_COUNT:
+        handle_read(s, request, peer, body, &count_steps);
+        return;
+    case SKV_METHOD_FREEZE:
+        handle_read(s, request, peer, body, &freeze_steps);
+        return;
+    case SKV_METHOD_SETTLE:
+        handle_read(s, request, peer, body, &settle_steps);
+        return;
     default: refuse(s, request, ERR_INVALID);
     }
 }
@@ -221,7 +305,7 @@ static void handle(void *arg, struct net_request *request,
                method != SKV_METHOD_LEADS) {
         refuse(s, request, ERR_BUSY);
     } else {
-        handle_call(s, request, method, body);
+        handle_call(s, request, peer, method, body);
     }
 }
 
@@ -295,6 +379,9 @@ enum err skv_server_new(const struct skv_server_config *config,
     s->net = config->net;
     s->started_us = env_now_us(s->env);
     s->fsm = skv_fsm_new(config->store, config->gid);
+    if (config->batch_size > 0) {
+        s->fsm->batch_size = config->batch_size;
+    }
     enum err rc = start(s);
     if (rc != ERR_OK) {
         skv_fsm_free(s->fsm);

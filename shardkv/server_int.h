@@ -17,13 +17,28 @@
 
 enum skv_task_kind {
     SKV_TASK_CONFIG, /* the next configuration goes into the log */
-    SKV_TASK_PULL,   /* PULL, INSTALL, PULL, ..., INSTALLED */
+    SKV_TASK_PULL,   /* COUNT, ..., PULL, INSTALL, PULL, ..., FREEZE, ... */
     SKV_TASK_SETTLE, /* SETTLE, SETTLED */
     SKV_TASK_DROP,   /* DROP, DROP, ... */
     SKV_TASK_EXPIRE, /* EXPIRE of each shard */
 };
 
 struct skv_mover;
+
+struct skv_pulling {
+    enum ctl_move_stage stage;
+    uint64_t moved_us;        /* when it last came further */
+    struct skv_cursor cursor; /* its key is that of key_bytes */
+    struct buf key_bytes;
+    struct skv_cursor next; /* behind the batch at hand; likewise */
+    struct buf next_bytes;
+    uint8_t end;                  /* enum skv_end of the batch at hand */
+    uint32_t chases;              /* batches of changes so far */
+    uint64_t keys_all, bytes_all; /* counted */
+    struct buf count_key;
+    /* Of this leader: when each stage began, and with how much copied. */
+    uint64_t begun_us, changes_us, tail_us, begun_bytes;
+};
 
 struct skv_task {
     struct skv_mover *mover;
@@ -33,12 +48,9 @@ struct skv_task {
     struct ctl_group group; /* PULL, SETTLE: whom to ask; in the arena */
     uint32_t server;        /* the one that is asked */
     uint32_t failures;      /* servers that did not answer as the leader does */
-    struct buf key;         /* PULL: the cursor */
-    uint64_t offset;        /* PULL, and EXPIRE: of the next */
-    struct buf next_key;    /* PULL: the cursor behind the batch at hand */
-    uint64_t next_offset;
-    bool last;   /* PULL: the batch at hand is the last */
-    bool finish; /* the command at hand ends the task */
+    struct skv_pulling pull;
+    uint64_t after; /* EXPIRE: the session */
+    bool finish;    /* the command at hand ends the task */
     /* One of these is under way. */
     uint64_t net_call;
     struct env_timer timer;
@@ -97,6 +109,8 @@ uint32_t skv_task_count_with(const struct skv_mover *m, enum skv_task_kind kind,
 struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
                               uint16_t shard, uint64_t number,
                               const struct ctl_group *group);
+/* PULL: where it goes on. */
+void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor);
 void skv_task_start(struct skv_task *t);
 /* CONFIG */
 void skv_task_start_config(struct skv_task *t, const struct ctl_config *config);

@@ -46,6 +46,17 @@ struct below {
     struct buf sequences; /* u64 each */
 };
 
+/* The row counts one reply less. */
+static enum err uncount_reply(struct skv_call *c)
+{
+    if (c->row.replies == 0) {
+        return ERR_CORRUPT;
+    }
+    c->row.replies--;
+    c->row_changed = true;
+    return ERR_OK;
+}
+
 static bool collect_below(void *arg, struct slice key,
                           const struct skv_value *value)
 {
@@ -76,8 +87,9 @@ enum err skv_row_forget(struct skv_call *c, uint64_t first)
         rc = skv_chunks_remove(s,
                                skv_name_reply(q->shard, q->session,
                                               get_u64(b.sequences.data + at)));
-        CHECK(c->row.replies > 0);
-        c->row.replies--;
+        if (rc == ERR_OK) {
+            rc = uncount_reply(c);
+        }
     }
     c->row.first = first;
     c->row_changed = true;
@@ -136,10 +148,7 @@ enum err skv_use_replace(struct skv_call *c, enum skv_use use,
     }
     if (q->sequence < c->row.first) {
         /* `first` has passed it already: nobody will ask again. */
-        CHECK(c->row.replies > 0);
-        c->row.replies--;
-        c->row_changed = true;
-        return ERR_OK;
+        return uncount_reply(c);
     }
     return use_save(c, use, reply);
 }

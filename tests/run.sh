@@ -62,9 +62,14 @@ if want labs || [ -n "$which" ]; then
     for part in ${which:-$parts}; do
         suite "labs/$part" build/release/labs --seeds "${LAB_SEEDS:-300}" "$part"
     done
-    make -s -j2 MODE=asan build/asan/labs >$out/build-asan-labs.log 2>&1
+    suite build/asan/labs make -s -j2 MODE=asan build/asan/labs
     # shellcheck disable=SC2086 # one word, or none
     suite labs/asan build/asan/labs --seeds 10 $which
+fi
+
+if want fuzz; then
+    suite build/fuzz make -s -j2 MODE=fuzz build/fuzz/fuzz
+    suite fuzz tests/fuzz/run.sh quick
 fi
 
 if want e2e; then

@@ -133,15 +133,33 @@ static size_t rpc_queued(struct net *net, const char *address)
 
 /* --- serving --- */
 
-static struct net_request *request_new(struct conn *conn, uint64_t call)
+static struct net_request *request_new(struct conn *conn, const struct frame *f)
 {
     struct net_request *r = mem_alloc(sizeof *r);
     r->rpc = conn->rpc;
     r->conn = conn;
-    r->call = call;
+    r->call = f->call;
+    r->method = f->method;
     DL_APPEND(conn->requests, r);
     conn->request_count++;
     return r;
+}
+
+/* Whoever handled the call decided; who called is known here. */
+static void complain_denied(const struct net_request *r)
+{
+    static const char *const roles[] = {
+        [NET_ROLE_NONE] = "nobody",
+        [NET_ROLE_CLIENT] = "client",
+        [NET_ROLE_SERVER] = "server",
+        [NET_ROLE_ADMIN] = "admin",
+    };
+    const struct net_peer *peer = tls_peer(r->conn->tls);
+    rpc_complain(r->rpc,
+                 "refused a call that its certificate does not allow "
+                 "method=0x%02x from=%s name=%s role=%s group=%u",
+                 r->method, r->conn->remote, peer->name, roles[peer->role],
+                 peer->group);
 }
 
 static void rpc_reply(struct net_request *r, enum err rc,
@@ -153,6 +171,9 @@ static void rpc_reply(struct net_request *r, enum err rc,
         DL_DELETE(r->rpc->orphans, r);
         mem_free(r);
         return;
+    }
+    if (rc == ERR_DENIED && conn->state == CONN_READY) {
+        complain_denied(r);
     }
     DL_DELETE(conn->requests, r);
     conn->request_count--;
@@ -173,7 +194,7 @@ static void rpc_reply(struct net_request *r, enum err rc,
 static void call_in(struct conn *conn, const struct frame *f, struct slice body)
 {
     struct rpc *rpc = conn->rpc;
-    struct net_request *r = request_new(conn, f->call);
+    struct net_request *r = request_new(conn, f);
     if (f->method <= NET_METHOD_TRANSPORT) {
         rpc_reply(r, ERR_INVALID, NULL, 0); /* a later version's, perhaps */
     } else if (rpc->net.handler == NULL) {

@@ -78,6 +78,7 @@ struct net_request {
     struct rpc *rpc;
     struct conn *conn; /* NULL when the connection has gone */
     uint64_t call;
+    net_method method;
     struct net_request *prev, *next; /* of the connection, or orphans */
 };
 

@@ -3,6 +3,7 @@
  *  - in the last segment, some of the bytes of its last group commit: it was
  *    never acknowledged, and is cut off;
  *  - a last segment whose beginning is not whole: it was never used, and goes;
+ *    then the one before it was synced whole, and has no such bytes;
  *  - older segments that a reset or compaction was about to delete.
  *
  * Everything else is damage, and refused: entries may have been acknowledged,
@@ -27,6 +28,7 @@ struct recovery {
     struct wal_recovery *out;
     uint32_t capacity; /* of out->entries */
     raft_index start_index;
+    bool dropped; /* there was another segment, never used */
 };
 
 void wal_path(const struct wal *w, uint64_t sequence, char to[WAL_PATH_SIZE])
@@ -167,10 +169,15 @@ static bool is_begun(struct slice bytes, uint64_t sequence)
            record.type == WAL_START;
 }
 
-/* Drops a last segment that was never used. */
-static enum err drop_unbegun(struct wal *w, struct wal_recovery *out,
-                             struct buf *b)
+static bool tail_is_zero(struct slice bytes, uint64_t end)
 {
+    return wal_is_zero(bytes.data + end, bytes.size - (size_t)end);
+}
+
+/* Drops a last segment that was never used. */
+static enum err drop_unbegun(struct recovery *r, struct buf *b)
+{
+    struct wal *w = r->w;
     if (w->segment_count == 0) {
         return ERR_OK;
     }
@@ -181,11 +188,14 @@ static enum err drop_unbegun(struct wal *w, struct wal_recovery *out,
     }
     bool only = w->segment_count == 1 && sequence > 1;
     if (only || has_later_batch(buf_slice(b), sequence, WAL_HEAD_SIZE)) {
-        return damaged(w, out, sequence, 0, "its beginning is damaged");
+        return damaged(w, r->out, sequence, 0, "its beginning is damaged");
     }
     log_warn("wal", "removing a segment that was never used sequence=%" PRIu64,
              sequence);
+    r->dropped = true;
     w->segment_count--;
+    w->disk->ops->close(w->file);
+    w->file = NULL;
     return remove_segment(w, sequence);
 }
 
@@ -341,9 +351,7 @@ static enum err replay_segment(struct recovery *r, struct wal_segment *s,
 static enum err cut_tail(struct wal *w, struct slice bytes, uint64_t sequence)
 {
     w->filled = bytes.size;
-    struct slice tail =
-        slice_of(bytes.data + w->end, bytes.size - (size_t)w->end);
-    if (wal_is_zero(tail.data, tail.size)) {
+    if (tail_is_zero(bytes, w->end)) {
         return ERR_OK;
     }
     log_warn("wal",
@@ -360,13 +368,18 @@ static enum err replay_last(struct recovery *r, struct wal_segment *s,
 {
     struct wal *w = r->w;
     enum err rc = load(w, s->sequence, FILE_SIZE_MAX, b);
+    if (rc == ERR_OK && !is_begun(buf_slice(b), s->sequence)) {
+        return damaged(w, r->out, s->sequence, 0, "its beginning is damaged");
+    }
     if (rc == ERR_OK) {
         rc = replay_segment(r, s, buf_slice(b), &w->end);
     }
     if (rc != ERR_OK) {
         return rc;
     }
-    if (has_later_batch(buf_slice(b), s->sequence, w->end)) {
+    /* All of it was synced before the segment that was dropped was made. */
+    bool torn = !r->dropped || tail_is_zero(buf_slice(b), w->end);
+    if (!torn || has_later_batch(buf_slice(b), s->sequence, w->end)) {
         return damaged(w, r->out, s->sequence, w->end, "a record is damaged");
     }
     return cut_tail(w, buf_slice(b), s->sequence);
@@ -421,7 +434,7 @@ enum err wal_recover(struct wal *w, struct wal_recovery *out)
     struct recovery r = {.w = w, .out = out};
     enum err rc = find_segments(w);
     if (rc == ERR_OK) {
-        rc = drop_unbegun(w, out, &b);
+        rc = drop_unbegun(&r, &b);
     }
     if (rc == ERR_OK) {
         rc = find_base(w, out, &b);

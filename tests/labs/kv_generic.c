@@ -3,6 +3,7 @@
 #include "tests/labs/kv_generic.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { ROUNDS = 3, ROUND_MS = 5000, TEXT_MAX = 64 };
@@ -15,6 +16,23 @@ struct generic {
 
 /* ---- "x CLIENT COUNT y", each once and in order ---- */
 
+/* sscanf() would look for the end of the whole value each time. */
+static bool element_read(const char *text, uint32_t *client, uint32_t *number,
+                         int *size)
+{
+    char *end = NULL;
+    if (text[0] != 'x' || text[1] != ' ') {
+        return false;
+    }
+    *client = (uint32_t)strtoul(text + 2, &end, 10);
+    if (*end != ' ') {
+        return false;
+    }
+    *number = (uint32_t)strtoul(end + 1, &end, 10);
+    *size = (int)(end + 2 - text);
+    return end[0] == ' ' && end[1] == 'y';
+}
+
 bool generic_check_appends(struct kv *kv, const char *value,
                            const uint32_t *counts, uint32_t clients)
 {
@@ -22,9 +40,8 @@ bool generic_check_appends(struct kv *kv, const char *value,
     for (int size = 0; *value != '\0'; value += size) {
         uint32_t client = 0;
         uint32_t number = 0;
-        size = 0;
-        if (sscanf(value, "x %u %u y%n", &client, &number, &size) < 2 ||
-            size == 0 || client >= clients) {
+        if (!element_read(value, &client, &number, &size) ||
+            client >= clients) {
             kv_fail(kv, "nobody has appended \"%.40s\"", value);
             return false;
         }

@@ -39,6 +39,7 @@ enum fault {
     FAULT_WEATHER, /* loss, delay, duplicates: worse or better */
     FAULT_ADMIN,   /* a group joins or leaves, a shard moves */
     FAULT_CLERK,   /* a clerk's process dies; another starts */
+    FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULTS
 };
 
@@ -50,6 +51,7 @@ struct plan {
     uint64_t duration_us; /* of the time of faults */
     size_t checkpoint_size_max, wal_segment_size, log_keep_size,
         append_size_max;
+    size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
@@ -107,6 +109,7 @@ struct cluster {
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     bool healed;                           /* no more faults */
     uint32_t hunted;  /* bit gid: the next leader is to die */
+    bool move_hunted; /* somebody who next takes part in a move is to die */
     bool admin_busy;  /* a change is under way */
     uint32_t changes; /* asked of the controllers, and answered */
     uint32_t joined;  /* bit gid: it is in the configuration */
@@ -150,6 +153,8 @@ void cluster_end_nodes(struct cluster *c); /* for good */
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);
 void faults_leader_seen(struct node *n);
+/* `from` asks `to` for a step of a move. */
+void faults_move_seen(struct node *from, struct node *to);
 void faults_heal(struct cluster *c); /* all at once, for good */
 void admin_join_first(struct cluster *c);
 

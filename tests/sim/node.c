@@ -137,6 +137,7 @@ static enum err server_start(struct node *n)
         .gid = n->gid,
         .id = n->id,
         .controller_count = SIM_CONTROLLERS,
+        .batch_size = n->cluster->plan.batch_size,
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
@@ -288,9 +289,12 @@ void cluster_after_event(void *arg, struct sim_env *env)
 void cluster_on_message(void *arg, uint32_t from, uint32_t to,
                         net_method method, struct slice body)
 {
-    (void)to;
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
+    if (method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
+        method == SKV_METHOD_SETTLE) {
+        faults_move_seen(&c->nodes[from], &c->nodes[to]);
+    }
 }
 
 /* ---- the end ---- */

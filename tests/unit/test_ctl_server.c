@@ -296,6 +296,8 @@ static void only_admins_and_servers_may_change(void **state)
     world_found(&w);
     join(&w, &q, NET_ROLE_CLIENT, 1);
     assert_int_equal(q.rc, ERR_DENIED);
+    join(&w, &q, NET_ROLE_SERVER, 1);
+    assert_int_equal(q.rc, ERR_DENIED);
     join(&w, &q, NET_ROLE_NONE, 1);
     assert_int_equal(q.rc, ERR_DENIED);
     ask(&w, &q, NET_ROLE_NONE, CTL_METHOD_STATUS, slice_of(NULL, 0));
@@ -309,7 +311,7 @@ static void only_admins_and_servers_may_change(void **state)
                      ERR_OK);
     assert_int_equal(changed.rc, ERR_OK);
     assert_int_equal(changed.number, 1);
-    join(&w, &q, NET_ROLE_SERVER, 2);
+    join(&w, &q, NET_ROLE_ADMIN, 2);
     pump(ERR_NOTLEADER);
     assert_int_equal(q.rc, ERR_NOTLEADER);
     buf_free(&q.body);

@@ -898,6 +898,61 @@ static void bad_frames_close_only_their_own_connection(void **state)
     }
 }
 
+static void idle_connections_disturb_nobody(void **state)
+{
+    (void)state;
+    enum { SILENT = 100, KNOWN = 100 };
+    int silent[SILENT];
+    struct rogue known[KNOWN];
+    for (int i = 0; i < SILENT; i++) {
+        silent[i] = dial();
+    }
+    for (int i = 0; i < KNOWN; i++) {
+        rogue_connect(&known[i]);
+    }
+    struct env *env = net_loop_env(client.loop);
+    uint64_t before = env_now_us(env);
+    for (int i = 0; i < 100; i++) {
+        assert_int_equal(
+            call_wait(&waiter, server.address, M_ECHO, slice_text("x")),
+            ERR_OK);
+    }
+    assert_true(env_now_us(env) - before < 20000000);
+    for (int i = 0; i < SILENT; i++) {
+        close(silent[i]);
+    }
+    for (int i = 0; i < KNOWN; i++) {
+        shutdown(known[i].fd, SHUT_WR);
+        rogue_end(&known[i]);
+    }
+}
+
+/* Somebody who begins a handshake and says no more is let go of after its five
+ * seconds, and so is one who says nothing; those who are known stay. */
+static void a_handshake_that_is_held_open_ends(void **state)
+{
+    (void)state;
+    static const char begun[] = "\x16\x03\x01\x02\x00\x01\x00";
+    struct env *env = net_loop_env(client.loop);
+    assert_int_equal(
+        call_wait(&waiter, server.address, M_ECHO, slice_text("1")), ERR_OK);
+    uint64_t before = env_now_us(env);
+    int silent = dial();
+    int half = dial();
+    struct timeval wait = {.tv_sec = 20};
+    assert_int_equal(
+        setsockopt(half, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait), 0);
+    assert_int_equal(
+        setsockopt(silent, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait), 0);
+    assert_int_equal(send(half, begun, sizeof begun, 0), sizeof begun);
+    expect_close(half);
+    expect_close(silent);
+    uint64_t took = env_now_us(env) - before;
+    assert_true(took > 4000000 && took < 15000000);
+    assert_int_equal(
+        call_wait(&waiter, server.address, M_ECHO, slice_text("2")), ERR_OK);
+}
+
 /* Frames cut into single bytes, and many in one record. */
 static void frames_may_be_cut_and_joined_anywhere(void **state)
 {
@@ -1054,6 +1109,8 @@ int main(void)
         T(freeing_the_net_answers_what_waits),
         T(garbage_closes_only_its_own_connection),
         T(bad_frames_close_only_their_own_connection),
+        T(idle_connections_disturb_nobody),
+        T(a_handshake_that_is_held_open_ends),
         T(frames_may_be_cut_and_joined_anywhere),
         T(who_does_not_read_is_not_read_from),
         T(a_late_reply_to_a_caller_that_has_gone_is_harmless),

@@ -1,0 +1,335 @@
+/* What a replica's disk holds, and what a snapshot brings: the log's segments,
+ * snapshot streams. A checksum keeps a fuzzer out, so some inputs have theirs
+ * put right first: the first byte says so. */
+#include <stdio.h>
+#include <string.h>
+
+#include "raft/storage/snapfile.h"
+#include "raft/storage/wal_int.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/lib/faultdisk.h"
+
+enum { AS_IT_IS = 0, CHECKSUMS_PUT_RIGHT = 1 };
+
+/* ---- the log ----
+ *
+ * Input: u8 mode, then parts: the first is segment 1, and so on. */
+
+enum { SEGMENT_SIZE = 4096, SEGMENTS_MAX = 3 };
+
+/* Bit by bit, so that it shares nothing with base/crc32c.c. */
+static uint32_t slow_crc(uint32_t crc, const uint8_t *at, size_t size)
+{
+    crc = ~crc;
+    for (size_t i = 0; i < size; i++) {
+        crc ^= at[i];
+        for (int k = 0; k < 8; k++) {
+            crc = crc >> 1 ^ (0x82f63b78u & (0u - (crc & 1)));
+        }
+    }
+    return ~crc;
+}
+
+static uint32_t record_crc(const uint8_t *record, size_t size,
+                           uint64_t sequence, uint64_t offset)
+{
+    uint8_t place[16];
+    set_u64(place, sequence);
+    set_u64(place + 8, offset);
+    return slow_crc(slow_crc(0, place, 16), record + 4, size - 4);
+}
+
+static void put_right(struct buf *segment, uint64_t sequence)
+{
+    uint8_t *p = segment->data;
+    if (segment->size < WAL_HEAD_SIZE) {
+        return;
+    }
+    set_u32(p + 36, slow_crc(0, p, 36));
+    size_t at = WAL_HEAD_SIZE;
+    while (segment->size - at >= WAL_RECORD_HEAD_SIZE) {
+        size_t size = wal_record_size(get_u32(p + at + 4));
+        if (size > segment->size - at || get_u64(p + at + 4) == 0) {
+            return;
+        }
+        set_u32(p + at, record_crc(p + at, size, sequence, at));
+        at += size;
+    }
+}
+
+static void put_segment(struct disk *disk, uint64_t sequence, struct slice s)
+{
+    struct disk_file *file = NULL;
+    char path[WAL_PATH_SIZE];
+    snprintf(path, sizeof path, "wal/%016llx.wal",
+             (unsigned long long)sequence);
+    enum err rc = disk->ops->mkdir(disk, "wal");
+    CHECK(rc == ERR_OK);
+    rc = disk->ops->open(disk, path, true, &file);
+    CHECK(rc == ERR_OK);
+    rc = disk->ops->write(file, 0, &s, 1);
+    CHECK(rc == ERR_OK);
+    disk->ops->close(file);
+}
+
+/* Is there a record of this entry whose checksum holds? */
+static bool is_recorded(struct slice s, uint64_t sequence,
+                        const struct raft_entry *e)
+{
+    struct slice data = bytes_slice(e->data);
+    size_t size = wal_record_size(data.size);
+    for (size_t at = WAL_HEAD_SIZE; s.size >= size && at <= s.size - size;
+         at += 8) {
+        const uint8_t *p = s.data + at;
+        if (get_u32(p + 4) == data.size && get_u64(p + 24) == e->index &&
+            get_u64(p + 16) == e->term &&
+            get_u32(p) == record_crc(p, size, sequence, at) &&
+            slice_compare(slice_of(p + WAL_RECORD_HEAD_SIZE, data.size),
+                          data) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+struct segments {
+    struct buf bytes[SEGMENTS_MAX];
+    uint32_t count;
+};
+
+static void check_recorded(const struct segments *s,
+                           const struct wal_recovery *found)
+{
+    for (uint32_t i = 0; i < found->entry_count; i++) {
+        bool recorded = false;
+        for (uint32_t k = 0; k < s->count; k++) {
+            recorded |=
+                is_recorded(buf_slice(&s->bytes[k]), k + 1, &found->entries[i]);
+        }
+        CHECK(recorded);
+        CHECK(i == 0 ||
+              found->entries[i].index == found->entries[i - 1].index + 1);
+    }
+}
+
+/* What opened can be written to, and opens again with the same and the new. */
+static void check_usable(struct disk *disk, struct wal *w,
+                         const struct wal_recovery *found)
+{
+    raft_index last = found->start_index + found->entry_count;
+    if (last > UINT64_MAX - 2) {
+        wal_close(w);
+        return;
+    }
+    struct raft_entry e = {.term = found->hard_state.term,
+                           .index = last + 1,
+                           .type = RAFT_ENTRY_NOOP};
+    enum err rc = wal_append(w, NULL, &e, 1);
+    CHECK(rc == ERR_OK);
+    wal_close(w);
+    struct wal_recovery again;
+    rc = wal_open(disk, "wal", SEGMENT_SIZE, &w, &again);
+    CHECK(rc == ERR_OK);
+    CHECK(again.entry_count == found->entry_count + 1);
+    CHECK(again.hard_state.vote == found->hard_state.vote);
+    wal_recovery_free(&again);
+    wal_close(w);
+}
+
+static void segments_read(struct segments *s, struct slice input)
+{
+    struct dec d = dec_of(input);
+    struct slice part;
+    bool right = dec_u8(&d) == CHECKSUMS_PUT_RIGHT;
+    while (s->count < SEGMENTS_MAX && fuzz_part(&d, &part)) {
+        struct buf *b = &s->bytes[s->count++];
+        buf_append(b, part.data, part.size);
+        if (right) {
+            put_right(b, s->count);
+        }
+    }
+}
+
+static void wal_run(struct slice input)
+{
+    struct segments s = {0};
+    struct faultdisk *fault = faultdisk_new();
+    struct disk *disk = faultdisk_disk(fault);
+    segments_read(&s, input);
+    for (uint32_t i = 0; i < s.count; i++) {
+        put_segment(disk, i + 1, buf_slice(&s.bytes[i]));
+    }
+    struct wal *w = NULL;
+    struct wal_recovery found = {0};
+    enum err rc = wal_open(disk, "wal", SEGMENT_SIZE, &w, &found);
+    if (rc == ERR_OK) {
+        check_recorded(&s, &found);
+        check_usable(disk, w, &found);
+    } else {
+        CHECK(rc == ERR_CORRUPT);
+        CHECK(strstr(found.problem, ".wal at byte ") != NULL);
+    }
+    wal_recovery_free(&found);
+    for (uint32_t i = 0; i < s.count; i++) {
+        buf_free(&s.bytes[i]);
+    }
+    faultdisk_free(fault);
+}
+
+/* A log as the wal writes it, of three segments, without the zeros that are
+ * filled in ahead. */
+static void wal_seed(void)
+{
+    struct faultdisk *fault = faultdisk_new();
+    struct raft_conf conf = {.voters = {1, 2, 3}, .voter_count = 3};
+    struct raft_hard_state hard = {.term = 2, .vote = 3};
+    struct wal *w = NULL;
+    struct wal_recovery found;
+    struct buf right = {0}, as_is = {0};
+    enum err rc =
+        wal_open(faultdisk_disk(fault), "wal", SEGMENT_SIZE, &w, &found);
+    CHECK(rc == ERR_OK);
+    wal_recovery_free(&found);
+    for (raft_index i = 1; i <= 150; i++) {
+        struct raft_entry e = {.term = 1 + i / 70,
+                               .index = i,
+                               .type = RAFT_ENTRY_COMMAND,
+                               .data = bytes_copy(slice_text("some bytes"))};
+        rc = wal_append(w, i % 3 == 0 ? &hard : NULL, &e, 1);
+        CHECK(rc == ERR_OK);
+        bytes_unref(e.data);
+        if (i == 60) {
+            rc = wal_compact(w, 20, 1, &conf);
+            CHECK(rc == ERR_OK);
+        }
+    }
+    wal_close(w);
+    enc_u8(&right, CHECKSUMS_PUT_RIGHT);
+    enc_u8(&as_is, AS_IT_IS);
+    for (uint32_t i = 0; i < SEGMENTS_MAX; i++) {
+        const char *path = faultdisk_path(fault, i);
+        if (path != NULL && strstr(path, ".wal") != NULL) {
+            struct slice s = buf_slice(faultdisk_bytes(fault, path));
+            while (s.size > 0 && s.data[s.size - 1] == 0) {
+                s.size--;
+            }
+            s.size = (s.size + 7) & ~(size_t)7;
+            fuzz_add_part(&right, s);
+            fuzz_add_part(&as_is, s);
+            fuzz_seed(buf_slice(&right));
+        }
+    }
+    fuzz_seed(buf_slice(&as_is));
+    buf_free(&right);
+    buf_free(&as_is);
+    faultdisk_free(fault);
+}
+const struct fuzz_target fuzz_wal = {"wal", wal_run, wal_seed, 12 << 10};
+
+/* ---- snapshot files ---- */
+
+struct bytes_source {
+    struct snap_source source; /* first */
+    struct slice left;
+};
+
+static enum err source_read(struct snap_source *source, void *to,
+                            size_t size_max, size_t *size)
+{
+    struct bytes_source *s = (struct bytes_source *)source;
+    *size = s->left.size < size_max ? s->left.size : size_max;
+    if (*size > 0) {
+        memcpy(to, s->left.data, *size);
+    }
+    s->left.size -= *size;
+    s->left.data += s->left.size > 0 ? *size : 0;
+    return ERR_OK;
+}
+
+struct bytes_sink {
+    struct snap_sink sink; /* first */
+    struct buf bytes;
+};
+
+static enum err sink_write(struct snap_sink *sink, struct slice bytes)
+{
+    buf_append(&((struct bytes_sink *)sink)->bytes, bytes.data, bytes.size);
+    return ERR_OK;
+}
+
+static void pack(struct slice plain, struct buf *out)
+{
+    struct bytes_sink sink = {.sink.write = sink_write};
+    struct snap_label label = {
+        .index = 7, .term = 3, .conf = {.voters = {1}, .voter_count = 1}};
+    struct snap_writer *w = snap_writer_new(&sink.sink, &label);
+    enum err rc = snap_writer_sink(w)->write(snap_writer_sink(w), plain);
+    CHECK(rc == ERR_OK);
+    rc = snap_writer_finish(w);
+    CHECK(rc == ERR_OK);
+    snap_writer_free(w);
+    *out = sink.bytes;
+}
+
+/* ERR_OK, and the bytes, only when the end was reached. A few bytes of zstd
+ * may stand for very many: the reader's user takes them in pieces, and so does
+ * this, up to a bound. */
+static enum err unpack(struct slice packed, struct buf *plain)
+{
+    enum { PIECE = 64 << 10, PLAIN_MAX = 4 << 20 };
+    struct bytes_source from = {.source.read = source_read, .left = packed};
+    struct snap_label label;
+    struct snap_reader *r = NULL;
+    enum err rc = snap_reader_new(&from.source, &label, &r);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    struct snap_source *s = snap_reader_source(r);
+    size_t got = 1;
+    while (rc == ERR_OK && got > 0 && plain->size < PLAIN_MAX) {
+        uint8_t *to = buf_extend(plain, PIECE);
+        got = 0;
+        rc = s->read(s, to, PIECE, &got);
+        plain->size -= PIECE - got;
+    }
+    snap_reader_free(r);
+    return rc;
+}
+
+static void snap_run(struct slice input)
+{
+    if (input.size == 0) {
+        return;
+    }
+    struct slice rest = slice_of(input.data + 1, input.size - 1);
+    struct buf packed = {0}, plain = {0};
+    if (input.data[0] == AS_IT_IS) {
+        (void)!unpack(rest, &plain);
+    } else { /* what comes out is what went in; one bit less is refused */
+        pack(rest, &packed);
+        enum err rc = unpack(buf_slice(&packed), &plain);
+        CHECK(rc == ERR_OK);
+        fuzz_same(&plain, rest);
+        size_t at = input.data[0] * 7u % packed.size;
+        packed.data[at] ^= (uint8_t)(1u << (input.data[0] & 7));
+        buf_clear(&plain);
+        rc = unpack(buf_slice(&packed), &plain);
+        CHECK(rc == ERR_CORRUPT || rc == ERR_VERSION);
+    }
+    buf_free(&packed);
+    buf_free(&plain);
+}
+
+static void snap_seed(void)
+{
+    struct buf packed = {0}, b = {0};
+    pack(slice_text("some plain bytes, some plain bytes"), &packed);
+    enc_u8(&b, AS_IT_IS);
+    buf_append(&b, packed.data, packed.size);
+    fuzz_seed(buf_slice(&b));
+    b.data[0] = CHECKSUMS_PUT_RIGHT;
+    fuzz_seed(buf_slice(&b));
+    buf_free(&packed);
+    buf_free(&b);
+}
+const struct fuzz_target fuzz_snapfile = {"snapfile", snap_run, snap_seed, 0};
