@@ -192,6 +192,7 @@ static int serve_client(struct mount_request *m, struct skv_client *client)
 
 static int serve(struct mount_request *m)
 {
+    log_set_level(LOG_LEVEL_INFO);
     signal(SIGPIPE, SIG_IGN);
     struct skv_client *client =
         cluster_connect(&m->access, "client", CONNECT_MS);

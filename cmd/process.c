@@ -134,7 +134,8 @@ static void child(char **args, int log_fd, int ready_fd, int go_fd)
     _exit(127);
 }
 
-/* The last line that the child printed; whoever repeats it says who speaks. */
+/* The last line that the child printed, and the error that it logged before it;
+ * whoever repeats it says who speaks. */
 static void last_line(const char *log_file, off_t from, char *words,
                       size_t words_size)
 {
@@ -151,13 +152,23 @@ static void last_line(const char *log_file, off_t from, char *words,
     while (size > 0 && text[size - 1] == '\n') {
         text[--size] = 0;
     }
-    const char *line = strrchr(text, '\n');
-    line = line == NULL ? text : line + 1;
+    char *line = strrchr(text, '\n');
+    const char *cause = "";
+    if (line != NULL) {
+        *line++ = 0;
+        /* "TIME error FOLDER: what and where", logged just before. */
+        char *before = strrchr(text, '\n');
+        before = strstr(before == NULL ? text : before, " error ");
+        cause = before == NULL ? "" : before + strlen(" error ");
+    } else {
+        line = text;
+    }
     if (strncmp(line, "flotilla: ", 10) == 0) {
         line += 10;
     }
-    snprintf(words, words_size, "%s%s", line,
-             *line == 0 ? "it printed nothing" : "");
+    snprintf(words, words_size, "%s%s%s%s", line,
+             *line == 0 ? "it printed nothing" : "", *cause == 0 ? "" : ": ",
+             cause);
 }
 
 static int64_t now_ms(void)

@@ -45,12 +45,12 @@ static enum err data_write(const char *path, mode_t mode, BIO *pem)
     if (fd < 0) {
         return err_from_errno(errno);
     }
-    enum err rc = ERR_OK;
-    if (write(fd, data, (size_t)size) != size || fsync(fd) != 0) {
-        rc = ERR_IO;
-    }
-    if (close(fd) != 0) {
-        rc = ERR_IO;
+    errno = EIO; /* of a short write */
+    enum err rc = write(fd, data, (size_t)size) != size || fsync(fd) != 0
+                      ? err_from_errno(errno)
+                      : ERR_OK;
+    if (close(fd) != 0 && rc == ERR_OK) {
+        rc = err_from_errno(errno);
     }
     return rc;
 }
