@@ -1,6 +1,7 @@
 #include "cmd/cluster.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -151,7 +152,18 @@ static json_t *to_json(const struct cluster *c)
                      (int)c->shard_count, "replicas", replicas);
 }
 
-/* Written last and renamed into place: a cluster exists wholly or not. */
+static bool sync_path(const char *path, int flags)
+{
+    int fd = open(path, flags | O_CLOEXEC);
+    bool ok = fd >= 0 && fsync(fd) == 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
+/* Written last and renamed into place: a cluster exists wholly or not, also
+ * when the power fails. */
 bool cluster_save(const struct cluster *c)
 {
     char path[PATH_MAX], temporary[PATH_MAX];
@@ -160,7 +172,9 @@ bool cluster_save(const struct cluster *c)
     json_t *j = to_json(c);
     int rc = json_dump_file(j, temporary, JSON_INDENT(2));
     json_decref(j);
-    if (rc != 0 || rename(temporary, path) != 0) {
+    if (rc != 0 || !sync_path(temporary, O_WRONLY) ||
+        rename(temporary, path) != 0 ||
+        !sync_path(c->dir, O_RDONLY | O_DIRECTORY)) {
         fprintf(stderr, "flotilla: cannot write %s: %s\n", path,
                 strerror(errno));
         return false;
@@ -191,6 +205,18 @@ static void plan_group(struct cluster *c, uint32_t gid, uint32_t count,
     }
 }
 
+/* A key without its certificate is what an `up` that was interrupted left: no
+ * cluster was made yet, so nobody uses it. */
+static void remove_half(const char *dir, const char *name)
+{
+    char crt[PATH_MAX + 64], key[PATH_MAX + 64];
+    snprintf(crt, sizeof crt, "%s/%s.crt", dir, name);
+    snprintf(key, sizeof key, "%s/%s.key", dir, name);
+    if (access(crt, F_OK) != 0) {
+        unlink(key);
+    }
+}
+
 static bool make_certificate(const char *dir, const char *name,
                              const char *unit)
 {
@@ -198,6 +224,7 @@ static bool make_certificate(const char *dir, const char *name,
                                      .unit = unit,
                                      .hosts = "127.0.0.1,::1,localhost",
                                      .days = CERTIFICATE_DAYS};
+    remove_half(dir, name);
     enum err rc = tls_make_certificate(dir, &who);
     if (rc != ERR_OK && rc != ERR_EXISTS) {
         fprintf(stderr, "flotilla: cannot make certificate %s/%s.crt: %s\n",
@@ -220,6 +247,7 @@ static bool make_certificates(const struct cluster *c)
 {
     char dir[PATH_MAX];
     cluster_path(c, "certs", "", "", dir);
+    remove_half(dir, "ca");
     enum err rc = tls_make_ca(dir, "flotilla", CERTIFICATE_DAYS);
     if (rc != ERR_OK && rc != ERR_EXISTS) {
         fprintf(stderr, "flotilla: cannot make the cluster's CA in %s: %s\n",

@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "cmd/args.h"
 #include "cmd/cmd.h"
 
@@ -43,6 +44,8 @@ static const char *base_name(const char *path)
 
 int main(int argc, char **argv)
 {
+    /* What daemons log on their way is no news to who typed a command. */
+    log_set_level(LOG_LEVEL_WARN);
     /* mount(8) runs mount.flotilla SOURCE DIR -o OPTIONS. */
     if (strcmp(base_name(argv[0]), "mount.flotilla") == 0) {
         return cmd_mount(argc, argv);

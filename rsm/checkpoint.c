@@ -4,7 +4,8 @@
  *  1. The log is cut at or below `durable`: a restart finds all that the state
  *     machine has not stored.
  *  2. It is never cut past the index of a snapshot that is on its way to a
- *     peer, which needs what follows it.
+ *     peer, which needs what follows it; but one that does not answer does not
+ *     make the log grow: it gets a newer snapshot when it is back.
  *  3. About log_keep_size bytes stay, so that a follower that was away for a
  *     moment need not be sent a snapshot.
  *  4. For a follower that has just installed a snapshot, a leader keeps what it

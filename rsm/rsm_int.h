@@ -26,6 +26,7 @@ enum {
     RSM_CHUNK_TIMEOUT_MAX_MS = 5000,
     RSM_CHUNK_BYTES_A_MS = 1024,
     RSM_CHUNK_TRIES = 10,
+    RSM_CHUNK_PATIENCE = 2, /* then the log waits for that peer no more */
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
@@ -289,7 +290,8 @@ void rsm_leader_close(struct rsm *r);
 
 /* snap_send.c */
 void rsm_outgoing_start(struct rsm *r, raft_id peer);
-raft_index rsm_outgoing_oldest(const struct rsm *r); /* UINT64_MAX: none */
+/* Of snapshots on their way to peers that answer; UINT64_MAX: none. */
+raft_index rsm_outgoing_oldest(const struct rsm *r);
 void rsm_outgoing_stop(struct rsm *r); /* ends all; jobs may still come back */
 void rsm_outgoing_close(struct rsm *r);
 

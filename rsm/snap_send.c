@@ -409,7 +409,8 @@ raft_index rsm_outgoing_oldest(const struct rsm *r)
 {
     raft_index oldest = UINT64_MAX;
     for (const struct rsm_outgoing *o = r->outgoing; o != NULL; o = o->next) {
-        if (!o->stopped && o->label.index < oldest) {
+        if (!o->stopped && o->tries < RSM_CHUNK_PATIENCE &&
+            o->label.index < oldest) {
             oldest = o->label.index;
         }
     }

@@ -302,7 +302,8 @@ static void fill_problem(const struct rsm_status *status,
 {
     words[0] = '\0';
     if (status->raft.leader == 0) {
-        snprintf(words, size, "no leader known: is a majority running?");
+        snprintf(words, size,
+                 "no leader known: do a majority run, and reach each other?");
         return;
     }
     if (status->raft.role != RAFT_LEADER) {

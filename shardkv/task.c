@@ -22,7 +22,7 @@ enum {
     CALL_MAX_MS = 10000,
     MEMBERS_MS = 1000,
     PAUSE_MIN_US = 10000,
-    PAUSE_MAX_US = 1000000,
+    PAUSE_MAX_US = 200000,
     /* Batches of changes after which the shard is frozen although more come
      * than we can follow. */
     CHASES_MAX = 1000,

@@ -134,6 +134,29 @@ shards_move() {
 }
 check "a group leaves and joins under the files" shards_move
 
+# An `up` that is killed at any moment leaves nothing that the next one cannot
+# use, and no process that `down` does not know.
+interrupted() {
+    local I=$W/interrupted ms
+    for ms in 30 50 70 90 120 160 220 300; do
+        timeout -s KILL 0.$(printf %03d $ms) "$F" up --cluster "$I" --no-mount \
+            --port $((PORT + 20))
+        "$F" up --cluster "$I" --no-mount --port $((PORT + 20)) &&
+            "$F" status --cluster "$I" && "$F" down --cluster "$I" &&
+            ! pgrep -f "$I" || return 1
+        rm -rf "$I"
+    done
+}
+check "up, killed at eight moments: up again works, down finds all" interrupted
+similar_names() {
+    local name
+    mkdir -p "$W/x/y" "$W/x-y" || return 1
+    for name in x/y x-y; do "$F" mount "$C" "$W/$name" || return 1; done
+    [ "$(ls "$C"/run | grep -c 'x.*y\.pid$')" = 2 ] || return 1
+    for name in x/y x-y; do "$F" umount "$W/$name" || return 1; done
+}
+check "mounts at x/y and x-y have pid files of their own" similar_names
+
 # Lines that were acknowledged, one by one, while replicas die.
 acknowledged() {
     local i
@@ -254,8 +277,12 @@ member_moves() { # every replica of a group is another one, while it is used
         "$F" status --cluster "$C" | grep -q 'all is well'
 }
 check "a whole group is replaced, one by one, mid-write" member_moves
+# Until it is mounted again, programs get an error and write nothing below.
 dead_mount() {
     kill -9 "$(cut -d' ' -f1 "$C"/run/mount*second.pid)" &&
+        ! "$F" mount 127.0.0.1:1 "$M2" --certs "$C/certs" &&
+        ! touch "$M2/below" && ! mountpoint -q "$M2" &&
+        mount | grep -q " $M2 " &&
         "$F" mount "$C" "$M2" && diff -r "$W/tree" "$M2/tree"
 }
 check "a killed mount is mounted over again" dead_mount

@@ -178,8 +178,8 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->workload = workload_new(c);
     c->clerk_started = workload_clerk_started;
     c->removed = members_removed;
-    c->move_seen = faults_move_seen;
     c->leader_seen = faults_leader_seen;
+    c->move_seen = faults_move_seen;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;
     world.after_arg = c;

@@ -118,8 +118,9 @@ struct cluster {
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     void (*removed)(void *node);           /* its rsm says so; may be NULL */
-    void (*move_seen)(struct node *from, struct node *to); /* likewise */
-    bool healed;                                           /* no more faults */
+    /* One group speaks to another about a shard; may be NULL. */
+    void (*move_seen)(struct node *from, struct node *to);
+    bool healed;      /* no more faults */
     uint32_t hunted;  /* bit gid: the next leader is to die */
     bool move_hunted; /* somebody who next takes part in a move is to die */
     bool admin_busy;  /* a change is under way */

@@ -316,9 +316,9 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
 {
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
-    if (c->move_seen != NULL &&
-        (method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
-         method == SKV_METHOD_SETTLE)) {
+    bool moves = method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
+                 method == SKV_METHOD_SETTLE;
+    if (moves && c->move_seen != NULL) {
         c->move_seen(&c->nodes[from], &c->nodes[to]);
     }
 }
