@@ -13,7 +13,10 @@
  *     the read shows before it.
  *  3. A value with which some read not yet taken begins may not be destroyed:
  *     it will never be there again.
- *  4. Of a value with which no read begins, only the length matters. */
+ *  4. Of a value with which no read begins, only the length matters.
+ *  5. Writes without an answer whose bytes no read shows, alike in all but
+ *     these bytes, are taken in the order of their calls: whichever of them
+ *     explains a length, the first could as well. */
 #include "tests/linear/linear.h"
 
 #include <inttypes.h>
@@ -63,8 +66,10 @@ struct part {
 struct op {
     const struct linear_op *from;
     bool only_reads;
+    uint32_t twin; /* (5): is taken before this one; NO_TWIN: there is none */
     struct part parts[LINEAR_PARTS];
 };
+enum { NO_TWIN = UINT32_MAX };
 
 static bool value_same(struct linear_value a, struct linear_value b)
 {
@@ -513,6 +518,11 @@ static void set_flip(uint64_t *set, uint32_t op)
     set[op / 64] ^= UINT64_C(1) << op % 64;
 }
 
+static bool set_has(const uint64_t *set, uint32_t op)
+{
+    return (set[op / 64] >> op % 64 & 1) != 0;
+}
+
 static bool only_reads(const struct linear_op *op)
 {
     for (uint32_t i = 0; i < op->part_count; i++) {
@@ -571,7 +581,8 @@ static void op_take(struct search *s, struct op *to,
                     const struct linear_op *from)
 {
     *to = (struct op){.from = from,
-                      .only_reads = from->conflict || only_reads(from)};
+                      .only_reads = from->conflict || only_reads(from),
+                      .twin = NO_TWIN};
     for (uint32_t i = 0; i < from->part_count; i++) {
         part_take(s, &to->parts[i], &from->parts[i]);
         if (reads_value(to, i)) {
@@ -603,6 +614,44 @@ static void search_take_ops(struct search *s, const struct linear_op *ops,
         s->known_left += !ops[i].unknown;
         s->op_count++;
     }
+}
+
+/* (5) */
+static bool ops_are_alike(const struct op *a, const struct op *b)
+{
+    if (a->from->part_count != b->from->part_count) {
+        return false;
+    }
+    for (uint32_t i = 0; i < a->from->part_count; i++) {
+        const struct part *x = &a->parts[i];
+        const struct part *y = &b->parts[i];
+        if (x->kind != y->kind || x->key != y->key || x->is_shown ||
+            y->is_shown || x->data.size != y->data.size ||
+            x->number != y->number) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void search_find_twins(struct search *s)
+{
+    uint32_t *last = mem_array(s->op_count + 1, sizeof *last);
+    uint32_t count = 0; /* of kinds of them; the last of each */
+    for (const struct entry *e = s->unknown.next; e != NULL; e = e->next) {
+        struct op *op = &s->ops[e->op];
+        uint32_t k = 0;
+        while (k < count && !ops_are_alike(&s->ops[last[k]], op)) {
+            k++;
+        }
+        if (k < count) {
+            op->twin = last[k];
+        } else {
+            count++;
+        }
+        last[k] = e->op;
+    }
+    mem_free(last);
 }
 
 static void search_sort(struct search *s, uint32_t *count)
@@ -697,6 +746,9 @@ static bool search_try(struct search *s, struct entry *e, struct state *next)
 {
     const struct op *op = &s->ops[e->op];
     *next = s->state;
+    if (op->twin != NO_TWIN && !set_has(s->set, op->twin)) {
+        return false;
+    }
     if (!op_step(op, next)) {
         return false;
     }
@@ -881,6 +933,7 @@ enum linear_verdict linear_check(const struct linear_op *ops, uint32_t count,
     struct search s = {0};
     search_take_ops(&s, ops, count);
     search_link(&s);
+    search_find_twins(&s);
     s.memory.words = (s.op_count + 63) / 64;
     s.set = mem_array(s.memory.words + 1, sizeof *s.set);
     s.stack = mem_array(s.op_count + 1, sizeof *s.stack);
