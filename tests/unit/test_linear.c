@@ -170,6 +170,31 @@ static void compares_are_true_or_refuse(void **state)
                   append_if(3, 9, 1, "c", false));
 }
 
+/* Any of 24 appends could be what a length tells of. */
+static void alike_without_an_answer_are_tried_once(void **state)
+{
+    (void)state;
+    struct linear_op ops[27] = {put(1, 2, "start")};
+    for (uint32_t i = 0; i < 24; i++) {
+        static char tokens[24][3];
+        tokens[i][0] = '<';
+        tokens[i][1] = (char)('A' + i);
+        ops[1 + i] = unknown(append(3 + i, 0, tokens[i], 0));
+    }
+    ops[25] = append(50, 51, "end", 5 + 2 * 7);
+    ops[26] = append(52, 53, "END", 5 + 2 * 7 + 3 + 2);
+    struct buf why = {0};
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_OK);
+    ops[26].parts[0].number++; /* half a one */
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_BAD);
+    ops[26].parts[0].number = 5 + 2 * 24 + 3 + 2; /* one too many */
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_BAD);
+    ops[24].call = 60; /* the last one can no longer be before the end */
+    ops[26].parts[0].number = 5 + 2 * 24 + 3;
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_BAD);
+    buf_free(&why);
+}
+
 static void no_budget_is_no_answer(void **state)
 {
     (void)state;
@@ -360,6 +385,7 @@ int main(void)
         cmocka_unit_test(without_an_answer_any_time_later_or_never),
         cmocka_unit_test(two_keys_change_together),
         cmocka_unit_test(compares_are_true_or_refuse),
+        cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
         cmocka_unit_test(as_a_search_of_every_order_decides),
