@@ -193,6 +193,11 @@ static void collect(struct report *r, struct skv_client *client,
         add_by_directory(r, &c);
     }
     ask_statuses(client, r->replicas, r->replica_count, REPLICA_MS, &r->arena);
+    for (uint32_t i = 0; i < r->replica_count; i++) {
+        if (r->replicas[i].rc == ERR_OK) {
+            r->replicas[i].id = r->replicas[i].status.id;
+        }
+    }
     judge(r);
 }
 

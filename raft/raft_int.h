@@ -258,12 +258,8 @@ void raft_conf_truncate(struct raft *r, raft_index from);
 void raft_conf_compact(struct raft *r, raft_index index);
 void raft_conf_reset(struct raft *r, raft_index index,
                      const struct raft_conf *conf);
-bool raft_conf_votes(const struct raft_conf *conf, raft_id id);
 /* May this replica stand for election? */
 bool raft_conf_may_campaign(const struct raft *r);
-/* Everybody in it, each once. Gives the count; `ids` has room for
- * 3 * RAFT_PEERS_MAX. */
-uint32_t raft_conf_all(const struct raft_conf *conf, raft_id *ids);
 MUST_USE enum err raft_conf_check(const struct raft_conf *conf);
 MUST_USE enum err raft_conf_check_change(const struct raft *r,
                                          const struct raft_entry *entry);

@@ -9,7 +9,7 @@
 #include "transport/net.h"
 
 #define CTL_METHOD_QUERY  0x20 /* ctl_query -> ctl_config */
-#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; admins only */
+#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; see ctl_change */
 #define CTL_METHOD_MOUNT  0x22 /* ctl_mount -> empty: hello, or good-bye */
 #define CTL_METHOD_MOUNTS 0x23 /* empty -> ctl_mounts */
 #define CTL_METHOD_STATUS                                                      \
@@ -22,7 +22,15 @@
 #define CTL_QUERY_FIELDS(F) F(U64, number) F(U32, wait_ms)
 MSG_STRUCT(ctl_query, CTL_QUERY_FIELDS);
 
-enum ctl_change_kind { CTL_JOIN = 1, CTL_LEAVE = 2, CTL_MOVE = 3 };
+/* CTL_SERVERS: `join` has one group, and these are its servers from now on;
+ * its leader says so when its members have changed. Only admins may change; a
+ * server, only the servers of its own group. */
+enum ctl_change_kind {
+    CTL_JOIN = 1,
+    CTL_LEAVE = 2,
+    CTL_MOVE = 3,
+    CTL_SERVERS = 4
+};
 #define CTL_CHANGE_FIELDS(F)                                                   \
     F(U64, session)                                                            \
     F(U64, sequence)                                                           \

@@ -256,8 +256,8 @@ static enum err load(struct skv_fsm *f)
     arena_free(&f->arena);
     if (rc != ERR_OK) {
         log_error("shardkv",
-                  "cannot read the group's records: %s; restore this replica "
-                  "from a peer",
+                  "cannot read the group's records: %s; give this replica's "
+                  "place to a new one: `flotilla member replace GROUP ID`",
                   err_text(rc));
     }
     f->ready = rc == ERR_OK;

@@ -351,6 +351,7 @@ struct skv_picture {
     uint64_t number; /* of the configuration */
     struct ctl_config config;
     struct ctl_config previous;
+    struct ctl_group own; /* as in the configuration; no servers: not in it */
     uint32_t shard_count;
     uint8_t *states;
     uint64_t *numbers;

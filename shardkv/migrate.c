@@ -148,6 +148,7 @@ void skv_mover_look(struct skv_mover *m)
     for (uint32_t i = 0; i < m->picture.debt_count; i++) {
         look_at_debt(m, &m->picture.debts[i]);
     }
+    skv_places_look(m);
     poll(m);
 }
 
@@ -213,6 +214,8 @@ void skv_mover_applied(struct skv_mover *m)
 {
     if (skv_fsm_generation(m->server->fsm) != m->picture.generation) {
         skv_mover_refresh(m);
+    } else if (skv_places_changed(m)) {
+        skv_mover_look(m);
     }
 }
 
@@ -247,6 +250,7 @@ void skv_mover_lead(struct skv_mover *m, bool leading)
     env_timer_stop(m->env, &m->expire_timer);
     env_timer_stop(m->env, &m->poll_timer);
     m->poll_paused = false;
+    skv_places_stop(m);
     skv_tasks_stop(m);
 }
 
@@ -256,6 +260,7 @@ void skv_mover_init(struct skv_mover *m, struct skv_server *server)
     m->server = server;
     m->env = server->env;
     m->expire_timer.fire = expire_timer_fired;
+    skv_places_init(m);
     m->ctl = ctl_client_new(server->env, server->net, c->controllers,
                             c->controller_count);
 }
@@ -270,5 +275,6 @@ void skv_mover_fini(struct skv_mover *m)
 {
     CHECK(!m->taking && m->tasks == NULL);
     ctl_client_free(m->ctl);
+    skv_places_fini(m);
     skv_picture_free(&m->picture);
 }

@@ -87,6 +87,10 @@ enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
     p->number = f->config.number;
     ctl_config_copy(&p->arena, &f->config, &p->config);
     ctl_config_copy(&p->arena, &f->previous, &p->previous);
+    const struct ctl_group *own = ctl_config_group(&f->config, f->gid);
+    if (own != NULL) {
+        group_copy(&p->arena, own, &p->own);
+    }
     take_shards(f, p);
     take_debts(f, p);
     take_prepared(f, p);

@@ -333,6 +333,14 @@ static void on_applied(void *arg)
     }
 }
 
+static void on_removed(void *arg)
+{
+    struct skv_server *s = arg;
+    if (s->config.on_removed != NULL) {
+        s->config.on_removed(s->config.arg);
+    }
+}
+
 static enum err start(struct skv_server *s)
 {
     struct rsm_config config = {
@@ -354,6 +362,8 @@ static enum err start(struct skv_server *s)
         .space_low = s->config.space_low,
         .on_leader = on_leader,
         .on_applied = on_applied,
+        .identified = s->config.identified,
+        .on_removed = on_removed,
         .arg = s,
     };
     memcpy(config.peers, s->config.peers, sizeof config.peers);

@@ -3,6 +3,7 @@
  *   server.c    methods on the net; life
  *   status.c    what a replica says of itself
  *   migrate.c   the leader's work: configurations, arriving and leaving shards
+ *   places.c    the leader tells the controllers who its members are
  *   janitor.c   and finishing what clerks have left prepared
  *   task.c      one thing that the leader does, until it is done or no leader
  *
@@ -46,8 +47,11 @@ struct skv_task {
     uint16_t shard;
     uint64_t number;
     struct ctl_group group; /* PULL, SETTLE: whom to ask; in the arena */
-    uint32_t server;        /* the one that is asked */
-    uint32_t failures;      /* servers that did not answer as the leader does */
+    bool heard;             /* from one of its members who they are now */
+    bool has_follower;      /* one of them answered, in this round: */
+    uint32_t follower;
+    uint32_t server;   /* the one that is asked */
+    uint32_t failures; /* servers that did not answer as the leader does */
     struct skv_pulling pull;
     uint64_t after; /* EXPIRE: the session */
     bool finish;    /* the command at hand ends the task */
@@ -83,6 +87,18 @@ struct skv_mover {
     struct env_timer poll_timer;
     bool poll_paused;
     struct env_timer expire_timer;
+    /* places.c */
+    raft_index members_index; /* the configuration that was looked at last */
+    bool placing;             /* a change is asked for, for: */
+    raft_index placing_index;
+    raft_index told_index; /* the controllers know of this one, */
+    uint64_t told_number;  /* from that configuration on */
+    struct env_timer place_timer;
+    struct ctl_config newest; /* for addresses alone */
+    struct arena newest_arena;
+    bool looking_up;
+    ctl_gid look_up_gid;
+    uint32_t look_up_steps;
     struct env_timer janitor_timer;
     struct skv_clerk *clerk; /* the janitor's; NULL until it is needed */
 };
@@ -95,6 +111,16 @@ void skv_mover_refresh(struct skv_mover *m); /* takes a new picture */
 void skv_mover_stop(struct skv_mover *m);    /* before rsm_free() */
 void skv_mover_fini(struct skv_mover *m);    /* and after */
 
+/* places.c */
+void skv_places_look(struct skv_mover *m);
+bool skv_places_changed(struct skv_mover *m); /* since the last call */
+void skv_places_init(struct skv_mover *m);
+void skv_places_stop(struct skv_mover *m);
+void skv_places_fini(struct skv_mover *m);
+/* `group`, with the newest addresses that we know. */
+const struct ctl_group *skv_places_of(const struct skv_mover *m,
+                                      const struct ctl_group *group);
+void skv_places_refresh(struct skv_mover *m, ctl_gid gid);
 void skv_janitor_start(struct skv_mover *m);
 void skv_janitor_stop(struct skv_mover *m);
 

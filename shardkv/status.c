@@ -8,23 +8,6 @@
 
 enum { STUCK_AFTER_US = 5000000 };
 
-static void fill_peer(const struct skv_server *s,
-                      const struct rsm_status *status,
-                      const struct rsm_peer *peer, struct ctl_peer *out)
-{
-    bool is_self = peer->id == s->config.id;
-    *out = (struct ctl_peer){.id = peer->id,
-                             .address = slice_text(peer->address),
-                             .match = is_self ? status->raft.persisted : 0,
-                             .active = is_self};
-    for (uint32_t i = 0; !is_self && i < status->raft.peer_count; i++) {
-        if (status->raft.peers[i].id == peer->id) {
-            out->match = status->raft.peers[i].match;
-            out->active = status->raft.peers[i].active;
-        }
-    }
-}
-
 /* At the pace since this leader began. */
 static uint64_t left_ms(const struct skv_pulling *p, uint64_t now_us)
 {
@@ -79,23 +62,26 @@ static void fill_stuck(const struct skv_server *s, char *words, size_t size)
 /* The worst thing this replica knows, in words; empty when all is well. */
 static void fill_problem(const struct skv_server *s,
                          const struct rsm_status *status,
-                         const struct ctl_peer *peers, char *words, size_t size)
+                         const struct rsm_member *members, uint32_t count,
+                         char *words, size_t size)
 {
     rsm_space_problem(status, words, size);
     if (words[0] != '\0') {
         return;
     }
     if (status->raft.leader == 0) {
-        snprintf(words, size, "no leader known: is a majority running?");
+        snprintf(words, size,
+                 "no leader known: do a majority run, and reach each other?");
         return;
     }
     if (status->raft.role != RAFT_LEADER) {
         return;
     }
-    for (uint32_t i = 0; i < s->config.peer_count; i++) {
-        if (!peers[i].active) {
-            snprintf(words, size, "replica %" PRIu64 " at %s does not answer",
-                     s->config.peers[i].id, s->config.peers[i].address);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!members[i].active) {
+            snprintf(words, size, "replica %" PRIu64 " at %.*s does not answer",
+                     members[i].id, (int)members[i].address.size,
+                     (const char *)members[i].address.data);
             return;
         }
     }
@@ -105,16 +91,21 @@ static void fill_problem(const struct skv_server *s,
 void skv_status_reply(struct skv_server *s, struct net_request *request)
 {
     struct rsm_status status;
+    struct rsm_member members[RAFT_PEERS_MAX];
     struct ctl_peer peers[RAFT_PEERS_MAX];
     struct ctl_move moves[CTL_STATUS_MOVES_MAX];
     const struct skv_picture *p = &s->mover.picture;
     char problem[512];
     struct buf b = {0};
     rsm_status(s->rsm, &status);
-    for (uint32_t i = 0; i < s->config.peer_count; i++) {
-        fill_peer(s, &status, &s->config.peers[i], &peers[i]);
+    uint32_t count = rsm_member_list(s->rsm, members);
+    for (uint32_t i = 0; i < count; i++) {
+        peers[i] = (struct ctl_peer){.id = members[i].id,
+                                     .address = members[i].address,
+                                     .match = members[i].match,
+                                     .active = members[i].active};
     }
-    fill_problem(s, &status, peers, problem, sizeof problem);
+    fill_problem(s, &status, members, count, problem, sizeof problem);
     struct ctl_status out = {
         .gid = s->config.gid,
         .id = s->config.id,
@@ -134,7 +125,7 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
         .certificate_end_s = s->config.certificate_end_s,
         .problem = slice_text(problem),
         .peers = peers,
-        .peers_count = s->config.peer_count,
+        .peers_count = count,
         .arriving = skv_picture_count(p, SKV_SHARD_PULLING),
         .leaving = skv_picture_leaving(p),
         .moves = moves,

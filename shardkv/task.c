@@ -20,8 +20,9 @@ enum {
      * gets more time at each round. */
     CALL_MIN_MS = 500,
     CALL_MAX_MS = 10000,
+    MEMBERS_MS = 1000,
     PAUSE_MIN_US = 10000,
-    PAUSE_MAX_US = 1000000,
+    PAUSE_MAX_US = 200000,
     /* Batches of changes after which the shard is frozen although more come
      * than we can follow. */
     CHASES_MAX = 1000,
@@ -57,6 +58,17 @@ uint32_t skv_task_count(const struct skv_mover *m, enum skv_task_kind kind)
     return count;
 }
 
+/* A copy; `group` is not in the arena. */
+static void group_take(struct skv_task *t, const struct ctl_group *group)
+{
+    struct buf b = {0};
+    ctl_group_encode(&b, group);
+    enum err rc = ctl_group_decode(arena_copy(&t->arena, buf_slice(&b)),
+                                   &t->arena, &t->group);
+    CHECK(rc == ERR_OK);
+    buf_free(&b);
+}
+
 uint32_t skv_task_count_with(const struct skv_mover *m, enum skv_task_kind kind,
                              ctl_gid gid)
 {
@@ -86,12 +98,7 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
     t->number = number;
     t->pause_us = PAUSE_MIN_US;
     if (group != NULL) {
-        struct buf b = {0};
-        ctl_group_encode(&b, group);
-        enum err rc = ctl_group_decode(arena_copy(&t->arena, buf_slice(&b)),
-                                       &t->arena, &t->group);
-        CHECK(rc == ERR_OK);
-        buf_free(&b);
+        group_take(t, group);
         t->server = *hint(t);
     }
     DL_APPEND(m->tasks, t);
@@ -271,14 +278,19 @@ static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
 
 /* ---- asking another group ---- */
 
-static bool task_address(const struct skv_task *t,
+static const struct ctl_group *task_group(const struct skv_task *t)
+{
+    return t->heard ? &t->group : skv_places_of(t->mover, &t->group);
+}
+
+static bool task_address(const struct skv_task *t, uint32_t server,
                          char address[NET_ADDRESS_SIZE_MAX])
 {
-    if (t->group.servers_count == 0) {
+    const struct ctl_group *g = task_group(t);
+    if (g->servers_count == 0) {
         return false;
     }
-    struct slice from =
-        t->group.servers[t->server % t->group.servers_count].address;
+    struct slice from = g->servers[server % g->servers_count].address;
     if (from.size >= NET_ADDRESS_SIZE_MAX) {
         return false;
     }
@@ -292,8 +304,8 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
 {
     char address[NET_ADDRESS_SIZE_MAX];
     struct slice part = buf_slice(body);
-    if (task_address(t, address)) {
-        uint32_t rounds = t->failures / t->group.servers_count;
+    if (task_address(t, t->server, address)) {
+        uint32_t rounds = t->failures / task_group(t)->servers_count;
         uint32_t timeout_ms =
             rounds < 5 ? (uint32_t)CALL_MIN_MS << rounds : CALL_MAX_MS;
         t->net_call = net_call(t->mover->server->net, address, method, &part, 1,
@@ -305,28 +317,89 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
     buf_free(body);
 }
 
+/* Who answers that it does not lead knows who the members are now. The group
+ * may have left the configuration, so nobody else might know. */
+static void members_adopt(struct skv_task *t, const struct rsm_members *m)
+{
+    struct ctl_server servers[RAFT_PEERS_MAX];
+    struct ctl_group now = {.gid = t->group.gid, .servers = servers};
+    uint32_t leader = t->server;
+    for (uint32_t i = 0; i < m->members_count; i++) {
+        const struct rsm_member *one = &m->members[i];
+        if (one->role == RSM_LEARNER || one->address.size == 0) {
+            continue;
+        }
+        if (one->id == m->leader) {
+            leader = now.servers_count;
+        }
+        servers[now.servers_count++] =
+            (struct ctl_server){.id = one->id, .address = one->address};
+    }
+    if (now.servers_count > 0) {
+        arena_free(&t->arena);
+        group_take(t, &now);
+        t->heard = true;
+        t->server = leader;
+        t->failures = 0;
+    }
+}
+
+static void members_heard(void *arg, enum err rc, struct slice body)
+{
+    struct skv_task *t = arg;
+    struct arena a = {0};
+    struct rsm_members m;
+    t->net_call = 0;
+    if (rc == ERR_OK && rsm_members_decode(body, &a, &m) == ERR_OK) {
+        members_adopt(t, &m);
+    }
+    arena_free(&a);
+    task_pause(t);
+}
+
+static void members_ask(struct skv_task *t, uint32_t server)
+{
+    char address[NET_ADDRESS_SIZE_MAX];
+    struct slice nothing = {0};
+    if (!task_address(t, server, address)) {
+        task_pause(t);
+        return;
+    }
+    t->net_call = net_call(t->mover->server->net, address, RSM_METHOD_MEMBERS,
+                           &nothing, 1, MEMBERS_MS, members_heard, t);
+}
+
 /* The leader has answered: the next tasks ask it first. */
 static void task_answered(struct skv_task *t)
 {
-    *hint(t) = (uint8_t)(t->server % t->group.servers_count);
+    *hint(t) = (uint8_t)(t->server % task_group(t)->servers_count);
     t->failures = 0;
     t->pause_us = PAUSE_MIN_US;
 }
 
 /* ERR_BUSY: the leader, and it is not ready. Else another may be the leader:
- * each is asked once before a pause. */
+ * each is asked once before a pause; and after it perhaps others are there. */
 static void task_refused(struct skv_task *t, enum err rc)
 {
     if (rc == ERR_BUSY || rc == ERR_INVALID) {
         task_pause(t);
         return;
     }
+    if (rc == ERR_NOTLEADER) {
+        t->follower = t->server;
+        t->has_follower = true;
+    }
     t->server++;
     t->failures++;
-    if (t->failures % t->group.servers_count == 0) {
-        task_pause(t);
-    } else {
+    if (t->failures % task_group(t)->servers_count != 0) {
         skv_task_start(t);
+    } else if (t->has_follower) {
+        t->has_follower = false;
+        members_ask(t, t->follower);
+    } else {
+        t->heard = false;
+        skv_places_refresh(t->mover, t->group.gid);
+        task_pause(t);
     }
 }
 

@@ -27,6 +27,14 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, i + 1);
         }
     }
+    bool replaces =
+        c->plan.weights[FAULT_MEMBERS] > 0 || c->plan.weights[FAULT_ROT] > 0;
+    uint32_t spares = replaces ? SIM_SPARES : 0;
+    for (uint32_t g = 1; g <= c->plan.groups; g++) {
+        for (uint32_t i = 0; i < spares; i++) {
+            node_add(c, NODE_SERVER, g, c->plan.replicas + i + 1)->spare = true;
+        }
+    }
     node_add(c, NODE_ADMIN, 0, 0);
     c->clerk_first = c->node_count;
     for (uint32_t i = 0; i < c->plan.clerks; i++) {
@@ -69,7 +77,7 @@ static bool run_until(struct cluster *c, bool (*done)(struct cluster *c),
 
 static bool all_answered(struct cluster *c)
 {
-    return workload_idle(c->workload) && !c->admin_busy;
+    return workload_idle(c->workload) && !c->admin_busy && members_settled(c);
 }
 
 static struct node *reader(struct cluster *c)
@@ -142,6 +150,7 @@ static void result_fill(struct cluster *c, struct result *out)
     out->messages = sim_wire_messages(c->wire);
     out->operations = workload_operations(c->workload, &out->unknown);
     out->changes = c->changes;
+    out->member_changes = c->member_changes;
     out->elections = verify_elections(c->verify);
     out->committed = verify_committed(c->verify);
     for (uint32_t i = 0; i < c->node_count; i++) {
@@ -170,7 +179,10 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->verify = verify_new(c);
     c->workload = workload_new(c);
     c->clerk_started = workload_clerk_started;
+    c->removed = members_removed;
+    c->refused = members_replace;
     c->leader_seen = faults_leader_seen;
+    c->move_seen = faults_move_seen;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;
     world.after_arg = c;

@@ -11,8 +11,13 @@
 
 static struct node *any_server(struct cluster *c)
 {
-    uint32_t servers = SIM_CONTROLLERS + c->plan.groups * c->plan.replicas;
-    return &c->nodes[sim_between(c->world, 0, servers - 1)];
+    for (;;) {
+        struct node *n =
+            &c->nodes[sim_between(c->world, 0, c->clerk_first - 2)];
+        if (!n->spare && !n->retired) {
+            return n;
+        }
+    }
 }
 
 /* A server, more often one that leads. */
@@ -28,7 +33,7 @@ static uint32_t down_in_group(struct cluster *c, uint32_t gid)
     uint32_t down = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        down += node_is_server(n) && n->gid == gid && n->env.dead;
+        down += node_is_member(n) && n->gid == gid && n->env.dead;
     }
     return down;
 }
@@ -195,7 +200,8 @@ static void full(struct cluster *c)
         return;
     }
     uint64_t slack = sim_delay(w, 0, 40000);
-    n->lost = !lost_in_group(c, n->gid) && sim_chance(w, 50);
+    n->lost = c->plan.weights[FAULT_WIPE] == 0 && !lost_in_group(c, n->gid) &&
+              sim_chance(w, 50);
     sim_trace(w, "n%u: its disk is full%s, but for %" PRIu64 " bytes",
               n->number, n->lost ? " for good" : "", slack);
     disk_fill(n, slack, sim_delay(w, 100 * MS, 8 * SECOND));
@@ -403,12 +409,13 @@ static void admin_send(struct request *r)
 {
     struct cluster *c = r->cluster;
     struct node *admin = &c->nodes[c->clerk_first - 1];
-    struct ctl_server servers[SIM_REPLICAS_MAX];
-    char addresses[SIM_REPLICAS_MAX][NET_ADDRESS_SIZE_MAX];
+    struct ctl_server servers[SIM_IDS_MAX];
+    char addresses[SIM_IDS_MAX][NET_ADDRESS_SIZE_MAX];
     struct ctl_group group = {.gid = r->gid, .servers = servers};
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (n->kind == NODE_SERVER && n->gid == r->gid) {
+        if (n->kind == NODE_SERVER && n->gid == r->gid && !n->spare &&
+            !n->retired) {
             uint32_t at = group.servers_count++;
             sim_net_address(n->number, addresses[at]);
             servers[at] = (struct ctl_server){
@@ -458,7 +465,8 @@ static void admin(struct cluster *c)
     bool alone = (c->joined & (c->joined - 1)) == 0;
     if (!joined) {
         admin_request(c, CTL_JOIN, gid);
-    } else if (!alone && sim_chance(c->world, 400)) {
+    } else if (!alone && (c->changing >> gid & 1) == 0 &&
+               sim_chance(c->world, 400)) {
         admin_request(c, CTL_LEAVE, gid);
     } else {
         admin_request(c, CTL_MOVE, gid);
@@ -483,6 +491,8 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_WEATHER] = weather,
     [FAULT_ADMIN] = admin,
     [FAULT_CLERK] = clerk_crash,
+    [FAULT_MEMBERS] = members_change,
+    [FAULT_WIPE] = members_wipe,
     [FAULT_MOVE] = hunt_move,
     [FAULT_FULL] = full,
     [FAULT_FULL_GROUP] = full_group,

@@ -25,6 +25,11 @@ bool node_is_server(const struct node *n)
     return n->kind == NODE_CONTROLLER || n->kind == NODE_SERVER;
 }
 
+bool node_is_member(const struct node *n)
+{
+    return node_is_server(n) && !n->spare && !n->retired && !n->leaving;
+}
+
 struct rsm *node_rsm(const struct node *n)
 {
     if (n->env.dead) {
@@ -92,7 +97,7 @@ static uint32_t peers_of(struct cluster *c, uint32_t gid,
     uint32_t count = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (node_is_server(n) && n->gid == gid) {
+        if (node_is_server(n) && n->gid == gid && !n->spare && !n->retired) {
             peers[count].id = n->id;
             sim_net_address(n->number, peers[count].address);
             count++;
@@ -123,6 +128,9 @@ static enum err controller_start(struct node *n)
         .append_size_max = n->cluster->plan.append_size_max,
         .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
+        .identified = true,
+        .on_removed = n->cluster->removed,
+        .arg = n,
     };
     config.peer_count = peers_of(n->cluster, n->gid, config.peers);
     return ctl_replica_new(&config, &n->ctl);
@@ -146,6 +154,9 @@ static enum err server_start(struct node *n)
         .append_size_max = n->cluster->plan.append_size_max,
         .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
+        .identified = true,
+        .on_removed = n->cluster->removed,
+        .arg = n,
     };
     config.peer_count = peers_of(n->cluster, n->gid, config.peers);
     controllers_of(n, config.controllers);
@@ -212,10 +223,11 @@ static void start_failed(struct node *n, const char *why)
 void node_start(struct node *n)
 {
     struct sim_world *w = n->cluster->world;
-    if (!n->env.dead || n->gone) {
+    if (!n->env.dead || n->spare || n->retired || n->gone) {
         return;
     }
-    if (n->env.life == 0) {
+    bool is_new = n->env.life == 0;
+    if (is_new) {
         /* Its crystal; clocks only go forward, so it is set once. */
         n->env.rate_ppm = (uint32_t)sim_between(w, 995000, 1005000);
     }
@@ -224,17 +236,33 @@ void node_start(struct node *n)
     sim_trace(w, "n%u starts: group %u, life %" PRIu64, n->number, n->gid,
               n->env.life);
     enum err rc = ERR_OK;
+    if (is_new && node_is_server(n)) {
+        rc = rsm_identity_make(sim_disk_seam(n->disk),
+                               n->kind == NODE_CONTROLLER ? 0 : n->gid, n->id,
+                               n->joining);
+        CHECK(rc == ERR_OK);
+    }
     switch (n->kind) {
     case NODE_CONTROLLER: rc = controller_start(n); break;
     case NODE_SERVER: rc = server_start(n); break;
     default: client_start(n);
     }
     bool full = n->disk != NULL && sim_disk_is_full(n->disk);
-    if (rc == ERR_OK) {
+    if (n->wiped) {
+        if (rc != ERR_NOTFOUND) {
+            sim_fail(w, "n%u lost its disk, and starts again: %s", n->number,
+                     err_name(rc));
+        }
+        n->retired = true;
+        node_crash(n, "it has no identity");
+    } else if (rc == ERR_OK) {
         check_stored(n);
     } else if (rc == ERR_CORRUPT && n->rotten) {
         n->gone = true;
         start_failed(n, "its log is damaged");
+        if (n->cluster->refused != NULL) {
+            n->cluster->refused(n);
+        }
     } else if (rc == ERR_NOSPACE && full) {
         start_failed(n, "its disk is full");
         node_restart_later(n, SECOND);
@@ -347,9 +375,10 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
 {
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
-    if (method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
-        method == SKV_METHOD_SETTLE) {
-        faults_move_seen(&c->nodes[from], &c->nodes[to]);
+    bool moves = method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
+                 method == SKV_METHOD_SETTLE;
+    if (moves && c->move_seen != NULL) {
+        c->move_seen(&c->nodes[from], &c->nodes[to]);
     }
 }
 
