@@ -215,7 +215,7 @@ static void full_group(struct cluster *c)
     sim_trace(w, "the disks of group %u are full", gid);
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (node_is_server(n) && n->gid == gid && !sim_disk_is_full(n->disk) &&
+        if (node_is_member(n) && n->gid == gid && !sim_disk_is_full(n->disk) &&
             sim_chance(w, 800)) {
             disk_fill(n, sim_delay(w, 0, 40000), time_us);
         }
