@@ -232,6 +232,7 @@ static enum err dispatch(struct raft *r, const struct raft_event *ev)
     case RAFT_EV_PROPOSE:
         return raft_propose(r, ev->u.propose.entries, ev->u.propose.count);
     case RAFT_EV_PERSISTED: return raft_persist_done(r, ev->u.persisted);
+    case RAFT_EV_VOTE_STORED: return raft_persist_vote_done(r, ev->u.persisted);
     case RAFT_EV_READ: return raft_read_add(r, ev->u.read);
     case RAFT_EV_TRANSFER: return raft_transfer(r, ev->u.peer);
     case RAFT_EV_PEER_DOWN: peer_down(r, ev->u.peer); return ERR_OK;

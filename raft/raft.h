@@ -145,7 +145,9 @@ enum raft_event_type {
     RAFT_EV_SNAPSHOT_INSTALLED, /* the state machine and the log were replaced
                                    by the snapshot at {index, term, conf} */
     RAFT_EV_SNAPSHOT_SENT,      /* streaming to `peer` ended; see `ok` */
-    RAFT_EV_FULL,               /* our disk takes nothing now, or does again */
+    RAFT_EV_VOTE_STORED, /* the disk holds the hard states of all updates up to
+                            `persisted`, but maybe not their entries */
+    RAFT_EV_FULL,        /* our disk takes nothing now, or does again */
 };
 
 struct raft_event {
@@ -158,10 +160,11 @@ struct raft_event {
             const struct raft_entry *entries;
             uint32_t count;
         } propose;
-        uint64_t persisted; /* PERSISTED: an update's persist_seq */
-        uint64_t read;      /* READ: the caller's name for it, given back */
-        bool full;          /* FULL */
-        raft_id peer;       /* TRANSFER (0: to the best one), PEER_DOWN */
+        uint64_t
+            persisted; /* PERSISTED, VOTE_STORED: an update's persist_seq */
+        uint64_t read; /* READ: the caller's name for it, given back */
+        bool full;     /* FULL */
+        raft_id peer;  /* TRANSFER (0: to the best one), PEER_DOWN */
         struct {
             raft_index index;
             raft_term term;

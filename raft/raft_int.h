@@ -140,8 +140,9 @@ struct raft {
 
     /* persist.c */
     uint64_t persist_issued, persist_done;
-    uint64_t hard_seq;      /* the update with the term and vote of now */
-    bool hard_dirty;        /* changed in this step */
+    uint64_t vote_done; /* hard states alone: may be ahead of persist_done */
+    uint64_t hard_seq;  /* the update with the term and vote of now */
+    bool hard_dirty;    /* changed in this step */
     raft_index append_from; /* first index changed in this step; 0: none */
     raft_index persisted;
     struct raft_pending *pending;
@@ -200,6 +201,7 @@ void raft_persist_issue(struct raft *r, struct raft_update *update);
 /* Sends when the term and vote of now are on disk. */
 void raft_send_stored(struct raft *r, struct raft_msg msg);
 MUST_USE enum err raft_persist_done(struct raft *r, uint64_t seq);
+MUST_USE enum err raft_persist_vote_done(struct raft *r, uint64_t seq);
 
 /* election.c */
 void raft_become_follower(struct raft *r, raft_term term, raft_id leader);

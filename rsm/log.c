@@ -20,6 +20,8 @@ static void job_free(struct rsm_log_job *j)
     mem_free(j);
 }
 
+static void on_done(struct env_job *job);
+
 static void on_run(struct env_job *job)
 {
     struct rsm_log_job *j = job_of(job);
@@ -33,6 +35,7 @@ static void on_run(struct env_job *job)
         j->rc = wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
                            j->entries, j->entry_count);
         break;
+    case RSM_LOG_VOTE: j->rc = wal_append(wal, &j->hard_state, NULL, 0); break;
     case RSM_LOG_COMPACT:
         j->rc = wal_compact(wal, j->index, j->term, &j->conf);
         break;
@@ -43,13 +46,53 @@ static void on_run(struct env_job *job)
     wal_stats(wal, &j->stats);
 }
 
+static struct rsm_log_job *job_new(struct rsm *r, enum rsm_log_kind kind)
+{
+    struct rsm_log_job *j = mem_alloc(sizeof *j);
+    j->job.run = on_run;
+    j->job.done = on_done;
+    j->rsm = r;
+    j->kind = kind;
+    return j;
+}
+
+static void push_first(struct rsm *r, struct rsm_log_job *j)
+{
+    j->next = r->log_head;
+    r->log_head = j;
+    r->log_tail = r->log_tail == NULL ? j : r->log_tail;
+}
+
+/* The newest term and vote that wait behind entries: there is room for them in
+ * the log's reserve, so that a full replica still has a voice in who leads. */
+static bool voting_first(struct rsm *r)
+{
+    struct rsm_log_job *newest = NULL;
+    for (struct rsm_log_job *j = r->log_head; j != NULL; j = j->next) {
+        if (j->kind == RSM_LOG_VOTE) {
+            return false; /* it found no room either */
+        }
+        newest = j->kind == RSM_LOG_APPEND && j->with_hard_state ? j : newest;
+    }
+    if (newest == NULL || newest->vote_sent) {
+        return false;
+    }
+    newest->vote_sent = true;
+    struct rsm_log_job *vote = job_new(r, RSM_LOG_VOTE);
+    vote->hard_state = newest->hard_state;
+    vote->seq = newest->seq;
+    push_first(r, vote);
+    return true;
+}
+
 /* What cuts the log gives space back, so it need not wait for what waits for
  * space: it names only entries that are stored. */
 static bool cutting_first(struct rsm *r)
 {
     struct rsm_log_job *before = NULL;
     struct rsm_log_job *j = r->log_head;
-    while (j != NULL && j->kind == RSM_LOG_APPEND) {
+    while (j != NULL &&
+           (j->kind == RSM_LOG_APPEND || j->kind == RSM_LOG_VOTE)) {
         before = j;
         j = j->next;
     }
@@ -59,8 +102,7 @@ static bool cutting_first(struct rsm *r)
     if (before != NULL) {
         before->next = j->next;
         r->log_tail = r->log_tail == j ? before : r->log_tail;
-        j->next = r->log_head;
-        r->log_head = j;
+        push_first(r, j);
     }
     return true;
 }
@@ -70,7 +112,7 @@ void rsm_log_pump(struct rsm *r)
     if (r->log_running || r->log_head == NULL || rsm_stopped(r)) {
         return;
     }
-    if (!r->space.log_held || cutting_first(r)) {
+    if (!r->space.log_held || voting_first(r) || cutting_first(r)) {
         r->log_running = true;
         env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
     }
@@ -102,6 +144,10 @@ static void on_done(struct env_job *job)
             struct raft_event event = {.type = RAFT_EV_PERSISTED,
                                        .u.persisted = j->seq};
             (void)!rsm_step(r, &event, NULL);
+        } else if (j->kind == RSM_LOG_VOTE) {
+            struct raft_event event = {.type = RAFT_EV_VOTE_STORED,
+                                       .u.persisted = j->seq};
+            (void)!rsm_step(r, &event, NULL);
         } else if (j->kind == RSM_LOG_RESET) {
             rsm_incoming_reset_done(r);
         }
@@ -111,11 +157,7 @@ static void on_done(struct env_job *job)
 
 static struct rsm_log_job *push(struct rsm *r, enum rsm_log_kind kind)
 {
-    struct rsm_log_job *j = mem_alloc(sizeof *j);
-    j->job.run = on_run;
-    j->job.done = on_done;
-    j->rsm = r;
-    j->kind = kind;
+    struct rsm_log_job *j = job_new(r, kind);
     if (r->log_tail != NULL) {
         r->log_tail->next = j;
     } else {
@@ -170,6 +212,7 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update)
     if (update->hard_state_changed) {
         j->with_hard_state = true;
         j->hard_state = update->hard_state;
+        j->vote_sent = false;
     }
     if (update->append_count > 0) {
         cut(j, update->append[0].index);

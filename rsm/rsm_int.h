@@ -75,7 +75,12 @@ MSG_STRUCT(rsm_gone, RSM_GONE_FIELDS);
 
 /* --- The log's queue (log.c) */
 
-enum rsm_log_kind { RSM_LOG_APPEND, RSM_LOG_COMPACT, RSM_LOG_RESET };
+enum rsm_log_kind {
+    RSM_LOG_APPEND,
+    RSM_LOG_VOTE, /* the hard state of an APPEND that waits for space */
+    RSM_LOG_COMPACT,
+    RSM_LOG_RESET
+};
 
 struct rsm_log_job {
     struct env_job job;
@@ -86,7 +91,7 @@ struct rsm_log_job {
     struct wal_stats stats;
     /* APPEND: several updates, one group commit. */
     uint64_t seq;
-    bool with_hard_state;
+    bool with_hard_state, vote_sent; /* its VOTE was made */
     struct raft_hard_state hard_state;
     struct raft_entry *entries; /* with references */
     uint32_t entry_count, entry_capacity;

@@ -186,10 +186,11 @@ void rsm_space_found(struct rsm *r, enum rsm_space_user user)
     tell(r);
 }
 
-/* To the best one that has space; if nobody has, the core refuses. */
+/* To the best one that has space. Without a majority that has, it would gain
+ * nothing: a new leader could commit nothing, and so not answer reads. */
 static void hand_over(struct rsm *r)
 {
-    if (r->leading && r->space.full) {
+    if (r->leading && r->space.full && raft_has_space(r->raft)) {
         struct raft_event event = {.type = RAFT_EV_TRANSFER};
         (void)!rsm_step(r, &event, NULL);
     }
