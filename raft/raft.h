@@ -147,7 +147,9 @@ enum raft_event_type {
     RAFT_EV_SNAPSHOT_SENT,      /* streaming to `peer` ended; see `ok` */
     RAFT_EV_VOTE_STORED, /* the disk holds the hard states of all updates up to
                             `persisted`, but maybe not their entries */
-    RAFT_EV_FULL,        /* our disk takes nothing now, or does again */
+    /* Our disk takes no commands now, or does again: the raft does not campaign
+     * and takes no-ops only, and says so to the leader. */
+    RAFT_EV_FULL, /* our disk takes nothing now, or does again */
 };
 
 struct raft_event {

@@ -28,12 +28,9 @@ static void on_run(struct env_job *job)
     struct wal *wal = j->rsm->wal;
     switch (j->kind) {
     case RSM_LOG_APPEND:
-        if (j->entry_count > 0 && rsm_space_is_low(j->rsm)) {
-            j->rc = ERR_NOSPACE;
-            break;
-        }
         j->rc = wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
                            j->entries, j->entry_count);
+        j->low = j->entry_count > 0 && rsm_space_is_low(j->rsm);
         break;
     case RSM_LOG_VOTE: j->rc = wal_append(wal, &j->hard_state, NULL, 0); break;
     case RSM_LOG_COMPACT:
@@ -141,6 +138,9 @@ static void on_done(struct env_job *job)
         rsm_log_pump(r); /* first: the disk should not wait for the core */
         if (j->kind == RSM_LOG_APPEND) {
             rsm_space_found(r, RSM_SPACE_LOG);
+            if (j->low) {
+                rsm_space_wait(r, RSM_SPACE_LOW);
+            }
             struct raft_event event = {.type = RAFT_EV_PERSISTED,
                                        .u.persisted = j->seq};
             (void)!rsm_step(r, &event, NULL);

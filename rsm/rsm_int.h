@@ -87,6 +87,7 @@ struct rsm_log_job {
     struct rsm *rsm;
     enum rsm_log_kind kind;
     bool tried; /* and found no space */
+    bool low;   /* little space was left after it */
     enum err rc;
     struct wal_stats stats;
     /* APPEND: several updates, one group commit. */
@@ -124,6 +125,7 @@ struct rsm_identity {
 
 /* Who waits for space on the disk (space.c). */
 struct rsm_space {
+    bool low;   /* little is left: no new entries */
     bool log;   /* the first job of the log's queue is tried again */
     bool store; /* the state machine went back to its last checkpoint */
     bool snap;  /* no snapshot is taken */
@@ -275,7 +277,12 @@ void rsm_log_close(struct rsm *r);
 void rsm_log_pump(struct rsm *r);
 
 /* space.c */
-enum rsm_space_user { RSM_SPACE_LOG, RSM_SPACE_STORE, RSM_SPACE_SNAP };
+enum rsm_space_user {
+    RSM_SPACE_LOW,
+    RSM_SPACE_LOG,
+    RSM_SPACE_STORE,
+    RSM_SPACE_SNAP
+};
 void rsm_space_init(struct rsm *r);
 void rsm_space_close(struct rsm *r);
 /* On a worker, before bytes that need room. */

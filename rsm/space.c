@@ -1,12 +1,14 @@
 /* A full disk (E24). Nothing that finds no space is acknowledged, and nothing
  * ends: it waits here, and is tried again after pauses that grow. Invariants:
  *
- *  1. Below space_low free bytes no entry is stored, so that what was taken
- *     before can be applied and made durable, and the log be cut, which gives
- *     space back. Only what others fill the disk with meets a disk without any.
- *  2. While anybody waits, the core knows (RAFT_EV_FULL): this replica does not
- *     campaign, hands over leadership to one with space, and says so in its
- *     acknowledgements. Its entries wait in memory, within the leader's bounds.
+ *  1. Below space_low free bytes no new entry is taken, so that what was taken
+ *     before can be stored, applied and made durable, votes be given, reads be
+ *     answered, and the log be cut, which gives space back. Only what others
+ *     fill the disk with leaves none at all.
+ *  2. While anybody waits, the core knows (RAFT_EV_FULL): this replica takes no
+ *     commands, does not campaign, hands over leadership to one with space, and
+ *     says so in its acknowledgements. What it took before waits in memory,
+ *     within the leader's bounds.
  *  3. A state machine that found no space may be half-way in an entry. From
  *     then on (`half`, the apply worker's) nothing looks at it until it has
  *     gone back to its last checkpoint; and until it has come again to where it
@@ -91,7 +93,7 @@ static void set_timer(struct rsm *r)
 static void tell(struct rsm *r)
 {
     struct rsm_space *s = &r->space;
-    bool full = s->log || s->store || s->snap;
+    bool full = s->low || s->log || s->store || s->snap;
     if (full == s->full || rsm_stopped(r)) {
         return;
     }
@@ -162,6 +164,7 @@ void rsm_space_wait(struct rsm *r, enum rsm_space_user user)
         return;
     }
     switch (user) {
+    case RSM_SPACE_LOW: r->space.low = true; break;
     case RSM_SPACE_LOG: r->space.log = r->space.log_held = true; break;
     case RSM_SPACE_STORE: store_waits(r); break;
     case RSM_SPACE_SNAP: r->space.snap = true; break;
@@ -177,7 +180,8 @@ void rsm_space_found(struct rsm *r, enum rsm_space_user user)
         return;
     }
     switch (user) {
-    case RSM_SPACE_LOG: s->log = s->log && rsm_space_is_low(r); break;
+    case RSM_SPACE_LOW: s->low = false; break;
+    case RSM_SPACE_LOG: s->log = false; break;
     case RSM_SPACE_STORE:
         s->store = s->checkpoint_held = s->apply_held = false;
         break;
@@ -196,8 +200,8 @@ static void hand_over(struct rsm *r)
     }
 }
 
-/* Tries again. The store does so however little is free: its checkpoint is what
- * lets the log be cut. */
+/* Tries again, however little is free: what was taken must be stored, and the
+ * store's checkpoint is what lets the log be cut. */
 static void on_timer(struct env_timer *t)
 {
     struct rsm *r =
@@ -205,10 +209,11 @@ static void on_timer(struct env_timer *t)
     struct rsm_space *s = &r->space;
     s->timer_set = false;
     if (!rsm_space_is_low(r)) {
-        s->log_held = s->snap = false;
-        s->log = s->log && r->log_head != NULL;
-        rsm_log_pump(r);
+        s->low = s->snap = false;
     }
+    s->log_held = false;
+    s->log = s->log && r->log_head != NULL;
+    rsm_log_pump(r);
     if (s->apply_held && !r->installing) {
         rewind_begin(r);
         s->apply_held = !s->rewound;

