@@ -219,6 +219,9 @@ static void on_timer(struct env_timer *t)
         s->apply_held = !s->rewound;
     }
     s->checkpoint_held = s->apply_held;
+    if (!s->apply_held && r->applied == r->durable && !rsm_space_hides(r)) {
+        s->store = false; /* there is nothing to make durable any more */
+    }
     tell(r);
     hand_over(r);
     if (s->full) {
