@@ -57,8 +57,6 @@ for r in json.load(open(sys.argv[1]))["replicas"]:
 }
 memory() { awk '/^VmRSS/ {print $2}' "/proc/$(pid_of "$1")/status"; }
 measure() { # measure ROUND MODE
-    local leader
-    leader=$(roles leader)
     "$F" bench --cluster "$C" --ops put -n "${CLIENTS:-64}" -t "${SECONDS_EACH:-4}" --warm 1 kv >"$W/row"
     python3 -c 'import json, sys
 row = json.loads(open(sys.argv[1]).readline())
@@ -67,21 +65,19 @@ print(sys.argv[2], sys.argv[3], row["ops_per_s"], sys.argv[4])' "$W/row" "$1" "$
 }
 
 LD_PRELOAD=$W/shim.so "$F" up --cluster "$C" --no-mount --port "$PORT" --groups 1 >/dev/null
-roles leader >/dev/null
 for round in $(seq "${ROUNDS:-5}"); do
+    leader=$(roles leader)
     measure "$round" healthy
-    victim=$(roles follower | sed -n 1p)
-    stopped=$(pid_of "$victim")
+    victim=$(pid_of "$(roles follower | sed -n 1p)")
+    stopped=$victim
     kill -STOP "$stopped"
     measure "$round" stopped
     kill -CONT "$stopped"
     stopped=
-    roles leader >/dev/null
-    victim=$(roles follower | sed -n 1p)
-    touch "$W/slow.$(pid_of "$victim")"
+    leader=$(roles leader) # everybody is well again
+    touch "$W/slow.$victim"
     measure "$round" slow
-    rm "$W/slow.$(pid_of "$victim")"
-    roles leader >/dev/null
+    rm "$W/slow.$victim"
 done
 python3 - "$W/rows" <<'END'
 import json, statistics, sys
