@@ -142,8 +142,9 @@ static bool fits(struct disk_file *f, uint64_t offset, const struct slice *part)
     uint64_t end = offset + part->size, size = f->entry->now.size;
     uint64_t left = f->d->room == 0 ? UINT64_MAX : room_left(&f->d->disk);
     if (f->d->copies && left < part->size) {
-        if (offset < size && part->size > 8) {
-            memcpy(f->entry->now.data + offset, part->data, 8);
+        size_t some = part->size * 3 / 4;
+        if (offset + some <= size) {
+            memcpy(f->entry->now.data + offset, part->data, some);
         }
         return false;
     }
