@@ -108,7 +108,7 @@ static const char *refusal(uint8_t kind, enum err rc)
                "go; join another group first";
     }
     if (rc == ERR_INVALID) {
-        return "no such shard, or no such group, or a group without servers";
+        return "there is no such group, or it has no servers";
     }
     return err_text(rc);
 }
@@ -214,6 +214,13 @@ static int move(struct skv_client *client, char **words, uint32_t count,
         !args_number(words[1], 1, UINT32_MAX, &gid)) {
         fprintf(stderr, "flotilla: move wants a SHARD and a GROUP\n");
         return EXIT_USAGE;
+    }
+    if (shard >= skv_client_shard_count(client)) {
+        fprintf(stderr,
+                "flotilla: there is no shard %s: they have the numbers 0 to "
+                "%u\n",
+                words[0], skv_client_shard_count(client) - 1);
+        return EXIT_FAILED;
     }
     const struct ctl_change what = {.kind = CTL_MOVE,
                                     .move_shard = (uint32_t)shard,

@@ -239,6 +239,8 @@ static void rejection(struct lab_run *run)
     kv_join(s.kv, G1);
     put_keys(&s, KEYS, 20);
     check_keys(&s, KEYS);
+    /* A shard is served by whom it leaves until it has left. */
+    kv_sleep(s.kv, 1000);
     deceive(&s);
     /* G0 tells those it refuses who has the shard: the labs' clerks do not
      * listen, and ours cannot get there. */
