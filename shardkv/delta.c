@@ -36,6 +36,7 @@ struct skv_delta_node {
     uint32_t hash;
     uint16_t key_size;
     bool removed;
+    bool below; /* as it was when the key came */
     uint8_t height;
     struct skv_delta_node *next[]; /* `height` of them; then the key */
 };
@@ -192,6 +193,23 @@ static void table_grow(struct skv_delta *d)
     mem_free(old);
 }
 
+/* Those behind the gap that could not be where their hash wants them move up
+ * (Knuth 6.4, algorithm R). */
+static void table_erase(struct skv_delta *d, struct skv_delta_node **place)
+{
+    uint64_t mask = d->table_size - 1;
+    uint64_t gap = (uint64_t)(place - d->table);
+    for (uint64_t at = (gap + 1) & mask; d->table[at] != NULL;
+         at = (at + 1) & mask) {
+        uint64_t home = d->table[at]->hash & mask;
+        if (((at - home) & mask) >= ((at - gap) & mask)) {
+            d->table[gap] = d->table[at];
+            gap = at;
+        }
+    }
+    d->table[gap] = NULL;
+}
+
 /* ---- the list ---- */
 
 /* The last links before `key`, at each height. */
@@ -239,7 +257,8 @@ static struct skv_delta_node *insert(struct skv_delta *d, struct slice key,
 
 /* ---- both ---- */
 
-static struct skv_delta_node *node_for(struct skv_delta *d, struct slice key)
+static struct skv_delta_node *node_for(struct skv_delta *d, struct slice key,
+                                       bool below)
 {
     CHECK(key.size > 0 && key.size <= UINT16_MAX);
     if (2 * d->count >= d->table_size) {
@@ -249,13 +268,15 @@ static struct skv_delta_node *node_for(struct skv_delta *d, struct slice key)
     struct skv_delta_node **place = place_of(d, key, hash);
     if (*place == NULL) {
         *place = insert(d, key, hash);
+        (*place)->below = below;
     }
     return *place;
 }
 
-void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record)
+void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
+                   bool below)
 {
-    struct skv_delta_node *n = node_for(d, key);
+    struct skv_delta_node *n = node_for(d, key, below);
     if (record.size > n->capacity) { /* 3 */
         size_t room = n->capacity == 0 ? record.size : record.size * 3 / 2;
         uint8_t *at = take(d, room);
@@ -269,9 +290,27 @@ void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record)
     n->removed = false;
 }
 
+static void erase(struct skv_delta *d, struct skv_delta_node **place)
+{
+    struct skv_delta_node **links[HEIGHT_MAX];
+    const struct skv_delta_node *n = *place;
+    find_links(d, key_of(n), links);
+    for (uint8_t h = 0; h < n->height; h++) {
+        CHECK(*links[h] == n);
+        *links[h] = n->next[h];
+    }
+    table_erase(d, place);
+    d->count--;
+}
+
 void skv_delta_remove(struct skv_delta *d, struct slice key)
 {
-    struct skv_delta_node *n = node_for(d, key);
+    struct skv_delta_node **place = place_of(d, key, hash_of(d, key));
+    if (*place != NULL && !(*place)->below) {
+        erase(d, place);
+        return;
+    }
+    struct skv_delta_node *n = node_for(d, key, true);
     n->size = 0;
     n->removed = true;
 }

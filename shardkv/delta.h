@@ -27,8 +27,11 @@ struct skv_delta_entry {
 
 bool skv_delta_find(const struct skv_delta *d, struct slice key,
                     struct skv_delta_entry *out);
-/* Both copy what they are given, which may be the delta's own. */
-void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record);
+/* Both copy what they are given, which may be the delta's own. `below`: what
+ * lies under the delta has the key. Of what came and went above it nothing is
+ * left, or a scan would walk over all of that. */
+void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
+                   bool below);
 void skv_delta_remove(struct skv_delta *d, struct slice key);
 
 uint64_t skv_delta_count(const struct skv_delta *d);

@@ -20,7 +20,7 @@ static void put_record(struct skv_lmdb *s, struct slice key,
                        const struct skv_stored *old, struct slice record)
 {
     s->count += !old->shape.exists;
-    skv_delta_put(s->fresh, key, record);
+    skv_delta_put(s->fresh, key, record, old->shape.exists);
 }
 
 /* `record`: a tag byte's room, then `size` bytes. */

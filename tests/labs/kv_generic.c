@@ -251,6 +251,7 @@ void generic_speed(struct lab_run *run, int64_t maxraftstate)
     static const struct sim_speed slow[SIM_SPEEDS] = {
         {"wal", 4000, 12000, 0, 0},
         {"apply", 5, 500, 0, 0},
+        {"checkpoint", 4000, 12000, 0, 0},
         {"snap", 4000, 12000, 0, 0},
     };
     struct kv_options options = {.groups = 1,

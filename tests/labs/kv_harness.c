@@ -20,6 +20,7 @@ enum {
 static const struct sim_speed speeds[SIM_SPEEDS] = {
     {"wal", 1000, 40000, 0, 0},
     {"apply", 5, 500, 0, 0},
+    {"checkpoint", 1000, 40000, 0, 0},
     {"snap", 50, 5000, 0, 0},
 };
 
