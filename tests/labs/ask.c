@@ -5,8 +5,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "base/check.h"
-
 #define MS UINT64_C(1000)
 
 /* ---- chance, time, and what goes on beside ---- */

@@ -112,6 +112,11 @@ const char *process_row_make(const char *row)
     return row_dir;
 }
 
+const char *process_row_dir(void)
+{
+    return row_dir;
+}
+
 void process_row_remove(void)
 {
     remove_all(row_dir);
@@ -159,8 +164,9 @@ uint32_t process_ports(uint32_t count)
 static void problem(struct process *p, const char *words)
 {
     if (p->problem[0] == '\0') {
-        snprintf(p->problem, sizeof p->problem, "server %u %s; its log is %s.log",
-                 p->node.number, words, p->node.dir);
+        snprintf(p->problem, sizeof p->problem,
+                 "server %u %s; its log is %s.log", p->node.number, words,
+                 p->node.dir);
     }
 }
 
@@ -171,7 +177,8 @@ static void child(const struct process *p, int fd)
     int log_fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
     int null_fd = open("/dev/null", O_RDWR);
     if (log_fd < 0 || dup2(null_fd, 0) < 0 || dup2(null_fd, 1) < 0 ||
-        dup2(log_fd, 2) < 0 || (fd != REAL_CONTROL_FD && dup2(fd, REAL_CONTROL_FD) < 0)) {
+        dup2(log_fd, 2) < 0 ||
+        (fd != REAL_CONTROL_FD && dup2(fd, REAL_CONTROL_FD) < 0)) {
         _exit(127);
     }
     fcntl(REAL_CONTROL_FD, F_SETFD, 0);

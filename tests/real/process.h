@@ -20,6 +20,7 @@ struct process {
 bool process_home_make(void);
 void process_home_remove(void); /* if no row has left anything there */
 const char *process_row_make(const char *row); /* an empty directory */
+const char *process_row_dir(void);
 void process_row_remove(void);
 const char *process_certs(void);
 /* The first of `count` free ports; not the same soon. */
