@@ -9,9 +9,12 @@ C=$W/cluster M=$W/mnt M2=$W/second PORT=$((20000 + RANDOM % 10000))
 passed=0 failed=0
 cleanup() {
     [ -n "${load:-}" ] && kill "$load" 2>/dev/null
-    "$F" down --cluster "$C" >/dev/null 2>&1
-    umount -l "$M" 2>/dev/null
-    umount -l "$M2" 2>/dev/null
+    local place
+    for place in "$W"/*/cluster.json; do
+        "$F" down --cluster "${place%/*}" >/dev/null 2>&1
+    done
+    awk -v w="$W/" 'index($2, w) == 1 {print $2}' /proc/mounts |
+        while read -r place; do umount -l "$place"; done
     rm -rf "$W"
 }
 trap cleanup EXIT
