@@ -26,7 +26,7 @@ struct real_net {
 struct real_node {
     enum real_kind kind;
     uint32_t number, port; /* of number 0 */
-    char dir[PATH_MAX];    /* its data */
+    char dir[PATH_MAX];    /* its data; beside it DIR.log and DIR.counts */
     char certs[PATH_MAX], name[32];
     uint32_t group;
     raft_id id;
@@ -74,7 +74,6 @@ struct real_state {
     size_t log_size;
     uint32_t log_files;
     size_t snapshot_size, stream_size; /* REAL_ASK_SIZES; 0: not made */
-    struct lab_counts counts;
 };
 
 struct real_note {
@@ -85,5 +84,10 @@ struct real_note {
     struct real_state state;
     struct lab_begun begun[LAB_COMMANDS_MAX];
 };
+
+/* What a process has sent, in memory that it shares with the runner: both map
+ * DIR.counts, so that kill -9 loses none. */
+struct lab_counts *real_counts_map(const char *dir);
+void real_counts_unmap(struct lab_counts *counts);
 
 #endif

@@ -15,7 +15,6 @@ struct group {
     struct rng rng;
     struct process peers[LAB_PEERS_MAX];
     struct real_state states[LAB_PEERS_MAX]; /* as last heard */
-    struct lab_counts gone; /* of lives that have ended, as last heard */
     struct faultnet_plan plan;
     uint64_t installs;
 };
@@ -62,6 +61,9 @@ void lab_run_to(struct lab *l, uint64_t end_us)
     }
     process_hear_all(l->group->peers, l->peer_count, end_us);
     look_for_problems(l);
+    if (process_interrupted()) {
+        lab_fail(l, "interrupted");
+    }
     if (lab_now_us(l) - l->begun_us > LAB_TEST_SECONDS_MAX * 1000 * MS) {
         lab_fail(l, "test took longer than %d seconds", LAB_TEST_SECONDS_MAX);
     }
@@ -175,15 +177,6 @@ void lab_disconnect(struct lab *l, uint32_t peer)
 
 /* ---- lives ---- */
 
-static void counts_add(struct lab_counts *to, const struct lab_counts *more)
-{
-    to->requests += more->requests;
-    to->replies += more->replies;
-    to->bytes += more->bytes;
-    to->refusals += more->refusals;
-    to->chunks += more->chunks;
-}
-
 void lab_crash(struct lab *l, uint32_t peer)
 {
     struct group *g = l->group;
@@ -192,8 +185,6 @@ void lab_crash(struct lab *l, uint32_t peer)
         return;
     }
     process_kill(&g->peers[peer]);
-    counts_add(&g->gone, &g->states[peer].counts);
-    g->states[peer].counts = (struct lab_counts){0};
     l->peers[peer].up = false;
     l->peers[peer].applied = 0;
 }
@@ -251,11 +242,15 @@ void lab_begin_sized(struct lab *l, uint32_t peer, const uint64_t *values,
 
 void lab_count(struct lab *l, struct lab_counts *counts)
 {
-    *counts = l->group->gone;
+    *counts = (struct lab_counts){.installs = l->group->installs};
     for (uint32_t i = 0; i < l->peer_count; i++) {
-        counts_add(counts, &state_of(l, i)->counts);
+        const struct lab_counts *one = l->group->peers[i].counts;
+        counts->requests += one->requests;
+        counts->replies += one->replies;
+        counts->bytes += one->bytes;
+        counts->refusals += one->refusals;
+        counts->chunks += one->chunks;
     }
-    counts->installs = l->group->installs;
 }
 
 size_t lab_state_size(struct lab *l)
@@ -302,6 +297,7 @@ static void peer_init(struct lab *l, uint32_t number, const char *dir,
                                  .options = l->options};
     snprintf(p->node.dir, sizeof p->node.dir, "%s/n%u", dir, number);
     snprintf(p->node.certs, sizeof p->node.certs, "%s", process_certs());
+    process_init(p);
 }
 
 void lab_begin(struct lab *l, struct lab_run *run, uint32_t peer_count,
@@ -333,9 +329,9 @@ void lab_end(struct lab *l)
 {
     lab_report(l);
     for (uint32_t i = 0; i < l->peer_count; i++) {
-        process_kill(&l->group->peers[i]);
+        process_fini(&l->group->peers[i]);
     }
-    if (!l->run->failed) {
+    if (!l->run->failed || process_interrupted()) {
         process_row_remove();
     }
     mem_free(l->group);

@@ -1,7 +1,6 @@
 /* labs_real: the rows of the labs' suite on processes. See usage(). */
 #include <getopt.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +8,6 @@
 
 #include "base/log.h"
 #include "tests/real/process.h"
-#include "tests/real/skipped.h"
 
 extern const struct lab_table lab_raft_2a, lab_raft_2b, lab_raft_2c,
     lab_raft_2d;
@@ -21,7 +19,7 @@ static const struct lab_table *const tables[] = {
     &lab_raft_2d,
 };
 
-enum { TABLES = sizeof tables / sizeof *tables };
+enum { TABLES = sizeof tables / sizeof *tables, EXIT_INTERRUPTED = 130 };
 
 static const char usage_text[] =
     "usage: labs_real [--seed S] [--list] [WHICH]...\n"
@@ -33,10 +31,10 @@ static const char usage_text[] =
     "line is the labs': seconds, peers, RPCs, bytes in RPCs, entries. A row "
     "that fails\n"
     "leaves its directory. --seed: of the row's own choices.\n"
-    "Exit status: 0 all passed, 1 a row failed, 2 usage.\n";
+    "Exit status: 0 all passed, 1 a row failed, 2 usage, 130 interrupted.\n";
 
 struct sum {
-    uint32_t passed, failed, skipped;
+    uint32_t passed, failed;
 };
 
 static void run_row(const struct lab_table *table, const struct lab_row *row,
@@ -44,18 +42,14 @@ static void run_row(const struct lab_table *table, const struct lab_row *row,
 {
     struct lab_run run = {.name = row->name, .seed = seed};
     printf("Test (%s): %s ...\n", table->part, row->title);
-    const char *why = skipped_why(row->name);
-    if (why != NULL) {
-        printf("  ... skipped: %s\n", why);
-        sum->skipped++;
-        return;
-    }
     fflush(stdout);
     row->run(&run);
-    if (run.failed) {
-        printf("    %s\n    its directory is %s\n--- FAIL: %s (%s), seed "
-               "%" PRIu64 ", after %.1f s\n",
-               run.failure, process_row_dir(), row->name, row->number, seed,
+    if (process_interrupted()) {
+        printf("  ... interrupted\n");
+    } else if (run.failed) {
+        printf("    seed %" PRIu64 ": %s\n    its directory is %s\n"
+               "--- FAIL: %s (%s) after %.1f s\n",
+               seed, run.failure, process_row_dir(), row->name, row->number,
                run.seconds);
         sum->failed++;
     } else {
@@ -76,18 +70,19 @@ static int run_all(uint64_t seed, char **which, int count)
     for (uint32_t t = 0; t < TABLES; t++) {
         for (uint32_t i = 0; i < tables[t]->row_count; i++) {
             const struct lab_row *row = &tables[t]->rows[i];
-            if (lab_wanted(tables[t], row, which, count)) {
+            if (!process_interrupted() &&
+                lab_wanted(tables[t], row, which, count)) {
                 run_row(tables[t], row, seed, &sum);
             }
         }
     }
     process_home_remove();
-    if (sum.passed + sum.failed + sum.skipped == 0) {
+    if (process_interrupted()) {
+        return EXIT_INTERRUPTED;
+    }
+    if (sum.passed + sum.failed == 0) {
         fprintf(stderr, "labs_real: no row has that name; see --list\n");
         return 2;
-    }
-    if (sum.skipped > 0) {
-        printf("%u skipped\n", sum.skipped);
     }
     printf("%u passed, %u failed\n", sum.passed, sum.failed);
     return sum.failed > 0 ? 1 : 0;
@@ -98,10 +93,8 @@ static int print_list(void)
     for (uint32_t t = 0; t < TABLES; t++) {
         for (uint32_t i = 0; i < tables[t]->row_count; i++) {
             const struct lab_row *row = &tables[t]->rows[i];
-            const char *why = skipped_why(row->name);
-            printf("%-3s %-4s %-32s %s%s\n", tables[t]->part, row->number,
-                   row->name, why != NULL ? "skipped: " : "",
-                   why != NULL ? why : row->title);
+            printf("%-3s %-4s %-32s %s\n", tables[t]->part, row->number,
+                   row->name, row->title);
         }
     }
     return 0;
@@ -126,6 +119,5 @@ int main(int argc, char **argv)
         }
     }
     log_set_level(LOG_LEVEL_OFF);
-    signal(SIGPIPE, SIG_IGN);
     return run_all(seed, argv + optind, argc - optind);
 }

@@ -34,7 +34,7 @@ struct node {
     struct rsm *raft; /* of REAL_RAFT */
     struct ctl_replica *ctl;
     struct skv_server *skv;
-    struct lab_counts counts;
+    struct lab_counts *counts; /* the runner sees it, too */
     uint64_t cut;
     struct env_timer look; /* for a new leader */
     raft_term led;
@@ -156,8 +156,7 @@ static void state_fill(struct real_state *s)
                              .leader = rsm_is_leader(rsm),
                              .stored = status.durable,
                              .log_size = lab_log_size(rsm),
-                             .log_files = lab_wal_files(node.disk),
-                             .counts = node.counts};
+                             .log_files = lab_wal_files(node.disk)};
 }
 
 static void set_net(const struct real_net *net)
@@ -235,7 +234,7 @@ static bool is_reply(net_method method, struct slice body)
 static void watch(void *arg, net_method method, struct slice body, bool reply)
 {
     (void)arg;
-    struct lab_counts *c = &node.counts;
+    struct lab_counts *c = node.counts;
     c->bytes += body.size;
     c->requests += !reply;
     c->replies += reply;
@@ -355,6 +354,7 @@ int main(void)
         give_up("make a loop", rc);
     }
     node.env = net_loop_env(node.loop);
+    node.counts = real_counts_map(node.self.dir);
     start_net();
     start();
     node.look.fire = look;

@@ -26,6 +26,7 @@ enum {
     CERTIFICATE_DAYS = 2,
 };
 
+static volatile sig_atomic_t interrupted;
 static char home[64];
 static char row_dir[PATH_MAX];
 static char certs_dir[PATH_MAX];
@@ -64,8 +65,30 @@ static bool make_certificates(void)
     return ok;
 }
 
+static void on_interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+bool process_interrupted(void)
+{
+    return interrupted != 0;
+}
+
+/* Calls that wait return then: no SA_RESTART. */
+static void catch_interrupts(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
 bool process_home_make(void)
 {
+    catch_interrupts();
     ssize_t size = readlink("/proc/self/exe", program, sizeof program - 32);
     snprintf(home, sizeof home, "/tmp/flotilla-labs.XXXXXX");
     if (size <= 0 || mkdtemp(home) == NULL) {
@@ -168,6 +191,17 @@ static void problem(struct process *p, const char *words)
                  "server %u %s; its log is %s.log", p->node.number, words,
                  p->node.dir);
     }
+}
+
+void process_init(struct process *p)
+{
+    p->counts = real_counts_map(p->node.dir);
+}
+
+void process_fini(struct process *p)
+{
+    process_kill(p);
+    real_counts_unmap(p->counts);
 }
 
 static void child(const struct process *p, int fd)

@@ -9,6 +9,8 @@ struct process {
     struct real_node node;
     pid_t pid; /* 0: it does not run */
     int fd;
+    /* Of all its lives: memory that it shares, so kill -9 loses none. */
+    struct lab_counts *counts;
     char problem[PATH_MAX + 128]; /* empty: none */
     /* What it says by itself; not for answers. */
     void (*noted)(struct process *p, const struct real_note *note);
@@ -18,6 +20,8 @@ struct process {
 /* Where everything of this run is; made once. Explains failures on standard
  * error. */
 bool process_home_make(void);
+/* A signal asks this run to end. */
+bool process_interrupted(void);
 void process_home_remove(void); /* if no row has left anything there */
 const char *process_row_make(const char *row); /* an empty directory */
 const char *process_row_dir(void);
@@ -27,7 +31,10 @@ const char *process_certs(void);
 uint32_t process_ports(uint32_t count);
 uint64_t process_now_us(void);
 
-/* p->node says what it is; process_await() says when it serves. */
+/* p->node says what it is. */
+void process_init(struct process *p);
+void process_fini(struct process *p); /* kills it */
+/* process_await() says when it serves. */
 void process_start(struct process *p);
 bool process_await(struct process *p);
 void process_kill(struct process *p); /* kill -9; what it said is heard first */
