@@ -129,6 +129,33 @@ size_t lab_log_size(const struct rsm *rsm)
     return size;
 }
 
+struct size_sink {
+    struct snap_sink sink;
+    size_t size;
+};
+
+static enum err add_size(struct snap_sink *sink, struct slice bytes)
+{
+    ((struct size_sink *)sink)->size += bytes.size;
+    return ERR_OK;
+}
+
+size_t lab_stream_size(const struct rsm *rsm, raft_index index, raft_term term,
+                       struct slice snapshot)
+{
+    struct size_sink to = {.sink.write = add_size};
+    struct snap_label label = {.index = index, .term = term};
+    struct raft_status status;
+    raft_status(rsm_raft(rsm), &status);
+    label.conf = status.conf;
+    struct snap_writer *w = snap_writer_new(&to.sink, &label);
+    struct snap_sink *sink = snap_writer_sink(w);
+    CHECK(sink->write(sink, snapshot) == ERR_OK);
+    CHECK(snap_writer_finish(w) == ERR_OK);
+    snap_writer_free(w);
+    return to.size;
+}
+
 static void count_file(void *arg, const char *name)
 {
     (void)name;
