@@ -7,6 +7,8 @@
  *  2. Nodes, keys and records lie in chunks that do not move.
  *  3. A record that fits is written over the one before it; else it gets a new
  *     place, with room to grow, since what grows is mostly appended to again.
+ *  4. A node that was erased is used again, with its record's place, by the
+ * next one that is as high: what comes and goes stays in the processor's cache.
  */
 #include "shardkv/delta.h"
 
@@ -30,15 +32,26 @@ struct chunk {
     uint8_t bytes[CHUNK_SIZE];
 };
 
+/* The first bytes of a key as numbers, which compare as the bytes do: most
+ * comparisons need no more, and look at nothing but the node. */
+struct head {
+    uint64_t high, low;
+};
+
 struct skv_delta_node {
+    struct head head;
     uint8_t *record;
     uint32_t size, capacity; /* of the record */
-    uint32_t hash;
-    uint16_t key_size;
+    uint16_t key_size, key_room;
     bool removed;
     bool below; /* as it was when the key came */
     uint8_t height;
     struct skv_delta_node *next[]; /* `height` of them; then the key */
+};
+
+struct slot {
+    struct skv_delta_node *node; /* NULL: free */
+    uint32_t hash;
 };
 
 struct skv_delta {
@@ -46,7 +59,9 @@ struct skv_delta {
     struct chunk *kept;   /* empty ones */
     uint32_t kept_count;
     struct skv_delta_node *heads[HEIGHT_MAX];
-    struct skv_delta_node **table; /* open addressing; a power of two */
+    struct skv_delta_node
+        *erased[HEIGHT_MAX]; /* by height less 1; by next[0] */
+    struct slot *table;      /* open addressing; a power of two */
     uint64_t table_size, count;
     uint64_t seed; /* of the hash: nobody can choose keys that collide */
     struct rng rng;
@@ -104,10 +119,10 @@ static void table_reset(struct skv_delta *d)
     }
     if (d->table_size < size || d->table_size > 4 * size) {
         mem_free(d->table);
-        d->table = mem_array(size, sizeof(struct skv_delta_node *));
+        d->table = mem_array(size, sizeof *d->table);
         d->table_size = size;
     } else {
-        memset(d->table, 0, d->table_size * sizeof(struct skv_delta_node *));
+        memset(d->table, 0, d->table_size * sizeof *d->table);
     }
 }
 
@@ -125,6 +140,7 @@ void skv_delta_clear(struct skv_delta *d)
     chunks_keep(d, CHUNKS_KEPT);
     table_reset(d);
     memset(d->heads, 0, sizeof d->heads);
+    memset(d->erased, 0, sizeof d->erased);
     d->count = 0;
 }
 
@@ -163,17 +179,17 @@ static struct slice key_of(const struct skv_delta_node *n)
     return slice_of(&n->next[n->height], n->key_size);
 }
 
-/* Where the key is, or the empty place where it would go. */
-static struct skv_delta_node **place_of(const struct skv_delta *d,
-                                        struct slice key, uint32_t hash)
+/* Where the key is, or the free place where it would go. */
+static struct slot *place_of(const struct skv_delta *d, struct slice key,
+                             uint32_t hash)
 {
     uint64_t at = hash & (d->table_size - 1);
     for (;;) {
-        struct skv_delta_node *n = d->table[at];
-        if (n == NULL ||
-            (n->hash == hash && n->key_size == key.size &&
-             memcmp(&n->next[n->height], key.data, key.size) == 0)) {
-            return &d->table[at];
+        struct slot *s = &d->table[at];
+        if (s->node == NULL ||
+            (s->hash == hash && s->node->key_size == key.size &&
+             memcmp(key_of(s->node).data, key.data, key.size) == 0)) {
+            return s;
         }
         at = (at + 1) & (d->table_size - 1);
     }
@@ -181,13 +197,13 @@ static struct skv_delta_node **place_of(const struct skv_delta *d,
 
 static void table_grow(struct skv_delta *d)
 {
-    struct skv_delta_node **old = d->table;
+    struct slot *old = d->table;
     uint64_t old_size = d->table_size;
     d->table_size *= 2;
-    d->table = mem_array(d->table_size, sizeof(struct skv_delta_node *));
+    d->table = mem_array(d->table_size, sizeof *d->table);
     for (uint64_t i = 0; i < old_size; i++) {
-        if (old[i] != NULL) {
-            *place_of(d, key_of(old[i]), old[i]->hash) = old[i];
+        if (old[i].node != NULL) {
+            *place_of(d, key_of(old[i].node), old[i].hash) = old[i];
         }
     }
     mem_free(old);
@@ -195,30 +211,55 @@ static void table_grow(struct skv_delta *d)
 
 /* Those behind the gap that could not be where their hash wants them move up
  * (Knuth 6.4, algorithm R). */
-static void table_erase(struct skv_delta *d, struct skv_delta_node **place)
+static void table_erase(struct skv_delta *d, struct slot *place)
 {
     uint64_t mask = d->table_size - 1;
     uint64_t gap = (uint64_t)(place - d->table);
-    for (uint64_t at = (gap + 1) & mask; d->table[at] != NULL;
+    for (uint64_t at = (gap + 1) & mask; d->table[at].node != NULL;
          at = (at + 1) & mask) {
-        uint64_t home = d->table[at]->hash & mask;
+        uint64_t home = d->table[at].hash & mask;
         if (((at - home) & mask) >= ((at - gap) & mask)) {
             d->table[gap] = d->table[at];
             gap = at;
         }
     }
-    d->table[gap] = NULL;
+    d->table[gap].node = NULL;
 }
 
 /* ---- the list ---- */
+
+static struct head head_of(struct slice key)
+{
+    uint8_t bytes[16] = {0};
+    if (key.size > 0) {
+        memcpy(bytes, key.data,
+               key.size < sizeof bytes ? key.size : sizeof bytes);
+    }
+    return (struct head){.high = get_be64(bytes), .low = get_be64(bytes + 8)};
+}
+
+/* Is n's key less? A key that ends within its head has zeros there, and is
+ * before or beside what goes on, never behind it. */
+static inline bool is_before(const struct skv_delta_node *n, struct head head,
+                             struct slice key)
+{
+    if (n->head.high != head.high) {
+        return n->head.high < head.high;
+    }
+    if (n->head.low != head.low) {
+        return n->head.low < head.low;
+    }
+    return slice_compare(key_of(n), key) < 0;
+}
 
 /* The last links before `key`, at each height. */
 static void find_links(struct skv_delta *d, struct slice key,
                        struct skv_delta_node **links[HEIGHT_MAX])
 {
     struct skv_delta_node **row = d->heads;
+    struct head head = head_of(key);
     for (int h = HEIGHT_MAX - 1; h >= 0; h--) {
-        while (row[h] != NULL && slice_compare(key_of(row[h]), key) < 0) {
+        while (row[h] != NULL && is_before(row[h], head, key)) {
             row = row[h]->next;
         }
         links[h] = &row[h];
@@ -236,15 +277,29 @@ static uint8_t some_height(struct skv_delta *d)
     return height;
 }
 
-static struct skv_delta_node *insert(struct skv_delta *d, struct slice key,
-                                     uint32_t hash)
+/* One with room for the key, and without a record. */
+static struct skv_delta_node *node_take(struct skv_delta *d, uint8_t height,
+                                        size_t key_size)
+{
+    struct skv_delta_node *n = d->erased[height - 1];
+    if (n != NULL && n->key_room >= key_size) {
+        d->erased[height - 1] = n->next[0];
+        return n;
+    }
+    size_t row = height * sizeof(struct skv_delta_node *);
+    n = take(d, sizeof *n + row + key_size);
+    *n = (struct skv_delta_node){.key_room = (uint16_t)key_size,
+                                 .height = height};
+    return n;
+}
+
+static struct skv_delta_node *insert(struct skv_delta *d, struct slice key)
 {
     struct skv_delta_node **links[HEIGHT_MAX];
     uint8_t height = some_height(d);
-    size_t row = height * sizeof(struct skv_delta_node *);
-    struct skv_delta_node *n = take(d, sizeof *n + row + key.size);
-    *n = (struct skv_delta_node){
-        .hash = hash, .key_size = (uint16_t)key.size, .height = height};
+    struct skv_delta_node *n = node_take(d, height, key.size);
+    n->head = head_of(key);
+    n->key_size = (uint16_t)key.size;
     memcpy(&n->next[height], key.data, key.size);
     find_links(d, key, links);
     for (uint8_t h = 0; h < height; h++) {
@@ -265,12 +320,12 @@ static struct skv_delta_node *node_for(struct skv_delta *d, struct slice key,
         table_grow(d);
     }
     uint32_t hash = hash_of(d, key);
-    struct skv_delta_node **place = place_of(d, key, hash);
-    if (*place == NULL) {
-        *place = insert(d, key, hash);
-        (*place)->below = below;
+    struct slot *place = place_of(d, key, hash);
+    if (place->node == NULL) {
+        *place = (struct slot){.node = insert(d, key), .hash = hash};
+        place->node->below = below;
     }
-    return *place;
+    return place->node;
 }
 
 void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
@@ -290,10 +345,10 @@ void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
     n->removed = false;
 }
 
-static void erase(struct skv_delta *d, struct skv_delta_node **place)
+static void erase(struct skv_delta *d, struct slot *place)
 {
     struct skv_delta_node **links[HEIGHT_MAX];
-    const struct skv_delta_node *n = *place;
+    struct skv_delta_node *n = place->node;
     find_links(d, key_of(n), links);
     for (uint8_t h = 0; h < n->height; h++) {
         CHECK(*links[h] == n);
@@ -301,12 +356,14 @@ static void erase(struct skv_delta *d, struct skv_delta_node **place)
     }
     table_erase(d, place);
     d->count--;
+    n->next[0] = d->erased[n->height - 1]; /* 4 */
+    d->erased[n->height - 1] = n;
 }
 
 void skv_delta_remove(struct skv_delta *d, struct slice key)
 {
-    struct skv_delta_node **place = place_of(d, key, hash_of(d, key));
-    if (*place != NULL && !(*place)->below) {
+    struct slot *place = place_of(d, key, hash_of(d, key));
+    if (place->node != NULL && !place->node->below) {
         erase(d, place);
         return;
     }
@@ -321,7 +378,7 @@ bool skv_delta_find(const struct skv_delta *d, struct slice key,
     if (d->count == 0) {
         return false;
     }
-    const struct skv_delta_node *n = *place_of(d, key, hash_of(d, key));
+    const struct skv_delta_node *n = place_of(d, key, hash_of(d, key))->node;
     if (n == NULL) {
         return false;
     }
@@ -338,8 +395,9 @@ const struct skv_delta_node *skv_delta_seek(const struct skv_delta *d,
                                             struct slice from)
 {
     struct skv_delta_node *const *row = d->heads;
+    struct head head = head_of(from);
     for (int h = HEIGHT_MAX - 1; h >= 0; h--) {
-        while (row[h] != NULL && slice_compare(key_of(row[h]), from) < 0) {
+        while (row[h] != NULL && is_before(row[h], head, from)) {
             row = row[h]->next;
         }
     }

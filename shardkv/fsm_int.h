@@ -81,7 +81,9 @@ MUST_USE enum err skv_chunks_put(struct skv_store *s, struct skv_name name,
 /* To the end of `out`. ERR_NOTFOUND. */
 MUST_USE enum err skv_chunks_get(struct skv_store *s, struct skv_name name,
                                  struct buf *out);
-MUST_USE enum err skv_chunks_remove(struct skv_store *s, struct skv_name name);
+/* *found, if not NULL: it was there. */
+MUST_USE enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
+                                    bool *found);
 
 /* The first `max` keys that begin with `prefix` and are above or at `from`. */
 struct skv_keys {
@@ -224,6 +226,7 @@ MUST_USE enum err skv_exec_prepare(struct skv_exec *x);
     F(U64, last_us)                                                            \
     F(U64, first)                                                              \
     F(U32, replies) /* kept */                                                 \
+    F(U64, newest)  /* the number of the one stored last; it may be gone */    \
     F(U64, outcome) /* the highest number of a commit; see SKV_OUTCOME_IDLE_US \
                      */
 MSG_STRUCT(skv_row, SKV_ROW_FIELDS);

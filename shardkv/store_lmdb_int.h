@@ -89,6 +89,7 @@ struct skv_lmdb {
     MDB_cursor *cursor; /* on `keys`; goes with `txn`. What the state machine
                            names in one entry lies close together, and LMDB
                            looks in the cursor's page first. */
+    MDB_cursor *scan_cursor;          /* likewise; NULL while it is in use */
     struct skv_delta *fresh, *frozen; /* 1; frozen: NULL if none is begun */
     struct skv_delta *spare;          /* an empty one, or NULL */
     struct skv_lmdb_meta meta;        /* with all that is in `fresh` */

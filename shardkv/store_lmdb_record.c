@@ -67,10 +67,19 @@ enum err skv_lmdb_begin(struct skv_lmdb *s)
     return ERR_OK;
 }
 
+static void scan_cursor_close(struct skv_lmdb *s)
+{
+    if (s->scan_cursor != NULL) {
+        mdb_cursor_close(s->scan_cursor);
+        s->scan_cursor = NULL;
+    }
+}
+
 void skv_lmdb_end(struct skv_lmdb *s)
 {
     if (s->txn != NULL) {
         mdb_cursor_close(s->cursor);
+        scan_cursor_close(s);
         mdb_txn_abort(s->txn);
         s->txn = NULL;
     }
@@ -276,6 +285,18 @@ static enum err merge(struct skv_lmdb *s, struct source from[SOURCES],
     return rc;
 }
 
+/* The one of the last scan: most entries scan, and it costs half of a scan. */
+static enum err cursor_take(struct skv_lmdb *s, MDB_cursor **out)
+{
+    int code = 0;
+    *out = s->scan_cursor;
+    s->scan_cursor = NULL;
+    if (*out == NULL) {
+        code = mdb_cursor_open(s->txn, s->gen->keys, out);
+    }
+    return code == 0 ? ERR_OK : skv_lmdb_failed(s->gen, "scan", code);
+}
+
 enum err skv_lmdb_scan(struct skv_store *store, struct slice prefix,
                        struct slice from, skv_scan_fn *each, void *arg)
 {
@@ -289,14 +310,15 @@ enum err skv_lmdb_scan(struct skv_store *store, struct slice prefix,
     if (rc != ERR_OK) {
         return rc;
     }
-    int code = mdb_cursor_open(s->txn, s->gen->keys, &sources[2].cursor);
-    if (code != 0) {
-        return skv_lmdb_failed(s->gen, "scan", code);
+    rc = cursor_take(s, &sources[2].cursor);
+    if (rc != ERR_OK) {
+        return rc;
     }
     rc = seek(s, sources, start);
     if (rc == ERR_OK) {
         rc = merge(s, sources, prefix, each, arg);
     }
-    mdb_cursor_close(sources[2].cursor);
+    scan_cursor_close(s); /* of a scan within this one */
+    s->scan_cursor = sources[2].cursor;
     return rc;
 }
