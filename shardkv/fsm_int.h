@@ -226,10 +226,12 @@ MUST_USE enum err skv_exec_prepare(struct skv_exec *x);
     F(U64, last_us)                                                            \
     F(U64, first)                                                              \
     F(U32, replies) /* kept */                                                 \
-    F(U64, newest)  /* the number of the one stored last; it may be gone */    \
+    F(U16, newest)  /* of the one stored last, less `first`; it may be gone */ \
     F(U64, outcome) /* the highest number of a commit; see SKV_OUTCOME_IDLE_US \
                      */
 MSG_STRUCT(skv_row, SKV_ROW_FIELDS);
+
+enum { SKV_NEWEST_UNKNOWN = UINT16_MAX }; /* or too far from `first` */
 
 /* What a number was used for; in the store. */
 enum skv_use {

@@ -99,13 +99,22 @@ static enum err forget_by_scan(struct skv_call *c, uint64_t first)
     return rc;
 }
 
+static void newest_set(struct skv_row *row, uint64_t sequence)
+{
+    uint64_t ahead =
+        sequence >= row->first ? sequence - row->first : SKV_NEWEST_UNKNOWN;
+    row->newest =
+        ahead < SKV_NEWEST_UNKNOWN ? (uint16_t)ahead : SKV_NEWEST_UNKNOWN;
+}
+
 /* Most sessions have one reply in a shard, and it is known which: a scan would
  * cost more than all else that a small write does. */
 static enum err forget_newest(struct skv_call *c, uint64_t first, bool *done)
 {
-    uint64_t newest = c->row.newest;
+    uint64_t newest = c->row.first + c->row.newest;
     *done = c->row.replies == 0;
-    if (c->row.replies != 1 || newest >= first ||
+    if (c->row.replies != 1 || c->row.newest == SKV_NEWEST_UNKNOWN ||
+        newest >= first ||
         skv_prepared_find(c->shard, c->request->session, newest) != NULL) {
         return ERR_OK;
     }
@@ -115,11 +124,13 @@ static enum err forget_newest(struct skv_call *c, uint64_t first, bool *done)
 enum err skv_row_forget(struct skv_call *c, uint64_t first)
 {
     bool done = false;
+    uint64_t newest = c->row.first + c->row.newest;
     enum err rc = forget_newest(c, first, &done);
     if (rc == ERR_OK && !done) {
         rc = forget_by_scan(c, first);
     }
     c->row.first = first;
+    newest_set(&c->row, newest);
     c->row_changed = true;
     return rc;
 }
@@ -161,7 +172,7 @@ static enum err use_save(struct skv_call *c, enum skv_use use,
 enum err skv_use_add(struct skv_call *c, enum skv_use use, struct slice reply)
 {
     c->row.replies++;
-    c->row.newest = c->request->sequence;
+    newest_set(&c->row, c->request->sequence);
     return use_save(c, use, reply);
 }
 
