@@ -33,8 +33,8 @@ struct env_worker {
     struct env_job collect; /* calls worker_collect() on the loop */
 
     /* The loop's. */
-    struct job_queue ready; /* finished, their done() not yet called */
-    uint32_t delivering;    /* depth: a done() may free the worker */
+    struct job_queue ready;  /* finished, their done() not yet called */
+    uint32_t delivering;     /* depth: a done() may free the worker */
     uint64_t pause_until_us; /* 4 */
     bool freed;
 
