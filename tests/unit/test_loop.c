@@ -498,6 +498,31 @@ static void brief_jobs_keep_their_place(void **state)
     env_worker_free(env, worker);
 }
 
+static bool brief_begun; /* atomic */
+
+static void begun_run(struct env_job *job)
+{
+    __atomic_store_n(&brief_begun, true, __ATOMIC_RELEASE);
+    brief_run(job);
+}
+
+/* Wrong if only the queue is looked at, and not what runs. */
+static void a_brief_job_waits_for_the_one_that_runs(void **state)
+{
+    (void)state;
+    briefs_begin(2);
+    brief_begun = false;
+    brief_make(0, 20000)->job.run = begun_run;
+    env_worker_submit(env, worker, &briefs[0].job);
+    while (!__atomic_load_n(&brief_begun, __ATOMIC_ACQUIRE)) {
+        usleep(100);
+    }
+    env_worker_submit_brief(env, worker, &brief_make(1, 0)->job);
+    net_loop_run(loop);
+    assert_false(briefs[1].was_here);
+    env_worker_free(env, worker);
+}
+
 /* Wrong if a slow disk holds up the loop again and again. */
 static void a_job_that_was_not_brief_sends_the_next_to_the_thread(void **state)
 {
@@ -593,6 +618,7 @@ int main(void)
         T(a_slow_batch_is_reported_in_pieces),
         T(a_brief_job_of_an_idle_worker_runs_here),
         T(brief_jobs_keep_their_place),
+        T(a_brief_job_waits_for_the_one_that_runs),
         T(a_job_that_was_not_brief_sends_the_next_to_the_thread),
         T(a_signal_is_called_on_the_loop),
         T(fatal_ends_the_process_with_status_70),
