@@ -48,7 +48,7 @@ PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
             libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
 TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
 BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
-                  openssl python3
+                  openssl python3 nftables iproute2
 
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 
@@ -180,6 +180,7 @@ bench: deps
 
 # How long clients wait when their leader is stopped, killed, halted.
 bench-gap: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
 
