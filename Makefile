@@ -106,6 +106,12 @@ $(OUT)/labs: $(LABS_OBJ) $(LIB)
 $(OUT)/labs_real: $(REAL_OBJ) $(LIB) | $(OUT)/labs_node
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
+$(OUT)/raft_bench: $(OUT)/tests/bench/raft_bench.o $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/limits: $(OUT)/tests/bench/limits.o
+	$(CC) $(LDFLAGS) $^ -o $@ -lssl -lcrypto
+
 $(OUT)/labs_node: $(NODE_OBJ) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
