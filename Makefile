@@ -74,7 +74,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-migrate lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-migrate lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -189,6 +189,11 @@ bench-gap: deps
 	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
+
+# The replicated log alone, beside the limits of disk and net.
+bench-log: deps
+	@$(MAKE) -s -j2 build/release/raft_bench build/release/limits
+	@tests/bench/log.sh
 
 bench-migrate: deps
 	@$(MAKE) -s -j2 all
