@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -19,18 +20,16 @@
 #include <unistd.h>
 
 #include "base/check.h"
-#include "base/codec.h"
 #include "base/log.h"
 #include "base/rng.h"
 #include "rsm/rsm.h"
 #include "transport/rpc.h"
 
 #define METHOD_PROPOSE 0x70
-#define METHOD_LOOK    0x71
 
 enum {
     REPLICAS = 3,
-    LOOK_SIZE = 4 * 8,
+    LOOK_US = 2000,
     LATENCIES_MAX = 4 << 20,
     OUTSTANDING_MAX = 1024,
     PAYLOAD_MAX = 1 << 20,
@@ -39,8 +38,16 @@ enum {
     WARM_US = 1000000,
 };
 
+/* What a replica tells, in memory that all processes share: an answer over the
+ * net would come behind all that is outstanding. Written by one, read by
+ * another, each member by itself. */
+struct looked {
+    uint64_t leads, wal_bytes, wal_syncs, cpu_us;
+};
+
 static const char *dir;
 static uint32_t first_port;
+static struct looked *looks; /* REPLICAS of them */
 
 static void need(bool ok, const char *what)
 {
@@ -150,16 +157,24 @@ static uint64_t cpu_us(void)
            (uint64_t)(r.ru_utime.tv_usec + r.ru_stime.tv_usec);
 }
 
-static void look(struct net_request *request)
+static void put(uint64_t *to, uint64_t value)
 {
-    uint8_t body[LOOK_SIZE];
+    __atomic_store_n(to, value, __ATOMIC_RELAXED);
+}
+
+static struct env_timer look_timer;
+static struct env *look_env;
+static struct looked *look_at; /* ours of `looks` */
+
+static void look(struct env_timer *timer)
+{
     struct rsm_status status;
     rsm_status(raft, &status);
-    set_u64(body, rsm_is_leader(raft));
-    set_u64(body + 8, status.wal_bytes);
-    set_u64(body + 16, status.wal_syncs);
-    set_u64(body + 24, cpu_us());
-    net_reply(net, request, ERR_OK, slice_of(body, sizeof body));
+    put(&look_at->leads, rsm_is_leader(raft));
+    put(&look_at->wal_bytes, status.wal_bytes);
+    put(&look_at->wal_syncs, status.wal_syncs);
+    put(&look_at->cpu_us, cpu_us());
+    env_timer_start(look_env, timer, LOOK_US);
 }
 
 static void handle(void *arg, struct net_request *request,
@@ -167,9 +182,7 @@ static void handle(void *arg, struct net_request *request,
                    struct slice body)
 {
     (void)arg;
-    if (method == METHOD_LOOK && request != NULL) {
-        look(request);
-    } else if (method == METHOD_PROPOSE && request != NULL) {
+    if (method == METHOD_PROPOSE && request != NULL) {
         struct propose *p = mem_alloc(sizeof *p);
         p->request = request;
         p->proposal.done = on_committed;
@@ -212,24 +225,21 @@ static void replica_run(uint32_t replica)
     need(rsm_new(&config, &raft) == ERR_OK, "start a replica");
     net->handler = handle;
     net->down = peer_down;
+    look_at = &looks[replica];
+    look_env = net_loop_env(loop);
+    look_timer.fire = look;
+    env_timer_start(look_env, &look_timer, LOOK_US);
     net_loop_run(loop);
     _exit(1);
 }
 
 /* ---- the client ---- */
 
-struct looked {
-    bool leads;
-    uint64_t wal_bytes, wal_syncs, cpu_us;
-};
-
 struct client {
     struct net_loop *loop;
     struct env *env;
     struct net *net;
     char leader[NET_ADDRESS_SIZE_MAX];
-    struct looked looked[REPLICAS];
-    uint32_t looks_waiting;
 
     uint32_t size, outstanding; /* of this row */
     bool measuring, over;
@@ -293,41 +303,24 @@ static void ask(struct asked *a)
              on_reply, a);
 }
 
-static void on_looked(void *arg, enum err rc, struct slice body)
+static uint64_t get(const uint64_t *from)
 {
-    struct looked *l = arg;
-    *l = (struct looked){0};
-    if (rc == ERR_OK && body.size == LOOK_SIZE) {
-        l->leads = get_u64(body.data) != 0;
-        l->wal_bytes = get_u64(body.data + 8);
-        l->wal_syncs = get_u64(body.data + 16);
-        l->cpu_us = get_u64(body.data + 24);
-    }
-    if (--client.looks_waiting == 0) {
-        net_loop_stop(client.loop);
-    }
+    return __atomic_load_n(from, __ATOMIC_RELAXED);
 }
 
-static void look_at_all(struct looked sum[1])
+static struct looked looks_sum(void)
 {
-    *sum = (struct looked){0};
-    client.looks_waiting = REPLICAS;
+    struct looked sum = {0};
     for (uint32_t i = 0; i < REPLICAS; i++) {
-        char address[NET_ADDRESS_SIZE_MAX];
-        address_of(i, address);
-        net_call(client.net, address, METHOD_LOOK, NULL, 0, CALL_TIMEOUT_MS,
-                 on_looked, &client.looked[i]);
-    }
-    net_loop_run(client.loop);
-    for (uint32_t i = 0; i < REPLICAS; i++) {
-        sum->leads |= client.looked[i].leads;
-        sum->wal_bytes += client.looked[i].wal_bytes;
-        sum->wal_syncs += client.looked[i].wal_syncs;
-        sum->cpu_us += client.looked[i].cpu_us;
-        if (client.looked[i].leads) {
+        sum.wal_bytes += get(&looks[i].wal_bytes);
+        sum.wal_syncs += get(&looks[i].wal_syncs);
+        sum.cpu_us += get(&looks[i].cpu_us);
+        if (get(&looks[i].leads) != 0) {
+            sum.leads = 1;
             address_of(i, client.leader);
         }
     }
+    return sum;
 }
 
 static void stop_timer(struct env_timer *timer)
@@ -375,8 +368,7 @@ static void print_row(const struct client *c, double seconds,
 static void row(uint32_t size, uint32_t outstanding, double seconds)
 {
     struct client *c = &client;
-    struct looked before, after;
-    look_at_all(&before);
+    need(looks_sum().leads != 0, "find a leader");
     c->size = size;
     c->outstanding = c->in_flight = outstanding;
     c->measuring = c->over = false;
@@ -386,13 +378,12 @@ static void row(uint32_t size, uint32_t outstanding, double seconds)
         ask(&asked[i]);
     }
     run_for(WARM_US);
-    /* The replicas' counters are read while the load runs. */
-    look_at_all(&before);
+    struct looked before = looks_sum();
     c->measuring = true;
     uint64_t began = env_now_us(c->env);
     run_for((uint64_t)(seconds * 1e6));
     double took = (double)(env_now_us(c->env) - began) / 1e6;
-    look_at_all(&after);
+    struct looked after = looks_sum();
     c->over = true;
     net_loop_run(c->loop);
     print_row(c, took, &before, &after);
@@ -411,11 +402,9 @@ static void client_start(void)
     for (uint32_t i = 0; i < 2 * PAYLOAD_MAX; i++) {
         c->payload[i] = (uint8_t)rng_next(&c->rng);
     }
-    struct looked sum;
-    do {
+    while (looks_sum().leads == 0) {
         run_for(RETRY_US * 100);
-        look_at_all(&sum);
-    } while (!sum.leads);
+    }
 }
 
 /* "1,16,64"; at most 16. */
@@ -451,6 +440,9 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     log_set_level(LOG_LEVEL_ERROR);
     make_certificates();
+    looks = mmap(NULL, REPLICAS * sizeof *looks, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    need(looks != MAP_FAILED, "share memory");
     pid_t pids[REPLICAS];
     for (uint32_t i = 0; i < REPLICAS; i++) {
         pids[i] = fork();
