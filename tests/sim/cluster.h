@@ -43,6 +43,7 @@ enum fault {
     FAULT_CLERK,   /* a clerk's process dies; another starts */
     FAULT_MEMBERS, /* a replica is added, removed, replaced */
     FAULT_WIPE,    /* a disk is lost, for good */
+    FAULT_RESET,   /* a leader's connections to its peers break; it lives */
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULTS
 };
@@ -59,6 +60,8 @@ struct plan {
     uint32_t checkpoint_ms_max;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
+    bool lease_reads;
+    uint32_t clock_error_ppm; /* clocks run so much too fast or too slow */
 };
 
 /* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.

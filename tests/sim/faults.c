@@ -218,6 +218,26 @@ static void leader_cut(struct cluster *c)
               leader->gid, keeps_others ? ", but not from clients" : "");
 }
 
+/* As when something between them resets connections: its peers take it for
+ * dead, clients still speak to it, and it has not noticed. */
+static void leader_reset(struct cluster *c)
+{
+    struct node *leader = cluster_leader(c, any_server(c)->gid);
+    if (leader == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n != leader && node_is_server(n) && n->gid == leader->gid) {
+            cut_both(c, n->number, leader->number);
+            sim_wire_hint(c->wire, n->number, leader->number,
+                          sim_between(c->world, 50, 5 * MS));
+        }
+    }
+    sim_trace(c->world, "connections of n%u, leader of group %u, break",
+              leader->number, leader->gid);
+}
+
 static void mend(struct cluster *c)
 {
     sim_trace(c->world, "all links mended");
@@ -403,6 +423,7 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_WEATHER] = weather,     [FAULT_ADMIN] = admin,
     [FAULT_CLERK] = clerk_crash,   [FAULT_MEMBERS] = members_change,
     [FAULT_WIPE] = members_wipe,   [FAULT_MOVE] = hunt_move,
+    [FAULT_RESET] = leader_reset,
 };
 
 static enum fault draw(struct cluster *c)

@@ -1221,6 +1221,7 @@ static struct raft_msg full_message(struct bytes *data)
     m.match = 6;
     m.reject = true;
     m.transfer = true;
+    m.lease = true;
     m.conflict_term = 7;
     m.conflict_index = 8;
     m.last_index = 10;
@@ -1258,6 +1259,7 @@ static void a_message_survives_its_bytes(void **state)
     assert_null(back.entries[2].data);
     assert_true(back.reject);
     assert_true(back.transfer);
+    assert_true(back.lease);
     raft_msg_release(&back);
     arena_free(&a);
     for (size_t size = 0; size < b.size; size++) {
