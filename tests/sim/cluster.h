@@ -44,6 +44,7 @@ enum fault {
     FAULT_MEMBERS, /* a replica is added, removed, replaced */
     FAULT_WIPE,    /* a disk is lost, for good */
     FAULT_RESET,   /* a leader's connections to its peers break; it lives */
+    FAULT_APART,   /* a follower hears its leader no more, others restart */
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULTS
 };
@@ -179,6 +180,8 @@ void admin_join_first(struct cluster *c);
 
 /* ---- members.c ---- */
 void members_change(struct cluster *c);
+/* Asks a leader to hand over, to anybody. */
+void members_transfer(struct cluster *c, struct node *leader);
 void members_wipe(struct cluster *c);
 void members_removed(void *node); /* its rsm says so */
 /* No change is under way, and who was removed has stopped. */

@@ -220,10 +220,11 @@ static void leader_cut(struct cluster *c)
 
 /* As when something between them resets connections: its peers take it for
  * dead, clients still speak to it, and it has not noticed. */
-static void leader_reset(struct cluster *c)
+static void reset_now(void *arg)
 {
-    struct node *leader = cluster_leader(c, any_server(c)->gid);
-    if (leader == NULL) {
+    struct node *leader = arg;
+    struct cluster *c = leader->cluster;
+    if (c->healed) {
         return;
     }
     for (uint32_t i = 0; i < c->node_count; i++) {
@@ -236,6 +237,52 @@ static void leader_reset(struct cluster *c)
     }
     sim_trace(c->world, "connections of n%u, leader of group %u, break",
               leader->number, leader->gid);
+}
+
+static void leader_reset(struct cluster *c)
+{
+    struct node *leader = cluster_leader(c, any_server(c)->gid);
+    if (leader == NULL) {
+        return;
+    }
+    if (sim_chance(c->world, 300)) { /* while it hands over */
+        members_transfer(c, leader);
+        sim_after(c->world, sim_between(c->world, MS, 12 * MS), reset_now,
+                  leader);
+    } else {
+        reset_now(leader);
+    }
+}
+
+static void crash_briefly(void *arg)
+{
+    struct node *n = arg;
+    if (!n->env.dead && !n->cluster->healed) {
+        node_crash(n, "killed for a moment");
+        node_restart_later(n, sim_between(n->cluster->world, MS, 20 * MS));
+    }
+}
+
+/* A follower that hears its leader no more asks the others for their votes,
+ * again and again; and the others restart. */
+static void follower_apart(struct cluster *c)
+{
+    struct node *apart = any_server(c);
+    struct node *leader = cluster_leader(c, apart->gid);
+    if (leader == NULL || leader == apart) {
+        return;
+    }
+    cut_both(c, apart->number, leader->number);
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n != leader && n != apart && node_is_server(n) &&
+            n->gid == leader->gid && !n->spare && !n->retired) {
+            sim_after(c->world, sim_between(c->world, SECOND, 3 * SECOND),
+                      crash_briefly, n);
+        }
+    }
+    sim_trace(c->world, "n%u is cut off from n%u, leader of group %u",
+              apart->number, leader->number, leader->gid);
 }
 
 static void mend(struct cluster *c)
@@ -423,7 +470,7 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_WEATHER] = weather,     [FAULT_ADMIN] = admin,
     [FAULT_CLERK] = clerk_crash,   [FAULT_MEMBERS] = members_change,
     [FAULT_WIPE] = members_wipe,   [FAULT_MOVE] = hunt_move,
-    [FAULT_RESET] = leader_reset,
+    [FAULT_RESET] = leader_reset,  [FAULT_APART] = follower_apart,
 };
 
 static enum fault draw(struct cluster *c)

@@ -81,6 +81,7 @@ static const struct scenario scenarios[] = {
      50 * MS,
      1200 * MS,
      {[FAULT_RESET] = 8,
+      [FAULT_APART] = 4,
       [FAULT_CRASH_LEADER] = 3,
       [FAULT_CRASH] = 3,
       [FAULT_PAUSE] = 2,

@@ -1285,7 +1285,7 @@ static void the_bytes_do_not_change(void **state)
         3, 0, 0, 0, 0, 0, 0, 0,         /* log_term */
         5, 0, 0, 0, 0, 0, 0, 0,         /* commit */
         6, 0, 0, 0, 0, 0, 0, 0,         /* match */
-        3,                                              /* flags */
+        7,                                              /* flags */
         7, 0, 0, 0, 0, 0, 0, 0,         /* conflict_term */
         8, 0, 0, 0, 0, 0, 0, 0,         /* conflict_index */
         10, 0, 0, 0, 0, 0, 0, 0,         /* last_index */
@@ -1316,7 +1316,7 @@ static void nonsense_is_refused(void **state)
         {0, 0},     {0, 8},   {0, 255}, /* type */
         {1, 0},     {9, 0},             /* from, to */
         {17, 0},                        /* term */
-        {57, 4},                        /* flags */
+        {57, 8},                        /* flags */
         {90, 200},                      /* entry_count */
         {93, 255},                      /* a count over all bounds */
         {94, 0},    {94, 99},           /* an entry's term */
