@@ -119,6 +119,7 @@ struct cluster {
     const struct sim_speed *speeds; /* SIM_SPEEDS of them; NULL: default */
     struct verify *verify;
     struct workload *workload;
+    uint64_t reads_only_until_us;          /* clerks write nothing */
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     void (*removed)(void *node);           /* its rsm says so; may be NULL */

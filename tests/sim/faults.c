@@ -254,17 +254,22 @@ static void leader_reset(struct cluster *c)
     }
 }
 
-static void crash_briefly(void *arg)
+/* It comes back at once, and does not hear the leader either. */
+static void crash_apart(void *arg)
 {
     struct node *n = arg;
-    if (!n->env.dead && !n->cluster->healed) {
-        node_crash(n, "killed for a moment");
-        node_restart_later(n, sim_between(n->cluster->world, MS, 20 * MS));
+    struct node *leader = cluster_leader(n->cluster, n->gid);
+    if (n->env.dead || n->cluster->healed || leader == NULL || leader == n) {
+        return;
     }
+    cut_both(n->cluster, n->number, leader->number);
+    node_crash(n, "killed for a moment");
+    node_restart_later(n, sim_between(n->cluster->world, MS, 20 * MS));
 }
 
 /* A follower that hears its leader no more asks the others for their votes,
- * again and again; and the others restart. */
+ * again and again; its log is as good as theirs, as nobody writes; then they
+ * restart. */
 static void follower_apart(struct cluster *c)
 {
     struct node *apart = any_server(c);
@@ -273,12 +278,13 @@ static void follower_apart(struct cluster *c)
         return;
     }
     cut_both(c, apart->number, leader->number);
+    c->reads_only_until_us = c->world->now_us + 3 * SECOND;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
         if (n != leader && n != apart && node_is_server(n) &&
             n->gid == leader->gid && !n->spare && !n->retired) {
             sim_after(c->world, sim_between(c->world, SECOND, 3 * SECOND),
-                      crash_briefly, n);
+                      crash_apart, n);
         }
     }
     sim_trace(c->world, "n%u is cut off from n%u, leader of group %u",
