@@ -78,22 +78,19 @@ static void answer_by_lease(struct raft *r)
 
 void raft_read_advance(struct raft *r)
 {
-    while (r->read_count > 0 || r->read_open) {
-        if (r->read_open) {
-            if (raft_quorum(r, echoed_by) >= r->read_round) {
-                end_round(r);
-                continue;
-            }
+    for (;;) {
+        if (r->read_open && raft_quorum(r, echoed_by) >= r->read_round) {
+            end_round(r);
         }
         if (r->read_count == 0 || !raft_commit_in_term(r)) {
             return;
         }
         if (raft_lease_valid(r)) {
             answer_by_lease(r);
-        } else if (!r->read_open) {
-            begin_round(r, r->read_count);
-        } else {
+        } else if (r->read_open) {
             return;
+        } else {
+            begin_round(r, r->read_count);
         }
     }
 }
