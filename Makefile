@@ -77,10 +77,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-slow bench-migrate bench-stall test-disk lint up down clean-cluster clean help >>
-=======
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-migrate test-disk lint up down clean-cluster clean help
->>>>>>> w-disk
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-migrate bench-stall test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
