@@ -9,10 +9,10 @@
 
 #include <string.h>
 
-enum { RECORD_OVERHEAD = 32 };
+enum { RECORD_OVERHEAD = 32, PART_SIZE = 256 << 10 };
 
 struct batch {
-    struct skv_fsm *fsm;
+    const struct skv_source *from;
     struct skv_pulled pulled;
     uint32_t capacity;
     size_t size;     /* of records */
@@ -28,7 +28,7 @@ static void add(struct batch *b, struct slice key, uint64_t offset,
                 uint64_t length, struct slice data)
 {
     struct skv_pulled *p = &b->pulled;
-    struct arena *a = &b->fsm->arena;
+    struct arena *a = b->from->arena;
     if (p->records_count == b->capacity) {
         uint32_t capacity = b->capacity == 0 ? 256 : 2 * b->capacity;
         struct skv_record *more = arena_array(a, capacity, sizeof *p->records);
@@ -50,7 +50,7 @@ static void add(struct batch *b, struct slice key, uint64_t offset,
 static void stop_before(struct batch *b, struct slice key, uint64_t offset)
 {
     b->full = true;
-    b->pulled.next_key = arena_copy(&b->fsm->arena, key);
+    b->pulled.next_key = arena_copy(b->from->arena, key);
     b->pulled.next_offset = offset;
 }
 
@@ -64,13 +64,54 @@ static bool each(void *arg, struct slice key, const struct skv_value *value)
         return false;
     }
     if (!value->is_inline) {
-        b->at = arena_copy(&b->fsm->arena, key);
+        b->at = arena_copy(b->from->arena, key);
         b->at_length = value->length;
         return false;
     }
     add(b, key, 0, value->length,
-        arena_copy(&b->fsm->arena, value->inline_bytes));
+        arena_copy(b->from->arena, value->inline_bytes));
     return true;
+}
+
+static enum err source_scan(struct batch *b, struct slice prefix,
+                            struct slice from)
+{
+    struct skv_store *s = b->from->store;
+    struct skv_view *v = b->from->view;
+    return v != NULL ? s->ops->view_scan(s, v, prefix, from, each, b)
+                     : s->ops->scan(s, prefix, from, each, b);
+}
+
+/* Exactly `size` bytes of the large value at hand. */
+static enum err source_read(struct batch *b, uint64_t offset, uint8_t *to,
+                            size_t size)
+{
+    struct skv_store *s = b->from->store;
+    struct skv_view *v = b->from->view;
+    size_t got = 0;
+    enum err rc = v != NULL
+                      ? s->ops->view_value(s, v, b->at, offset, to, size, &got)
+                      : s->ops->read(s, b->at, offset, to, size, &got);
+    return rc == ERR_OK && got != size ? ERR_CORRUPT : rc;
+}
+
+/* Parts that a view knows to be zeros need not be read. */
+static enum err source_skip(struct batch *b)
+{
+    struct skv_store *s = b->from->store;
+    uint64_t data_at = 0;
+    if (b->from->view == NULL || b->at_offset == 0) {
+        return ERR_OK;
+    }
+    enum err rc =
+        s->ops->view_skip(s, b->from->view, b->at, b->at_offset, &data_at);
+    if (rc == ERR_OK && data_at >= b->at_length) {
+        b->at_offset = b->at_length;
+    } else if (rc == ERR_OK) {
+        data_at -= data_at % PART_SIZE;
+        b->at_offset = data_at > b->at_offset ? data_at : b->at_offset;
+    }
+    return rc;
 }
 
 static bool is_zero(const uint8_t *data, size_t size)
@@ -80,15 +121,10 @@ static bool is_zero(const uint8_t *data, size_t size)
 
 static enum err read_part(struct batch *b, size_t size)
 {
-    struct skv_store *s = b->fsm->store;
-    size_t got = 0;
-    uint8_t *to = arena_alloc(&b->fsm->arena, size);
-    enum err rc = s->ops->read(s, b->at, b->at_offset, to, size, &got);
+    uint8_t *to = arena_alloc(b->from->arena, size);
+    enum err rc = source_read(b, b->at_offset, to, size);
     if (rc != ERR_OK) {
         return rc;
-    }
-    if (got != size) {
-        return ERR_CORRUPT;
     }
     b->read += size;
     bool zero = is_zero(to, size);
@@ -104,7 +140,6 @@ static enum err read_part(struct batch *b, size_t size)
  * at least a part. */
 static enum err read_large(struct batch *b)
 {
-    enum { PART_SIZE = 256 << 10 };
     enum err rc = ERR_OK;
     while (rc == ERR_OK && b->at_offset < b->at_length) {
         uint64_t left = b->at_length - b->at_offset;
@@ -114,6 +149,9 @@ static enum err read_large(struct batch *b)
             return ERR_OK;
         }
         rc = read_part(b, left < PART_SIZE ? (size_t)left : PART_SIZE);
+        if (rc == ERR_OK) {
+            rc = source_skip(b);
+        }
     }
     return rc;
 }
@@ -121,15 +159,11 @@ static enum err read_large(struct batch *b)
 /* A large value that was cut to a short one: its only record must be whole. */
 static enum err read_short(struct batch *b)
 {
-    struct skv_store *s = b->fsm->store;
-    size_t got = 0;
-    uint8_t *to = arena_alloc(&b->fsm->arena, (size_t)b->at_length);
-    enum err rc = s->ops->read(s, b->at, 0, to, (size_t)b->at_length, &got);
-    if (rc == ERR_OK && got != b->at_length) {
-        rc = ERR_CORRUPT;
-    }
+    size_t size = (size_t)b->at_length;
+    uint8_t *to = arena_alloc(b->from->arena, size);
+    enum err rc = source_read(b, 0, to, size);
     if (rc == ERR_OK) {
-        add(b, b->at, 0, b->at_length, slice_of(to, got));
+        add(b, b->at, 0, b->at_length, slice_of(to, size));
         b->at_offset = b->at_length;
     }
     return rc;
@@ -146,11 +180,10 @@ static struct slice above(struct arena *a, struct slice key)
 static enum err fill(struct batch *b, struct slice prefix, struct slice from,
                      uint64_t offset)
 {
-    struct skv_store *s = b->fsm->store;
     while (!b->full) {
         b->at = slice_of(NULL, 0);
         b->at_offset = offset;
-        enum err rc = s->ops->scan(s, prefix, from, each, b);
+        enum err rc = source_scan(b, prefix, from);
         if (rc == ERR_OK && b->at.size > 0) {
             rc = b->at_length <= SKV_INLINE_SIZE_MAX ? read_short(b)
                                                      : read_large(b);
@@ -162,10 +195,20 @@ static enum err fill(struct batch *b, struct slice prefix, struct slice from,
             b->pulled.last = !b->full;
             return ERR_OK;
         }
-        from = above(&b->fsm->arena, b->at);
+        from = above(b->from->arena, b->at);
         offset = 0;
     }
     return ERR_OK;
+}
+
+enum err skv_batch_fill(const struct skv_source *from, struct slice prefix,
+                        struct slice key, uint64_t offset,
+                        struct skv_pulled *out)
+{
+    struct batch b = {.from = from};
+    enum err rc = fill(&b, prefix, key, offset);
+    *out = b.pulled;
+    return rc;
 }
 
 /* ERR_BUSY: not yet. ERR_INVALID: no such move. ERR_DENIED: to another. */
@@ -194,9 +237,11 @@ enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
     enum err refusal = may_read(f, pull, to);
     if (refusal == ERR_OK) {
         struct skv_name prefix = skv_name_shard(pull->shard);
-        struct batch b = {.fsm = f};
-        *fault = fill(&b, skv_name_slice(&prefix), pull->key, pull->offset);
-        skv_pulled_encode(out, &b.pulled);
+        struct skv_source from = {.store = f->store, .arena = &f->arena};
+        struct skv_pulled pulled = {0};
+        *fault = skv_batch_fill(&from, skv_name_slice(&prefix), pull->key,
+                                pull->offset, &pulled);
+        skv_pulled_encode(out, &pulled);
     }
     arena_free(&f->arena);
     return refusal;

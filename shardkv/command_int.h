@@ -8,9 +8,8 @@
 #define SHARDKV_COMMAND_INT_H
 
 #include "shardctrler/config.h"
-#include "shardkv/request.h"
+#include "shardkv/cut.h"
 
-#define SKV_RECORDS_MAX 65536u
 /* Bytes of one batch: that it takes, and that are read to find the data of a
  * sparse value. */
 #define SKV_BATCH_SIZE_MAX (1u << 20)
@@ -24,14 +23,8 @@ enum skv_command_kind {
     SKV_COMMAND_SETTLED = 5,   /* the old owner knows: skv_step */
     SKV_COMMAND_DROP = 6, /* the new owner has it: some of it goes: skv_step */
     SKV_COMMAND_EXPIRE = 7, /* idle sessions go */
+    SKV_COMMAND_CUT = 8,    /* skv_cut; answered by skv_cut_reply */
 };
-
-/* A key with a part of its value: `data` at `offset` of `length` bytes. What is
- * left out of a large value is zeros; its record at offset 0 is always there,
- * and small values come whole. */
-#define SKV_RECORD_FIELDS(F)                                                   \
-    F(BYTES, key) F(U64, offset) F(U64, length) F(BYTES, data)
-MSG_STRUCT(skv_record, SKV_RECORD_FIELDS);
 
 #define SKV_INSTALL_FIELDS(F)                                                  \
     F(U16, shard) F(U64, number) F(LIST, skv_record, records, SKV_RECORDS_MAX)
@@ -72,6 +65,7 @@ struct bytes *skv_command_config(const struct ctl_config *config);
 struct bytes *skv_command_install(const struct skv_install *install);
 struct bytes *skv_command_step(enum skv_command_kind kind, uint16_t shard,
                                uint64_t number);
+struct bytes *skv_command_cut(const struct skv_cut *cut);
 struct bytes *skv_command_expire(uint64_t stamp_us, uint16_t shard,
                                  uint64_t after);
 

@@ -68,6 +68,7 @@ enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
         p->states[s] = f->shards[s].state;
         p->numbers[s] = f->shards[s].number;
     }
+    p->held = skv_is_held(f) ? f->hold.id : 0;
     take_debts(f, p);
     take_prepared(f, p);
     f->store->ops->usage(f->store, &p->keys, &p->bytes);

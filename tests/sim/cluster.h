@@ -53,6 +53,7 @@ struct plan {
     uint32_t checkpoint_ms_max;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
+    bool cuts;       /* through all shards, and a bank */
 };
 
 /* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.
@@ -92,6 +93,8 @@ struct node {
 struct verify;
 /* workload.c */
 struct workload;
+/* cuts.c */
+struct cuts;
 
 struct cluster {
     struct sim_world *world;
@@ -103,6 +106,7 @@ struct cluster {
     const struct sim_speed *speeds; /* SIM_SPEEDS of them; NULL: default */
     struct verify *verify;
     struct workload *workload;
+    struct cuts *cuts;                     /* NULL: none are taken */
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     bool healed;                           /* no more faults */
@@ -123,6 +127,7 @@ struct result {
     uint32_t operations, unknown;
     uint32_t changes, crashes, snapshots, elections;
     raft_index committed;
+    uint32_t cuts;
 };
 
 /* One whole run; prints the tail of the trace when it fails. */
@@ -177,5 +182,17 @@ void workload_read_all(struct workload *w, struct node *clerk);
 void workload_describe(struct workload *w); /* what is not answered */
 void workload_check(struct workload *w);
 uint32_t workload_operations(const struct workload *w, uint32_t *unknown);
+
+/* ---- cuts.c ---- */
+struct cuts *cuts_new(struct cluster *c);
+void cuts_free(struct cuts *k);
+void cuts_clerk_started(struct cuts *k, struct node *clerk);
+void cuts_begin(struct cuts *k, struct node *admin);
+void cuts_stop(struct cuts *k); /* begin no more transfers */
+bool cuts_idle(const struct cuts *k);
+void cuts_last(struct cuts *k);
+bool cuts_last_taken(const struct cuts *k);
+void cuts_end(struct cuts *k); /* before the administrator's node ends */
+uint32_t cuts_taken(const struct cuts *k);
 
 #endif

@@ -70,6 +70,15 @@ static const struct scenario scenarios[] = {
       [FAULT_CLOCK] = 2,
       [FAULT_WEATHER] = 2,
       [FAULT_ADMIN] = 1}},
+    {"cuts",
+     50 * MS,
+     2000 * MS,
+     {[FAULT_CRASH] = 2,
+      [FAULT_LEADER_CUT] = 1,
+      [FAULT_MEND] = 3,
+      [FAULT_WEATHER] = 2,
+      [FAULT_ADMIN] = 2,
+      [FAULT_CLERK] = 1}},
     {"all",
      30 * MS,
      2000 * MS,
@@ -140,5 +149,9 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->append_size_max = rng_chance(&rng, 300) ? 1 : 0; /* one entry each */
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
+    p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 300);
+    if (p->cuts && p->keys < 8) {
+        p->keys = 8; /* holds make callers give up: more histories to check */
+    }
     return true;
 }
