@@ -20,6 +20,9 @@ int cmd_status(int argc, char **argv);
 int cmd_kv(int argc, char **argv);
 int cmd_shards(int argc, char **argv);
 int cmd_certs(int argc, char **argv);
+int cmd_backup(int argc, char **argv);
+int cmd_restore(int argc, char **argv);
+int cmd_fsck(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
 #define FLOTILLA_VERSION "0.1.0"

@@ -17,6 +17,9 @@ static const struct {
     {"kv", cmd_kv, "put, append, get, delete: the store without files"},
     {"shards", cmd_shards, "join, leave, move, query: which group owns which"},
     {"certs", cmd_certs, "make the cluster's CA and certificates"},
+    {"backup", cmd_backup, "all of it, as of one moment, into a file"},
+    {"restore", cmd_restore, "a backup into an empty cluster"},
+    {"fsck", cmd_fsck, "compare what the replicas hold"},
     {"server", cmd_server, "run one replica of one group"},
     {"bench", cmd_bench, "measure the key/value store"},
 };
