@@ -10,6 +10,8 @@ passed=0 failed=0
 cleanup() {
     [ -n "${load:-}" ] && kill "$load" 2>/dev/null
     "$F" down --cluster "$C" >/dev/null 2>&1
+    [ -n "${R:-}" ] && "$F" down --cluster "$R" >/dev/null 2>&1
+    umount -l "${MR:-$W/none}" 2>/dev/null
     umount -l "$M" 2>/dev/null
     umount -l "$M2" 2>/dev/null
     rm -rf "$W"
@@ -229,7 +231,7 @@ wrong_usage() {
     "$F" nonsense; [ $? = 2 ] || return 1
     "$F" kv get; [ $? = 2 ] || return 1
     "$F" status --cluster "$W/none"; [ $? = 1 ] || return 1
-    for c in up down server mount umount status kv shards certs bench; do
+    for c in up down server mount umount status kv shards certs bench backup restore fsck; do
         "$F" $c --help | grep -q '^usage: flotilla' || return 1
     done
 }
@@ -284,6 +286,85 @@ wrong_role() {
         echo here >"$M/role" && [ "$(cat "$M/role")" = here ]
 }
 check "a client's certificate changes no configuration" wrong_role
+
+# A backup while somebody writes, into a cluster of another shape.
+R=$W/restored MR=$W/mnt-restored
+backup_and_restore() {
+    local lines
+    head -c 8M /dev/urandom >"$M/large" && truncate -s 1G "$M/sparse" && echo end >>"$M/sparse" || return 1
+    lines=$(cat "$W/acknowledged")
+    touch "$W/go"
+    acknowledged &
+    load=$!
+    "$F" backup --cluster "$C" "$W/one.flb" && [ ! -e "$W/one.flb.tmp" ] && zstd -qt "$W/one.flb"
+    local rc=$?
+    rm "$W/go"; wait "$load"; load=
+    [ $rc = 0 ] && "$F" up --cluster "$R" --mount "$MR" --port $((PORT + 40)) --groups 3 || return 1
+    ! "$F" restore --cluster "$R" "$W/one.flb" 2>"$W/err" && grep -q 'is mounted at' "$W/err" || return 1
+    "$F" umount "$MR" && "$F" restore --cluster "$R" "$W/one.flb" &&
+        "$F" mount "$R" "$MR" && diff -r "$M/tree" "$MR/tree" &&
+        cmp "$M/large" "$MR/large" && [ "$(tail -c 4 "$MR/sparse")" = end ] &&
+        [ "$(stat -c %s "$MR/sparse")" = 1073741828 ] &&
+        [ "$(wc -l <"$MR/lines")" -ge "$lines" ] &&
+        [ "$(cat "$MR/lines")" = "$(head -n "$(wc -l <"$MR/lines")" "$M/lines")" ]
+}
+check "backup while a writer runs; restore into three groups; diff -r" backup_and_restore
+bad_backups() {
+    cp "$W/one.flb" "$W/bad.flb" && "$F" umount "$MR" || return 1
+    ! "$F" restore --cluster "$R" "$W/one.flb" 2>"$W/err" && grep -q 'not empty' "$W/err" || return 1
+    python3 - "$W/bad.flb" <<'END'
+import sys
+f = open(sys.argv[1], "r+b"); f.seek(5000000); b = f.read(1)[0]; f.seek(5000000); f.write(bytes([b ^ 4]))
+END
+    ! "$F" restore --force --cluster "$R" "$W/bad.flb" 2>"$W/err" &&
+        grep -q 'damaged at offset [0-9]*, .*checksum' "$W/err" && grep -q 'nothing was written' "$W/err" &&
+        ! "$F" restore --force --cluster "$R" - <"$W/bad.flb" 2>"$W/err" &&
+        grep -q 'nothing was written' "$W/err" || return 1
+    # A pipe is only known to be bad when it is half in.
+    ! cat "$W/bad.flb" | "$F" restore --force --cluster "$R" - 2>"$W/err" &&
+        grep -q 'damaged at offset' "$W/err" && grep -q 'keys were restored' "$W/err" &&
+        cat "$W/one.flb" | "$F" restore --cluster "$R" - 2>"$W/err" && grep -q 'broken off' "$W/err" &&
+        "$F" mount "$R" "$MR" && diff -r "$M/tree" "$MR/tree" && cmp "$M/large" "$MR/large"
+}
+check "a flipped byte is refused with its offset; a broken restore is repeated" bad_backups
+
+# Other bytes on one replica's disk: in LMDB, and in a large value's file.
+tamper() { # tamper FILE-PATTERN FROM TO: in the first replica that has FROM
+    python3 - "$@" <<'END'
+import glob, sys
+pattern, old, new = sys.argv[1], sys.argv[2].encode(), sys.argv[3].encode()
+for path in sorted(glob.glob(pattern)):
+    data = open(path, "rb").read()
+    if old in data:
+        open(path, "r+b").write(data.replace(old, new))
+        print(path.split("/data/")[1].split("/")[0])
+        break
+else:
+    sys.exit("no file has it")
+END
+}
+differing() { # differing FILE-PATTERN BYTES OTHER
+    local victim
+    victim=$(grep -la "$2" "$R"/data/g*/state.*/$1 | head -1 | sed 's#.*/data/##; s#/.*##')
+    [ -n "$victim" ] &&
+        kill "$(cut -d' ' -f1 "$R/run/$victim.pid")" && sleep 1 &&
+        tamper "$R/data/$victim/state.*/$1" "$2" "$3" &&
+        "$F" up --cluster "$R" --no-mount --port $((PORT + 40)) || return 1
+    "$F" fsck --kv --cluster "$R" >"$W/fsck"
+    [ $? = 3 ] && grep -q "$victim at .* differs from most others in shard" "$W/fsck" &&
+        [ "$(grep -c differs "$W/fsck")" = 1 ] || { cat "$W/fsck"; return 1; }
+    kill "$(cut -d' ' -f1 "$R/run/$victim.pid")" && sleep 1 &&
+        tamper "$R/data/$victim/state.*/$1" "$3" "$2" &&
+        "$F" up --cluster "$R" --no-mount --port $((PORT + 40)) && "$F" fsck --kv --cluster "$R"
+}
+fsck_kv() {
+    echo tamper-with-me-please >"$MR/small" && (head -c 100000 /dev/zero; echo tamper-with-this) >"$MR/blob" &&
+        "$F" fsck --kv --cluster "$R" >"$W/fsck" && [ "$(grep -c ': OK: 3 of 3' "$W/fsck")" = 3 ] &&
+        differing keys.lmdb tamper-with-me-please tamper-with-mf-please &&
+        differing 'blobs/*/*' tamper-with-this tamper-with-thiz
+}
+check "fsck --kv names the replica whose disk has other bytes" fsck_kv
+"$F" down --cluster "$R" >/dev/null
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
