@@ -10,6 +10,7 @@
 # make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
 # make fuzz              each decoder for FUZZ_SECONDS=600 under libFuzzer; TARGET=name: one
+# make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
 # make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
@@ -69,7 +70,7 @@ LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test one unit sim labs soak fuzz planted bench bench-gap lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak fuzz planted bench bench-gap bench-migrate lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -167,6 +168,10 @@ bench: deps
 bench-gap: deps
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
+
+bench-migrate: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/migrate.sh
 
 lint:
 	tests/lint/layers.sh

@@ -10,6 +10,9 @@ struct ask {
     struct arena *arena;
     uint64_t number;
     const struct ctl_change *change;
+    const char *address;
+    net_method method;
+    struct slice body;
     void *out;
     struct ask_replica *replicas;
     uint32_t replica_count;
@@ -111,6 +114,41 @@ enum err ask_mounts(struct skv_client *client, uint32_t timeout_ms,
 {
     struct ask a = {.task = {.fn = start_mounts},
                     .timeout_ms = timeout_ms,
+                    .arena = arena,
+                    .out = out};
+    skv_client_task_run(client, &a.task);
+    return a.rc;
+}
+
+static void on_reply(void *arg, enum err rc, struct slice body)
+{
+    struct ask *a = arg;
+    a->rc = rc;
+    if (rc == ERR_OK) {
+        *(struct slice *)a->out = arena_copy(a->arena, body);
+    }
+    skv_client_task_finish(&a->task);
+}
+
+static void start_call(struct skv_client_task *task, struct env *env,
+                       struct net *net, struct ctl_client *ctl)
+{
+    (void)env;
+    (void)ctl;
+    struct ask *a = (struct ask *)task;
+    net_call(net, a->address, a->method, &a->body, 1, a->timeout_ms, on_reply,
+             a);
+}
+
+enum err ask_call(struct skv_client *client, const char *address,
+                  net_method method, struct slice body, uint32_t timeout_ms,
+                  struct arena *arena, struct slice *out)
+{
+    struct ask a = {.task = {.fn = start_call},
+                    .timeout_ms = timeout_ms,
+                    .address = address,
+                    .method = method,
+                    .body = body,
                     .arena = arena,
                     .out = out};
     skv_client_task_run(client, &a.task);

@@ -16,6 +16,12 @@ MUST_USE enum err ask_change(struct skv_client *client,
 MUST_USE enum err ask_mounts(struct skv_client *client, uint32_t timeout_ms,
                              struct arena *arena, struct ctl_mounts *out);
 
+/* One call to one address; the reply is in memory of the arena. */
+MUST_USE enum err ask_call(struct skv_client *client, const char *address,
+                           net_method method, struct slice body,
+                           uint32_t timeout_ms, struct arena *arena,
+                           struct slice *out);
+
 /* The status of many replicas at once. */
 struct ask_replica {
     char address[NET_ADDRESS_SIZE_MAX];

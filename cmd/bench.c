@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/rng.h"
@@ -30,7 +31,12 @@ struct bench_row {
     uint32_t client_count;
     uint64_t warm_us, run_us;
     uint64_t key_count;
+    const char *name;   /* keys begin with it */
+    uint64_t pause_us;  /* a client starts a request that often; 0: at once */
+    uint64_t slow_us;   /* print those that took longer; 0: none */
+    uint64_t one_shard; /* all keys are in this one; NO_SHARD: anywhere */
 };
+#define NO_SHARD UINT64_MAX
 
 struct bench_client {
     struct skv_txn txn; /* first */
@@ -38,6 +44,8 @@ struct bench_client {
     struct bench *bench;
     struct buf key;
     uint64_t began_us;
+    uint64_t due_us; /* the next request */
+    struct env_timer timer;
 };
 
 struct bench {
@@ -79,16 +87,26 @@ static uint64_t servers_cpu(const struct bench *b)
 
 /* ---- on the loop ---- */
 
+static void key_make(struct bench *b, struct buf *key, uint64_t number)
+{
+    char name[64];
+    snprintf(name, sizeof name, "%.32s-%" PRIu64, b->row.name, number);
+    buf_clear(key);
+    if (b->row.one_shard == NO_SHARD) {
+        skv_key_of_name(key, slice_text(name), skv_clerk_shard_count(b->clerk));
+        return;
+    }
+    set_be64(buf_extend(key, SKV_OBJECT_SIZE),
+             b->row.one_shard << 48 | SKV_OBJECT_KV);
+    buf_append(key, name, strlen(name));
+}
+
 static void client_next(struct bench_client *c)
 {
     struct bench *b = c->bench;
-    char name[32];
     uint64_t number =
         b->row.is_fill ? b->fill_next++ : rng_below(&b->rng, b->row.key_count);
-    int size = snprintf(name, sizeof name, "bench-%" PRIu64, number);
-    c->key.size = 0;
-    skv_key_of_name(&c->key, slice_of(name, (size_t)size),
-                    skv_clerk_shard_count(b->clerk));
+    key_make(b, &c->key, number);
     c->item = (struct skv_item){.key = buf_slice(&c->key)};
     if (b->row.is_get) {
         c->item.kind = SKV_GET;
@@ -106,6 +124,18 @@ static void client_next(struct bench_client *c)
     skv_clerk_run(b->clerk, &c->txn);
 }
 
+/* When it ended, on the clock of the servers' logs. */
+static void print_slow(struct bench *b, uint64_t took_us)
+{
+    uint64_t now_us = env_wall_us(b->env);
+    time_t now_s = (time_t)(now_us / 1000000);
+    struct tm tm;
+    char text[32];
+    strftime(text, sizeof text, "%H:%M:%S", gmtime_r(&now_s, &tm));
+    fprintf(stderr, "%s.%03u a request took %" PRIu64 " ms\n", text,
+            (unsigned)(now_us / 1000 % 1000), took_us / 1000);
+}
+
 static void count(struct bench *b, struct bench_client *c)
 {
     enum err rc = c->txn.rc;
@@ -121,6 +151,9 @@ static void count(struct bench *b, struct bench_client *c)
         b->last_error = rc;
     } else if (b->warm && !b->over) {
         uint64_t took = env_now_us(b->env) - c->began_us;
+        if (b->row.slow_us > 0 && took > b->row.slow_us) {
+            print_slow(b, took);
+        }
         if (b->done_count < LATENCIES_MAX) {
             b->latencies_us[b->done_count] = (uint32_t)took;
         }
@@ -137,6 +170,27 @@ static void end(struct env_job *job)
     skv_client_task_finish(&b->task);
 }
 
+static void client_due(struct env_timer *timer)
+{
+    client_next((struct bench_client *)((char *)timer -
+                                        offsetof(struct bench_client, timer)));
+}
+
+/* A slow answer delays what follows, and the client does not catch up. */
+static void client_pause(struct bench_client *c)
+{
+    struct bench *b = c->bench;
+    uint64_t now_us = env_now_us(b->env);
+    c->due_us += b->row.pause_us;
+    if (c->due_us <= now_us) {
+        c->due_us = now_us;
+        client_next(c);
+        return;
+    }
+    c->timer.fire = client_due;
+    env_timer_start(b->env, &c->timer, c->due_us - now_us);
+}
+
 static void client_done(struct skv_txn *txn)
 {
     struct bench_client *c = (struct bench_client *)txn;
@@ -149,7 +203,7 @@ static void client_done(struct skv_txn *txn)
         b->over = true;
     }
     if (!b->over) {
-        client_next(c);
+        client_pause(c);
         return;
     }
     if (--b->running == 0) {
@@ -266,6 +320,7 @@ static bool fill(struct bench *b, struct skv_client *client)
     b->row.is_fill = true;
     b->row.is_get = false;
     b->row.client_count = FILL_CLIENTS;
+    b->row.pause_us = 0;
     bool ok = run_clients(b, client);
     if (!ok) {
         fprintf(stderr, "flotilla: bench cannot put the keys to get: %s\n",
@@ -277,6 +332,9 @@ static bool fill(struct bench *b, struct skv_client *client)
 
 static bool run_row(struct bench *b, struct skv_client *client)
 {
+    if (b->row.is_fill) {
+        return fill(b, client);
+    }
     if (b->row.is_get && !fill(b, client)) {
         return false;
     }
@@ -330,7 +388,8 @@ static int run(struct bench *b, const char *ops, const char *sizes,
     char *list = mem_strdup(ops), *rest = list;
     for (char *op; (op = strsep(&rest, ",")) != NULL;) {
         b->row.is_get = strcmp(op, "get") == 0;
-        bad |= !b->row.is_get && strcmp(op, "put") != 0;
+        b->row.is_fill = strcmp(op, "fill") == 0;
+        bad |= !b->row.is_get && !b->row.is_fill && strcmp(op, "put") != 0;
         if (!bad) {
             ok &= run_sizes(b, client, sizes, clients, &bad);
         }
@@ -351,16 +410,24 @@ int cmd_bench(int argc, char **argv)
 {
     struct bench *b = mem_alloc(sizeof *b);
     const char *ops = "put,get", *sizes = "100", *clients = "1,16,64,256";
-    uint64_t seconds = 5, warm = 1, keys = 10000;
+    const char *name = "bench";
+    uint64_t seconds = 5, warm = 1, keys = 10000, shard = NO_SHARD, pause = 0,
+             slow = 0;
     const struct arg_option options[] = {
         CLUSTER_ACCESS_OPTIONS(&b->access),
-        {"ops", 0, ARG_TEXT, &ops, "LIST", "put, get (put,get)"},
+        {"ops", 0, ARG_TEXT, &ops, "LIST",
+         "put, get; fill: put each key once, unmeasured (put,get)"},
         {"sizes", 's', ARG_TEXT, &sizes, "LIST", "bytes of a value (100)"},
         {"clients", 'n', ARG_TEXT, &clients, "LIST",
          "outstanding requests (1,16,64,256)"},
         {"seconds", 't', ARG_NUMBER, &seconds, "S", "measured per row (5)"},
         {"warm", 0, ARG_NUMBER, &warm, "S", "before measuring (1)"},
         {"keys", 'k', ARG_NUMBER, &keys, "N", "different keys (10000)"},
+        {"name", 0, ARG_TEXT, &name, "TEXT", "keys begin with it (bench)"},
+        {"pause", 0, ARG_NUMBER, &pause, "MS",
+         "a client starts a request that often (0: as soon as it can)"},
+        {"slow", 0, ARG_NUMBER, &slow, "MS", "print requests that took longer"},
+        {"shard", 0, ARG_NUMBER, &shard, "N", "all keys in this shard"},
         {0}};
     const struct arg_spec spec = {
         .usage = "bench [OPTION...] kv",
@@ -374,12 +441,17 @@ int cmd_bench(int argc, char **argv)
     if (args_parse(&spec, argc, argv, &first, &status)) {
         status = EXIT_USAGE;
         if (strcmp(argv[first], "kv") != 0 || seconds < 1 || seconds > 3600 ||
-            warm > 3600 || keys < 1) {
+            warm > 3600 || keys < 1 ||
+            (shard != NO_SHARD && shard >= CTL_SHARDS_MAX)) {
             fprintf(stderr, "usage: flotilla %s\n", spec.usage);
         } else {
             b->row = (struct bench_row){.warm_us = warm * 1000000 + 1,
                                         .run_us = seconds * 1000000,
-                                        .key_count = keys};
+                                        .key_count = keys,
+                                        .name = name,
+                                        .pause_us = pause * 1000,
+                                        .slow_us = slow * 1000,
+                                        .one_shard = shard};
             b->rng.state = rng_entropy();
             b->value = mem_alloc((1 << 20) + 4096);
             for (size_t i = 0; i < (1 << 20) + 4096; i++) {

@@ -1,6 +1,8 @@
 #include "cmd/cluster.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +11,7 @@
 #include <unistd.h>
 
 #include "raft/raft.h"
+#include "rsm/rsm.h"
 #include "transport/tls.h"
 
 enum { CERTIFICATE_DAYS = 3650 };
@@ -149,8 +152,19 @@ static json_t *to_json(const struct cluster *c)
                      (int)c->shard_count, "replicas", replicas);
 }
 
-/* Written last and renamed into place: a cluster exists wholly or not. */
-static bool save(const struct cluster *c)
+static bool sync_path(const char *path, int flags)
+{
+    int fd = open(path, flags | O_CLOEXEC);
+    bool ok = fd >= 0 && fsync(fd) == 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
+/* Written last and renamed into place: a cluster exists wholly or not, also
+ * when the power fails. */
+bool cluster_save(const struct cluster *c)
 {
     char path[PATH_MAX], temporary[PATH_MAX];
     cluster_path(c, "cluster.json", "", "", path);
@@ -158,7 +172,23 @@ static bool save(const struct cluster *c)
     json_t *j = to_json(c);
     int rc = json_dump_file(j, temporary, JSON_INDENT(2));
     json_decref(j);
-    return rc == 0 && rename(temporary, path) == 0;
+    if (rc != 0 || !sync_path(temporary, O_WRONLY) ||
+        rename(temporary, path) != 0 ||
+        !sync_path(c->dir, O_RDONLY | O_DIRECTORY)) {
+        fprintf(stderr, "flotilla: cannot write %s: %s\n", path,
+                strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+void cluster_replica_name(struct cluster_replica *r)
+{
+    if (r->gid == 0) {
+        snprintf(r->name, sizeof r->name, "ctl-%" PRIu64, r->id);
+    } else {
+        snprintf(r->name, sizeof r->name, "g%u-%" PRIu64, r->gid, r->id);
+    }
 }
 
 static void plan_group(struct cluster *c, uint32_t gid, uint32_t count,
@@ -166,45 +196,95 @@ static void plan_group(struct cluster *c, uint32_t gid, uint32_t count,
 {
     for (uint32_t id = 1; id <= count; id++) {
         struct cluster_replica *r = &c->replicas[c->replica_count];
-        if (gid == 0) {
-            snprintf(r->name, sizeof r->name, "ctl-%u", id);
-        } else {
-            snprintf(r->name, sizeof r->name, "g%u-%u", gid, id);
-        }
         r->gid = gid;
         r->id = id;
+        cluster_replica_name(r);
         snprintf(r->address, sizeof r->address, "127.0.0.1:%u",
                  port + c->replica_count);
         c->replica_count++;
     }
 }
 
+/* A key without its certificate is what an `up` that was interrupted left: no
+ * cluster was made yet, so nobody uses it. */
+static void remove_half(const char *dir, const char *name)
+{
+    char crt[PATH_MAX + 64], key[PATH_MAX + 64];
+    snprintf(crt, sizeof crt, "%s/%s.crt", dir, name);
+    snprintf(key, sizeof key, "%s/%s.key", dir, name);
+    if (access(crt, F_OK) != 0) {
+        unlink(key);
+    }
+}
+
+static bool make_certificate(const char *dir, const char *name,
+                             const char *unit)
+{
+    const struct tls_identity who = {.name = name,
+                                     .unit = unit,
+                                     .hosts = "127.0.0.1,::1,localhost",
+                                     .days = CERTIFICATE_DAYS};
+    remove_half(dir, name);
+    enum err rc = tls_make_certificate(dir, &who);
+    if (rc != ERR_OK && rc != ERR_EXISTS) {
+        fprintf(stderr, "flotilla: cannot make certificate %s/%s.crt: %s\n",
+                dir, name, err_text(rc));
+        return false;
+    }
+    return true;
+}
+
+bool cluster_make_certificate(const struct cluster *c,
+                              const struct cluster_replica *r)
+{
+    char dir[PATH_MAX], unit[32];
+    cluster_path(c, "certs", "", "", dir);
+    snprintf(unit, sizeof unit, "server:%u", r->gid);
+    return make_certificate(dir, r->name, unit);
+}
+
 static bool make_certificates(const struct cluster *c)
 {
     char dir[PATH_MAX];
     cluster_path(c, "certs", "", "", dir);
+    remove_half(dir, "ca");
     enum err rc = tls_make_ca(dir, "flotilla", CERTIFICATE_DAYS);
     if (rc != ERR_OK && rc != ERR_EXISTS) {
         fprintf(stderr, "flotilla: cannot make the cluster's CA in %s: %s\n",
                 dir, err_text(rc));
         return false;
     }
-    for (uint32_t i = 0; i <= c->replica_count + 1; i++) {
-        char unit[32];
-        struct tls_identity who = {.unit = unit,
-                                   .hosts = "127.0.0.1,::1,localhost",
-                                   .days = CERTIFICATE_DAYS};
-        if (i < c->replica_count) {
-            who.name = c->replicas[i].name;
-            snprintf(unit, sizeof unit, "server:%u", c->replicas[i].gid);
-        } else {
-            who.name = i == c->replica_count ? "client" : "admin";
-            snprintf(unit, sizeof unit, "%s", who.name);
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        if (!cluster_make_certificate(c, &c->replicas[i])) {
+            return false;
         }
-        rc = tls_make_certificate(dir, &who);
-        if (rc != ERR_OK && rc != ERR_EXISTS) {
-            fprintf(stderr, "flotilla: cannot make certificate %s/%s.crt: %s\n",
-                    dir, who.name, err_text(rc));
+    }
+    return make_certificate(dir, "client", "client") &&
+           make_certificate(dir, "admin", "admin");
+}
+
+bool cluster_make_identity(const struct cluster *c,
+                           const struct cluster_replica *r, bool joining)
+{
+    char data[PATH_MAX];
+    struct disk *disk = NULL;
+    cluster_path(c, "data", r->name, "", data);
+    enum err rc = disk_real_open(data, &disk);
+    if (rc == ERR_OK) {
+        rc = rsm_identity_make(disk, r->gid, r->id, joining);
+        disk_real_close(disk);
+    }
+    if (rc != ERR_OK) {
+        fprintf(stderr, "flotilla: cannot make the data directory %s: %s\n",
+                data, err_text(rc));
+    }
+    return rc == ERR_OK;
+}
+
+static bool make_identities(const struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        if (!cluster_make_identity(c, &c->replicas[i], false)) {
             return false;
         }
     }
@@ -249,15 +329,8 @@ bool cluster_create(const char *dir, const struct cluster_plan *plan,
     for (uint32_t gid = 1; gid <= plan->groups; gid++) {
         plan_group(c, gid, plan->replicas, plan->port);
     }
-    if (!make_dirs(c) || !make_certificates(c)) {
-        return false;
-    }
-    if (!save(c)) {
-        fprintf(stderr, "flotilla: cannot write %s/cluster.json: %s\n", c->dir,
-                strerror(errno));
-        return false;
-    }
-    return true;
+    return make_dirs(c) && make_certificates(c) && make_identities(c) &&
+           cluster_save(c);
 }
 
 static bool split_addresses(const char *list, struct skv_client_config *config)

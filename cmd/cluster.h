@@ -45,6 +45,18 @@ bool cluster_exists(const char *dir);
 bool cluster_create(const char *dir, const struct cluster_plan *plan,
                     struct cluster *c);
 
+/* Writes DIR/cluster.json, in one step. These explain failures on standard
+ * error. */
+bool cluster_save(const struct cluster *c);
+bool cluster_make_certificate(const struct cluster *c,
+                              const struct cluster_replica *r);
+/* The data directory of a new replica, and its name in it: a replica without
+ * does not start. `joining`: the group is there already. */
+bool cluster_make_identity(const struct cluster *c,
+                           const struct cluster_replica *r, bool joining);
+/* "ctl-ID" or "gGROUP-ID", from its group and id. */
+void cluster_replica_name(struct cluster_replica *r);
+
 /* DIR/SUB/NAMEsuffix; returns `path`. */
 char *cluster_path(const struct cluster *c, const char *sub, const char *name,
                    const char *suffix, char path[PATH_MAX]);

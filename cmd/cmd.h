@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 struct cluster;
+struct cluster_replica;
 
 int cmd_up(int argc, char **argv);
 int cmd_down(int argc, char **argv);
@@ -19,6 +20,10 @@ int cmd_umount(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_kv(int argc, char **argv);
 int cmd_shards(int argc, char **argv);
+int cmd_member(int argc, char **argv);
+/* Starts a replica's process unless it runs; false with words on standard
+ * error. */
+bool replica_start(const struct cluster *c, const struct cluster_replica *r);
 int cmd_certs(int argc, char **argv);
 int cmd_backup(int argc, char **argv);
 int cmd_restore(int argc, char **argv);

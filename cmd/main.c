@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "cmd/args.h"
 #include "cmd/cmd.h"
 
@@ -16,6 +17,7 @@ static const struct {
     {"umount", cmd_umount, "unmount it"},
     {"kv", cmd_kv, "put, append, get, delete: the store without files"},
     {"shards", cmd_shards, "join, leave, move, query: which group owns which"},
+    {"member", cmd_member, "who is in a group: add, remove, replace, list"},
     {"certs", cmd_certs, "make the cluster's CA and certificates"},
     {"backup", cmd_backup, "all of it, as of one moment, into a file"},
     {"restore", cmd_restore, "a backup into an empty cluster"},
@@ -45,6 +47,8 @@ static const char *base_name(const char *path)
 
 int main(int argc, char **argv)
 {
+    /* What daemons log on their way is no news to who typed a command. */
+    log_set_level(LOG_LEVEL_WARN);
     /* mount(8) runs mount.flotilla SOURCE DIR -o OPTIONS. */
     if (strcmp(base_name(argv[0]), "mount.flotilla") == 0) {
         return cmd_mount(argc, argv);

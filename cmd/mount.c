@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/codec.h"
 #include "base/log.h"
 #include "cmd/args.h"
 #include "cmd/cluster.h"
@@ -191,6 +192,7 @@ static int serve_client(struct mount_request *m, struct skv_client *client)
 
 static int serve(struct mount_request *m)
 {
+    log_set_level(LOG_LEVEL_INFO);
     signal(SIGPIPE, SIG_IGN);
     struct skv_client *client =
         cluster_connect(&m->access, "client", CONNECT_MS);
@@ -204,13 +206,24 @@ static int serve(struct mount_request *m)
 
 /* ---- in the background ---- */
 
-/* /srv/x becomes "mount-srv-x": its pid file and its log. */
+/* /srv/x becomes "mount-srv-x": its pid file and its log. No two paths have the
+ * same name: a '-' becomes "%2d", and what is too long ends in its checksum. */
 static void mount_name(const char *mountpoint, char name[NAME_MAX - 8])
 {
-    int size = snprintf(name, NAME_MAX - 8, "mount%s", mountpoint);
-    for (int i = 0; i < size && i < NAME_MAX - 9; i++) {
-        if (name[i] == '/') {
-            name[i] = '-';
+    const size_t room = NAME_MAX - 8 - sizeof "%2d" - sizeof "-01234567";
+    size_t size = (size_t)snprintf(name, NAME_MAX - 8, "mount");
+    for (const char *p = mountpoint; *p != 0; p++) {
+        if (size >= room) {
+            snprintf(name + size, NAME_MAX - 8 - size, "-%08x",
+                     crc32c(0, slice_text(mountpoint)));
+            return;
+        }
+        if (*p == '-' || *p == '%') {
+            size += (size_t)snprintf(name + size, NAME_MAX - 8 - size, "%%%02x",
+                                     (unsigned char)*p);
+        } else {
+            name[size++] = *p == '/' ? '-' : *p;
+            name[size] = 0;
         }
     }
 }
@@ -242,8 +255,7 @@ static int serve_in_background(const struct mount_request *m)
             return EXIT_DONE;
         }
     }
-    if (mnt_place_prepare(m->mountpoint, m->options.nonempty, words) !=
-        ERR_OK) {
+    if (mnt_place_check(m->mountpoint, m->options.nonempty, words) != ERR_OK) {
         fprintf(stderr, "flotilla: cannot mount at %s: %s\n", m->mountpoint,
                 words);
         return EXIT_FAILED;
@@ -295,8 +307,9 @@ static bool absolute(const char *given, char path[PATH_MAX])
     if (realpath(given, path) != NULL) {
         return true;
     }
-    fprintf(stderr, "flotilla: cannot mount at %s: %s\n", given,
-            strerror(errno));
+    fprintf(stderr, "flotilla: cannot mount at %s: %s%s\n", given,
+            strerror(errno),
+            errno == ENOENT ? ": make the directory first" : "");
     return false;
 }
 
@@ -304,15 +317,16 @@ bool mount_is_possible(const struct cluster *c, const char *given)
 {
     char mountpoint[PATH_MAX], why[MNT_WHY_SIZE];
     if (mkdir(given, 0755) != 0 && errno != EEXIST && errno != ENOTCONN) {
-        fprintf(stderr, "flotilla: cannot make the mount point %s: %s\n", given,
-                strerror(errno));
+        fprintf(stderr, "flotilla: cannot make the mount point %s: %s%s\n",
+                given, strerror(errno),
+                errno == ENOENT ? ": make the directory above it first" : "");
         return false;
     }
     if (!absolute(given, mountpoint)) {
         return false;
     }
     if ((c != NULL && is_ours(c, mountpoint)) ||
-        mnt_place_prepare(mountpoint, false, why) == ERR_OK) {
+        mnt_place_check(mountpoint, false, why) == ERR_OK) {
         return true;
     }
     fprintf(stderr, "flotilla: cannot mount at %s: %s\n", mountpoint, why);
@@ -407,6 +421,7 @@ int cmd_umount(int argc, char **argv)
     fprintf(stderr, "flotilla: cannot unmount %s: %s%s\n", argv[first],
             strerror(errno),
             errno == EBUSY ? "; programs use it (--lazy unmounts all the same)"
-                           : "");
+            : errno == EINVAL ? ": nothing is mounted there"
+                              : "");
     return EXIT_FAILED;
 }

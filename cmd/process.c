@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -93,9 +94,31 @@ static bool pid_file_write(const char *pid_file, pid_t pid)
     return fclose(f) == 0;
 }
 
-/* In the child, between fork and exec: only async-signal-safe calls. */
-static void child(char **args, int log_fd, int ready_fd)
+/* A process that needs none has /dev/null for one. */
+static void pid_file_remove(const char *pid_file)
 {
+    struct stat st;
+    if (lstat(pid_file, &st) == 0 && S_ISREG(st.st_mode)) {
+        unlink(pid_file);
+    }
+}
+
+static void close_if_open(int fd)
+{
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* In the child, between fork and exec: only async-signal-safe calls. Waits for
+ * the word that the pid file is written: a parent that dies before that leaves
+ * no process behind that nobody knows. */
+static void child(char **args, int log_fd, int ready_fd, int go_fd)
+{
+    char byte;
+    if (read(go_fd, &byte, 1) != 1) {
+        _exit(127);
+    }
     setsid();
     int null_fd = open("/dev/null", O_RDONLY);
     dup2(null_fd, 0);
@@ -111,7 +134,8 @@ static void child(char **args, int log_fd, int ready_fd)
     _exit(127);
 }
 
-/* The last line that the child printed; whoever repeats it says who speaks. */
+/* The last line that the child printed, and the error that it logged before it;
+ * whoever repeats it says who speaks. */
 static void last_line(const char *log_file, off_t from, char *words,
                       size_t words_size)
 {
@@ -128,13 +152,23 @@ static void last_line(const char *log_file, off_t from, char *words,
     while (size > 0 && text[size - 1] == '\n') {
         text[--size] = 0;
     }
-    const char *line = strrchr(text, '\n');
-    line = line == NULL ? text : line + 1;
+    char *line = strrchr(text, '\n');
+    const char *cause = "";
+    if (line != NULL) {
+        *line++ = 0;
+        /* "TIME error FOLDER: what and where", logged just before. */
+        char *before = strrchr(text, '\n');
+        before = strstr(before == NULL ? text : before, " error ");
+        cause = before == NULL ? "" : before + strlen(" error ");
+    } else {
+        line = text;
+    }
     if (strncmp(line, "flotilla: ", 10) == 0) {
         line += 10;
     }
-    snprintf(words, words_size, "%s%s", line,
-             *line == 0 ? "it printed nothing" : "");
+    snprintf(words, words_size, "%s%s%s%s", line,
+             *line == 0 ? "it printed nothing" : "", *cause == 0 ? "" : ": ",
+             cause);
 }
 
 static int64_t now_ms(void)
@@ -144,7 +178,9 @@ static int64_t now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-static bool wait_ready(int fd, uint32_t timeout_ms)
+enum ready { READY_YES, READY_ENDED, READY_LATE };
+
+static enum ready wait_ready(int fd, uint32_t timeout_ms)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
     char byte = 0;
@@ -154,8 +190,41 @@ static bool wait_ready(int fd, uint32_t timeout_ms)
         int64_t left = end - now_ms();
         n = poll(&p, 1, left > 0 ? (int)left : 0);
     } while (n < 0 && errno == EINTR);
+    if (n == 0) {
+        return READY_LATE;
+    }
     /* A child that ended closes the pipe: readable, and empty. */
-    return n == 1 && read(fd, &byte, 1) == 1;
+    return n == 1 && read(fd, &byte, 1) == 1 ? READY_YES : READY_ENDED;
+}
+
+/* Forks; the child waits until `go` gets a byte. 0: errno says why not. */
+static pid_t start_child(char **args, const char *log_file, int *ready, int *go)
+{
+    int ready_pipe[2] = {-1, -1}, go_pipe[2] = {-1, -1};
+    pid_t pid = -1;
+    int log_fd =
+        open(log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    if (log_fd >= 0 && pipe2(ready_pipe, O_CLOEXEC) == 0 &&
+        pipe2(go_pipe, O_CLOEXEC) == 0) {
+        pid = fork();
+    }
+    if (pid == 0) {
+        close(go_pipe[1]);
+        child(args, log_fd, ready_pipe[1], go_pipe[0]);
+    }
+    int why = errno;
+    close_if_open(log_fd);
+    close_if_open(ready_pipe[1]);
+    close_if_open(go_pipe[0]);
+    if (pid < 0) {
+        close_if_open(ready_pipe[0]);
+        close_if_open(go_pipe[1]);
+        errno = why;
+        return 0;
+    }
+    *ready = ready_pipe[0];
+    *go = go_pipe[1];
+    return pid;
 }
 
 pid_t process_spawn(const char *const *argv, const char *log_file,
@@ -171,32 +240,41 @@ pid_t process_spawn(const char *const *argv, const char *log_file,
         args[i + 3] = (char *)(uintptr_t)argv[i];
     }
 
-    int ready[2];
-    int log_fd =
-        open(log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
-    if (log_fd < 0 || pipe2(ready, O_CLOEXEC) != 0) {
-        snprintf(words, words_size, "cannot open %s: %s", log_file,
+    int ready_fd, go_fd;
+    struct stat st;
+    off_t log_from = stat(log_file, &st) == 0 ? st.st_size : 0;
+    pid_t pid = start_child(args, log_file, &ready_fd, &go_fd);
+    if (pid == 0) {
+        snprintf(words, words_size,
+                 "cannot start a process with its log %s: %s", log_file,
                  strerror(errno));
         return 0;
     }
-    off_t log_from = lseek(log_fd, 0, SEEK_END);
-    pid_t pid = fork();
-    if (pid == 0) {
-        child(args, log_fd, ready[1]);
+    bool known = pid_file_write(pid_file, pid);
+    int why = errno;
+    enum ready ready = READY_ENDED;
+    if (known && write(go_fd, "g", 1) == 1) {
+        ready = wait_ready(ready_fd, timeout_ms);
     }
-    close(log_fd);
-    close(ready[1]);
-    bool ok = pid > 0 && wait_ready(ready[0], timeout_ms) &&
-              pid_file_write(pid_file, pid);
-    close(ready[0]);
-    if (ok) {
+    close(go_fd);
+    close(ready_fd);
+    if (ready == READY_YES) {
         return pid;
     }
-    if (pid > 0) {
-        kill(pid, SIGKILL);
-        waitpid(pid, NULL, 0);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    if (!known) {
+        snprintf(words, words_size, "cannot write %s: %s", pid_file,
+                 strerror(why));
+        return 0;
     }
-    last_line(log_file, log_from, words, words_size);
+    pid_file_remove(pid_file);
+    int size = ready == READY_LATE
+                   ? snprintf(words, words_size,
+                              "not ready after %u s, its last words: ",
+                              timeout_ms / 1000)
+                   : 0;
+    last_line(log_file, log_from, words + size, words_size - (size_t)size);
     return 0;
 }
 
@@ -238,7 +316,7 @@ uint32_t process_stop_all(char (*pid_files)[PATH_MAX], uint32_t count,
             waitpid(pid, NULL, WNOHANG);
             pause_ms(10);
         }
-        unlink(pid_files[i]);
+        pid_file_remove(pid_files[i]);
     }
     return stopped;
 }

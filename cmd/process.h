@@ -13,10 +13,11 @@
 pid_t process_alive(const char *pid_file);
 
 /* Starts this program with `argv` (argv[0] is the subcommand; NULL at the end)
- * in a session of its own, output appended to `log_file`. Waits until the child
- * says that it is ready (process_ready()), writes `pid_file`, and gives its
- * pid. 0 when it ended or stayed silent for `timeout_ms`; then its last line of
- * output is in `words`. */
+ * in a session of its own, output appended to `log_file`. Writes `pid_file`
+ * before the child does anything, so that whoever is interrupted leaves nothing
+ * unknown behind; waits until the child says that it is ready
+ * (process_ready()), and gives its pid. 0 when it ended or stayed silent for
+ * `timeout_ms`: it is stopped then, and `words` has its last words. */
 pid_t process_spawn(const char *const *argv, const char *log_file,
                     const char *pid_file, uint32_t timeout_ms, char *words,
                     size_t words_size);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -33,6 +34,7 @@ struct restore {
     const char *path; /* NULL: standard input */
     bool force;
     int fd;
+    int copy;      /* of what cannot be read twice; -1: none */
     uint64_t size; /* 0: not known */
     struct skv_archive_reader reader;
     struct buf marker; /* its key */
@@ -109,19 +111,48 @@ static bool add_record(struct restore *r, const struct skv_record *k)
 
 /* ---- the backup ---- */
 
+static bool copy_out(struct restore *r, const uint8_t *from, size_t size)
+{
+    while (size > 0) {
+        ssize_t wrote = write(r->copy, from, size);
+        if (wrote < 0 && errno != EINTR) {
+            return failed("cannot keep a copy of standard input in $TMPDIR",
+                          strerror(errno));
+        }
+        from += wrote > 0 ? wrote : 0;
+        size -= wrote > 0 ? (size_t)wrote : 0;
+    }
+    return true;
+}
+
 static enum err read_in(void *arg, void *to, size_t size_max, size_t *size)
 {
     struct restore *r = arg;
-    for (;;) {
-        ssize_t got = read(r->fd, to, size_max);
-        if (got >= 0) {
-            *size = (size_t)got;
-            return ERR_OK;
-        }
-        if (errno != EINTR) {
-            return ERR_IO;
-        }
+    ssize_t got = -1;
+    do {
+        got = read(r->fd, to, size_max);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0 || (r->copy >= 0 && !copy_out(r, to, (size_t)got))) {
+        return ERR_IO;
     }
+    *size = (size_t)got;
+    return ERR_OK;
+}
+
+/* A pipe's bytes come once: they are kept where nobody sees them until all have
+ * been checked. */
+static bool copy_open(struct restore *r)
+{
+    const char *dir = getenv("TMPDIR");
+    char *name = mem_printf("%s/flotilla-restore-XXXXXX",
+                            dir != NULL ? dir : "/var/tmp");
+    r->copy = mkostemp(name, O_CLOEXEC);
+    bool good = r->copy >= 0 && unlink(name) == 0;
+    if (!good) {
+        failed(name, strerror(errno));
+    }
+    mem_free(name);
+    return good;
 }
 
 static void reader_begin(struct restore *r)
@@ -149,6 +180,11 @@ static bool verify(struct restore *r)
                       r->reader.keys + r->reader.shard_keys);
     }
     progress_end(&r->progress);
+    if (good && r->copy >= 0) {
+        r->fd = r->copy;
+        r->copy = -1;
+        r->size = r->reader.offset;
+    }
     if (good && lseek(r->fd, 0, SEEK_SET) != 0) {
         return failed(name_of(r), strerror(errno));
     }
@@ -356,8 +392,8 @@ static bool fits(struct restore *r)
 
 static bool run(struct restore *r)
 {
-    bool seekable = r->size > 0 && lseek(r->fd, 0, SEEK_CUR) == 0;
-    if (seekable && !verify(r)) {
+    bool twice = lseek(r->fd, 0, SEEK_CUR) == 0;
+    if ((!twice && !copy_open(r)) || !verify(r)) {
         fputs("flotilla: nothing was written\n", stderr);
         return false;
     }
@@ -371,7 +407,7 @@ int cmd_restore(int argc, char **argv)
 {
     struct cluster_access access = {0};
     static struct restore r;
-    r = (struct restore){.fd = -1};
+    r = (struct restore){.fd = -1, .copy = -1};
     const struct arg_option options[] = {
         CLUSTER_ACCESS_OPTIONS(&access),
         {"force", 0, ARG_FLAG, &r.force, NULL,
@@ -381,9 +417,11 @@ int cmd_restore(int argc, char **argv)
         .usage = "restore [OPTION...] FILE|-",
         .about =
             "Writes a backup into an empty cluster, of any number of groups "
-            "and replicas, and of as\nmany shards as the backup has. A file is "
-            "checked before anything is written; damage is\nnamed by its "
-            "offset. When it was broken off, run it again.",
+            "and replicas, and of as\nmany shards as the backup has. It is "
+            "checked "
+            "before anything is written; damage is named by its\noffset. What "
+            "comes through a pipe is kept in $TMPDIR (/var/tmp) meanwhile. "
+            "When it was broken\noff, run it again.",
         .options = options,
         .positional_min = 1,
         .positional_max = 1,

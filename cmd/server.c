@@ -1,4 +1,5 @@
 /* flotilla server: one replica of one group, in one process. */
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,6 +68,14 @@ static void on_signal(void *arg, int number)
     rsm_step_down(server_rsm(s), STEP_DOWN_MS, stop_now, s);
 }
 
+/* The rsm has logged why. */
+static void on_removed(void *arg)
+{
+    struct server *s = arg;
+    s->stopping = true;
+    net_loop_stop(s->loop);
+}
+
 static bool listen_at(struct server *s, const char *address)
 {
     enum err rc = rpc_listen(s->rpc, address);
@@ -107,7 +116,10 @@ static enum err start_controller(struct server *s, const struct cluster *c,
                                        .net = rpc_net(s->rpc),
                                        .disk = s->disk,
                                        .id = self->id,
-                                       .shard_count = c->shard_count};
+                                       .shard_count = c->shard_count,
+                                       .identified = true,
+                                       .on_removed = on_removed,
+                                       .arg = s};
     config.peer_count = group_peers(c, 0, config.peers);
     return ctl_replica_new(&config, &s->ctl);
 }
@@ -121,7 +133,10 @@ static enum err start_group(struct server *s, const struct cluster *c,
                                        .disk = s->disk,
                                        .gid = self->gid,
                                        .id = self->id,
-                                       .certificate_end_s = certificate_end_s};
+                                       .certificate_end_s = certificate_end_s,
+                                       .identified = true,
+                                       .on_removed = on_removed,
+                                       .arg = s};
     config.peer_count = group_peers(c, self->gid, config.peers);
     struct rsm_peer controllers[RAFT_PEERS_MAX];
     config.controller_count = group_peers(c, 0, controllers);
@@ -176,6 +191,14 @@ static bool start(struct server *s, const struct cluster *c,
     }
     rc = self->gid == 0 ? start_controller(s, c, self)
                         : start_group(s, c, self, data, certificate_end_s);
+    if (rc == ERR_NOTFOUND) {
+        fprintf(stderr,
+                "flotilla: replica %s has lost its data, and must not vote "
+                "again under its name: give its place to a new one with "
+                "`flotilla member replace %u %" PRIu64 "`\n",
+                self->name, self->gid, self->id);
+        return false;
+    }
     if (rc != ERR_OK) {
         fprintf(stderr, "flotilla: replica %s cannot start: %s\n", self->name,
                 err_text(rc));

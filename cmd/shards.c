@@ -3,11 +3,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cmd/args.h"
 #include "cmd/ask.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
+#include "cmd/moves.h"
 
 enum { TIMEOUT_MS = 10000 };
 
@@ -106,12 +108,14 @@ static const char *refusal(uint8_t kind, enum err rc)
                "go; join another group first";
     }
     if (rc == ERR_INVALID) {
-        return "no such shard, or no such group, or a group without servers";
+        return "there is no such group, or it has no servers";
     }
     return err_text(rc);
 }
 
-static int change(struct skv_client *client, const struct ctl_change *what)
+/* `wait`: until all shards have arrived; on a terminal anyway. */
+static int change(struct skv_client *client, const struct ctl_change *what,
+                  bool wait)
 {
     uint64_t number = 0;
     enum err rc = ask_change(client, what, TIMEOUT_MS, &number);
@@ -120,6 +124,18 @@ static int change(struct skv_client *client, const struct ctl_change *what)
         return EXIT_FAILED;
     }
     printf("configuration %llu\n", (unsigned long long)number);
+    fflush(stdout);
+    if (!wait && !isatty(STDOUT_FILENO)) {
+        return EXIT_DONE;
+    }
+    rc = moves_wait(client, number);
+    if (rc != ERR_OK) {
+        fprintf(stderr,
+                "flotilla: cannot see whether the shards have arrived: %s; "
+                "`flotilla status` shows them\n",
+                err_text(rc));
+        return EXIT_FAILED;
+    }
     return EXIT_DONE;
 }
 
@@ -150,7 +166,8 @@ static bool parse_group(struct arena *a, char *text, struct ctl_group *group)
     return true;
 }
 
-static int join(struct skv_client *client, char **words, uint32_t count)
+static int join(struct skv_client *client, char **words, uint32_t count,
+                bool wait)
 {
     struct arena arena = {0};
     struct ctl_change what = {.kind = CTL_JOIN, .join_count = count};
@@ -162,7 +179,7 @@ static int join(struct skv_client *client, char **words, uint32_t count)
     }
     int status = EXIT_USAGE;
     if (ok) {
-        status = change(client, &what);
+        status = change(client, &what, wait);
     } else {
         fprintf(stderr, "flotilla: join wants GROUP=HOST:PORT,HOST:PORT,...\n");
     }
@@ -170,7 +187,8 @@ static int join(struct skv_client *client, char **words, uint32_t count)
     return status;
 }
 
-static int leave(struct skv_client *client, char **words, uint32_t count)
+static int leave(struct skv_client *client, char **words, uint32_t count,
+                 bool wait)
 {
     struct ctl_owner gids[CTL_GROUPS_MAX];
     struct ctl_change what = {
@@ -185,10 +203,11 @@ static int leave(struct skv_client *client, char **words, uint32_t count)
         fprintf(stderr, "flotilla: leave wants the numbers of groups\n");
         return EXIT_USAGE;
     }
-    return change(client, &what);
+    return change(client, &what, wait);
 }
 
-static int move(struct skv_client *client, char **words, uint32_t count)
+static int move(struct skv_client *client, char **words, uint32_t count,
+                bool wait)
 {
     uint64_t shard = 0, gid = 0;
     if (count != 2 || !args_number(words[0], 0, CTL_SHARDS_MAX - 1, &shard) ||
@@ -196,23 +215,30 @@ static int move(struct skv_client *client, char **words, uint32_t count)
         fprintf(stderr, "flotilla: move wants a SHARD and a GROUP\n");
         return EXIT_USAGE;
     }
+    if (shard >= skv_client_shard_count(client)) {
+        fprintf(stderr,
+                "flotilla: there is no shard %s: they have the numbers 0 to "
+                "%u\n",
+                words[0], skv_client_shard_count(client) - 1);
+        return EXIT_FAILED;
+    }
     const struct ctl_change what = {.kind = CTL_MOVE,
                                     .move_shard = (uint32_t)shard,
                                     .move_gid = (ctl_gid)gid};
-    return change(client, &what);
+    return change(client, &what, wait);
 }
 
 static int run(struct skv_client *client, const char *action, char **words,
-               uint32_t count, bool json)
+               uint32_t count, bool json, bool wait)
 {
     if (strcmp(action, "join") == 0) {
-        return join(client, words, count);
+        return join(client, words, count, wait);
     }
     if (strcmp(action, "leave") == 0) {
-        return leave(client, words, count);
+        return leave(client, words, count, wait);
     }
     if (strcmp(action, "move") == 0) {
-        return move(client, words, count);
+        return move(client, words, count, wait);
     }
     uint64_t number = CTL_LATEST;
     if (strcmp(action, "query") != 0 || count > 1 ||
@@ -227,17 +253,22 @@ static int run(struct skv_client *client, const char *action, char **words,
 int cmd_shards(int argc, char **argv)
 {
     struct cluster_access access = {0};
-    bool json = false;
+    bool json = false, wait = false;
     const struct arg_option options[] = {
         CLUSTER_ACCESS_OPTIONS(&access),
         {"json", 'j', ARG_FLAG, &json, NULL, "query: print JSON"},
+        {"wait", 'w', ARG_FLAG, &wait, NULL,
+         "return when the shards have arrived (on a terminal: always, with "
+         "bars)"},
         {0}};
     const struct arg_spec spec = {
         .usage = "shards [OPTION...] query [NUMBER] | join GROUP=ADDR,ADDR... "
                  "| leave GROUP... | move SHARD GROUP",
         .about = "Shows a configuration (the newest, or NUMBER), or makes the "
                  "next: groups join and\nleave, shards are spread evenly with "
-                 "the fewest moves; move places one by hand.",
+                 "the fewest moves; move places one by hand. Shards\nare in "
+                 "use while "
+                 "they move; `flotilla status` shows how far they are.",
         .options = options,
         .positional_min = 1,
         .positional_max = 1 + CTL_GROUPS_MAX};
@@ -250,7 +281,7 @@ int cmd_shards(int argc, char **argv)
         return EXIT_FAILED;
     }
     status = run(client, argv[first], argv + first + 1,
-                 (uint32_t)(argc - first - 1), json);
+                 (uint32_t)(argc - first - 1), json, wait);
     skv_client_free(client);
     return status;
 }

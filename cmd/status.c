@@ -10,6 +10,7 @@
 #include "cmd/ask.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
+#include "cmd/moves.h"
 #include "raft/raft.h"
 
 enum { CONFIG_MS = 2000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
@@ -192,6 +193,11 @@ static void collect(struct report *r, struct skv_client *client,
         add_by_directory(r, &c);
     }
     ask_statuses(client, r->replicas, r->replica_count, REPLICA_MS, &r->arena);
+    for (uint32_t i = 0; i < r->replica_count; i++) {
+        if (r->replicas[i].rc == ERR_OK) {
+            r->replicas[i].id = r->replicas[i].status.id;
+        }
+    }
     judge(r);
 }
 
@@ -265,6 +271,7 @@ static void print_text(const struct report *r)
     for (uint32_t g = 0; g < r->group_count; g++) {
         print_group(r, r->groups[g]);
     }
+    moves_print(r->replicas, r->replica_count);
     print_mounts(r);
     for (uint32_t i = 0; i < r->problem_count; i++) {
         printf("PROBLEM %s\n", r->problems[i]);
@@ -312,6 +319,8 @@ static void print_json(const struct report *r)
 {
     json_t *replicas = json_array(), *mounts = json_array();
     json_t *problems = json_array(), *groups = json_array();
+    json_t *moves = json_array();
+    moves_json(r->replicas, r->replica_count, moves);
     for (uint32_t i = 0; i < r->replica_count; i++) {
         json_array_append_new(replicas, replica_json(&r->replicas[i]));
     }
@@ -333,11 +342,11 @@ static void print_json(const struct report *r)
     for (uint32_t i = 0; i < r->problem_count; i++) {
         json_array_append_new(problems, json_string(r->problems[i]));
     }
-    json_t *j =
-        json_pack("{s:I, s:i, s:o, s:o, s:o, s:o}", "configuration",
-                  (json_int_t)r->config.number, "shards",
-                  (int)r->config.shards_count, "groups", groups, "replicas",
-                  replicas, "mounts", mounts, "problems", problems);
+    json_t *j = json_pack("{s:I, s:i, s:o, s:o, s:o, s:o, s:o}",
+                          "configuration", (json_int_t)r->config.number,
+                          "shards", (int)r->config.shards_count, "groups",
+                          groups, "replicas", replicas, "moves", moves,
+                          "mounts", mounts, "problems", problems);
     json_dumpf(j, stdout, JSON_INDENT(2));
     printf("\n");
     json_decref(j);

@@ -23,28 +23,34 @@ static void pid_file(const struct cluster *c, const char *name,
     cluster_path(c, "run", name, ".pid", path);
 }
 
-/* Starts what does not run. False with words on standard error; what was
- * started before stays: the next `up` goes on from there. */
-static bool start_replicas(const struct cluster *c)
+bool replica_start(const struct cluster *c, const struct cluster_replica *r)
 {
-    for (uint32_t i = 0; i < c->replica_count; i++) {
-        const char *name = c->replicas[i].name;
-        char pid_path[PATH_MAX], log_path[PATH_MAX], words[1024];
-        pid_file(c, name, pid_path);
-        if (process_alive(pid_path) != 0) {
-            continue;
-        }
-        cluster_path(c, "log", name, ".log", log_path);
-        const char *const args[] = {"server", "--cluster", c->dir, name, NULL};
-        if (process_spawn(args, log_path, pid_path, SPAWN_MS, words,
-                          sizeof words) == 0) {
-            fprintf(stderr,
-                    "flotilla: replica %s did not start: %s (its log: %s)\n",
-                    name, words, log_path);
-            return false;
-        }
+    char pid_path[PATH_MAX], log_path[PATH_MAX], words[1024];
+    pid_file(c, r->name, pid_path);
+    if (process_alive(pid_path) != 0) {
+        return true;
+    }
+    cluster_path(c, "log", r->name, ".log", log_path);
+    const char *const args[] = {"server", "--cluster", c->dir, r->name, NULL};
+    if (process_spawn(args, log_path, pid_path, SPAWN_MS, words,
+                      sizeof words) == 0) {
+        fprintf(stderr,
+                "flotilla: replica %s did not start: %s (its log: %s)\n",
+                r->name, words, log_path);
+        return false;
     }
     return true;
+}
+
+/* Starts what does not run; one that cannot start holds up no other. False
+ * unless all run. */
+static bool start_replicas(const struct cluster *c)
+{
+    bool ok = true;
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        ok &= replica_start(c, &c->replicas[i]);
+    }
+    return ok;
 }
 
 static bool has_group(const struct ctl_config *config, uint32_t gid)
@@ -77,6 +83,47 @@ static void missing_groups(struct arena *a, const struct cluster *c,
     }
 }
 
+static enum err read_shard(struct skv_client *client, uint32_t shard)
+{
+    struct buf key = {0};
+    set_be64(buf_extend(&key, SKV_OBJECT_SIZE),
+             (uint64_t)shard << 48 | SKV_OBJECT_KV);
+    buf_append(&key, "up", 2);
+    struct skv_item item = {.kind = SKV_LENGTH, .key = buf_slice(&key)};
+    struct skv_txn txn = {
+        .items = &item, .item_count = 1, .timeout_ms = JOIN_MS};
+    enum err rc = skv_client_run(client, &txn);
+    arena_free(&txn.arena);
+    buf_free(&key);
+    return rc == ERR_NOTFOUND ? ERR_OK : rc;
+}
+
+/* Waits until each shard's group has a leader: reads from one shard of each. */
+static enum err await_groups(struct skv_client *client)
+{
+    struct arena arena = {0};
+    struct ctl_config config;
+    enum err rc = ask_config(client, CTL_LATEST, JOIN_MS, &arena, &config);
+    for (uint32_t g = 0; rc == ERR_OK && g < config.groups_count; g++) {
+        uint32_t shard = 0;
+        while (shard < config.shards_count &&
+               config.shards[shard].gid != config.groups[g].gid) {
+            shard++;
+        }
+        if (shard < config.shards_count) {
+            rc = read_shard(client, shard);
+        }
+        if (rc != ERR_OK) {
+            fprintf(stderr,
+                    "flotilla: group %u does not answer: %s; `flotilla "
+                    "status` says more\n",
+                    config.groups[g].gid, err_text(rc));
+        }
+    }
+    arena_free(&arena);
+    return rc;
+}
+
 /* A new cluster's groups join; one that was up before has them already, also
  * when an operator let some of them leave. */
 static bool join_groups(const struct cluster *c)
@@ -98,10 +145,12 @@ static bool join_groups(const struct cluster *c)
     if (rc != ERR_OK && rc != ERR_EXISTS) {
         fprintf(stderr, "flotilla: the groups could not join: %s\n",
                 err_text(rc));
+    } else {
+        rc = await_groups(client);
     }
     arena_free(&arena);
     skv_client_free(client);
-    return rc == ERR_OK || rc == ERR_EXISTS;
+    return rc == ERR_OK;
 }
 
 static bool mount_at(const struct cluster *c, const char *mountpoint)
@@ -184,8 +233,9 @@ int cmd_up(int argc, char **argv)
     if (!args_parse(&spec, argc, argv, &first, &status)) {
         return status;
     }
-    if (port < 1 || port > 65000 || groups > 32 || replicas > 16 ||
-        controllers > 16 || shards < 1 || shards > CTL_SHARDS_MAX) {
+    if (port < 1 || port > 65000 || groups < 1 || groups > 32 || replicas < 1 ||
+        replicas > 16 || controllers < 1 || controllers > 16 || shards < 1 ||
+        shards > CTL_SHARDS_MAX) {
         fprintf(stderr,
                 "flotilla: out of range: --port 1..65000, --groups 1..32, "
                 "--replicas and --controllers 1..16, --shards 1..%u\n",
@@ -201,9 +251,13 @@ int cmd_up(int argc, char **argv)
     if (no_mount) {
         mountpoint = NULL;
     }
-    if (!prepare(cluster_dir(dir), &plan, mountpoint, &c) ||
-        !start_replicas(&c) || !join_groups(&c) ||
-        (!no_mount && !mount_at(&c, mountpoint))) {
+    if (!prepare(cluster_dir(dir), &plan, mountpoint, &c)) {
+        return EXIT_FAILED;
+    }
+    /* A replica that cannot start is no reason to leave the others unused. */
+    bool all_run = start_replicas(&c);
+    if (!join_groups(&c) || (!no_mount && !mount_at(&c, mountpoint)) ||
+        !all_run) {
         return EXIT_FAILED;
     }
     if (no_mount) {

@@ -136,6 +136,24 @@ enum err fs_ino_new(struct fs_call *call, uint32_t shard, uint64_t *out)
     return ERR_OK;
 }
 
+static uint32_t common_divisor(uint32_t a, uint32_t b)
+{
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
+/* So many shards on, for the next directory. A group owns shards that lie side
+ * by side, so steps of one would fill a group before the next gets anything;
+ * steps of the golden section spread any few of them, and one that shares no
+ * divisor with `count` leaves no shard out. */
+static uint32_t shard_stride(uint32_t count)
+{
+    uint32_t stride = (uint32_t)((uint64_t)count * 618 / 1000) + 1;
+    while (common_divisor(stride, count) != 1) {
+        stride++;
+    }
+    return stride;
+}
+
 /* Directories go round all shards: an even spread at any number of them, which
  * hashing gives only for many. */
 enum err fs_shard_pick(struct fs_call *call, uint32_t *out)
@@ -146,7 +164,8 @@ enum err fs_shard_pick(struct fs_call *call, uint32_t *out)
         return ERR_BUSY;
     }
     pthread_mutex_lock(&fs->ino_lock);
-    *out = fs->next_shard++ % count;
+    fs->next_shard = (fs->next_shard + shard_stride(count)) % count;
+    *out = fs->next_shard;
     pthread_mutex_unlock(&fs->ino_lock);
     return ERR_OK;
 }

@@ -30,8 +30,14 @@ enum { MNT_WHY_SIZE = 512, MNT_TYPE_SIZE = 64 };
  * the kernel's table and not the filesystem, which may not answer. */
 bool mnt_is_mounted(const char *path, char type[MNT_TYPE_SIZE]);
 
-/* Whether one can mount there; clears away a mount whose process died. Not
- * ERR_OK: `why` says what is in the way and what to do. */
+/* Whether one can mount there. Not ERR_OK: `why` says what is in the way and
+ * what to do. A mount whose process died is not in the way, and stays: while it
+ * is there, programs get an error instead of writing below it. */
+MUST_USE enum err mnt_place_check(const char *mountpoint, bool nonempty,
+                                  char why[MNT_WHY_SIZE]);
+
+/* The same, and clears away a mount whose process died: just before one mounts.
+ */
 MUST_USE enum err mnt_place_prepare(const char *mountpoint, bool nonempty,
                                     char why[MNT_WHY_SIZE]);
 

@@ -48,15 +48,20 @@ static bool run_fusermount(const char *mountpoint)
 
 /* A daemon that was killed leaves its mount behind: each access says ENOTCONN
  * until somebody unmounts it. */
-static enum err dead_clear(const char *mountpoint, char why[MNT_WHY_SIZE])
+static bool is_dead(const char *mountpoint)
 {
     struct stat st;
-    if (stat(mountpoint, &st) == 0 || errno != ENOTCONN) {
+    return stat(mountpoint, &st) != 0 && errno == ENOTCONN;
+}
+
+static enum err dead_clear(const char *mountpoint, char why[MNT_WHY_SIZE])
+{
+    if (!is_dead(mountpoint)) {
         return ERR_OK;
     }
     bool cleared =
         umount2(mountpoint, MNT_DETACH) == 0 || run_fusermount(mountpoint);
-    if (!cleared || (stat(mountpoint, &st) != 0 && errno == ENOTCONN)) {
+    if (!cleared || is_dead(mountpoint)) {
         snprintf(why, MNT_WHY_SIZE,
                  "a dead mount is in the way and cannot be removed: run "
                  "`fusermount3 -uz %s` as who mounted it, or as root",
@@ -151,6 +156,16 @@ static enum err free_check(const char *mountpoint, bool nonempty,
         return ERR_NOTEMPTY;
     }
     return ERR_OK;
+}
+
+enum err mnt_place_check(const char *mountpoint, bool nonempty,
+                         char why[MNT_WHY_SIZE])
+{
+    enum err rc = device_check(why);
+    if (rc != ERR_OK || is_dead(mountpoint)) {
+        return rc;
+    }
+    return free_check(mountpoint, nonempty, why);
 }
 
 enum err mnt_place_prepare(const char *mountpoint, bool nonempty,

@@ -101,30 +101,46 @@ static uint64_t not_refused_by(const struct raft *r, raft_id id)
     return 1;
 }
 
-static void ask_voters(struct raft *r, enum raft_msg_type type, raft_term term)
+static bool answered(const struct raft *r, raft_id id)
 {
+    for (uint32_t i = 0; i < r->vote_count; i++) {
+        if (r->votes[i].id == id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Those who have not answered yet. "Servers retry RPCs if they do not receive
+ * a response in a timely manner" (5.1): else each lost message would cost a
+ * whole election timeout. */
+static void ask_voters(struct raft *r)
+{
+    bool pre = r->role == RAFT_PRECANDIDATE;
     const struct raft_conf *conf = raft_conf_now(r);
     raft_id ids[3 * RAFT_PEERS_MAX];
     uint32_t count = raft_conf_all(conf, ids);
     for (uint32_t i = 0; i < count; i++) {
-        if (ids[i] == r->id || !raft_conf_votes(conf, ids[i])) {
+        if (ids[i] == r->id || !raft_conf_votes(conf, ids[i]) ||
+            answered(r, ids[i])) {
             continue;
         }
         struct raft_msg m = {
-            .type = type,
+            .type = pre ? RAFT_MSG_PREVOTE : RAFT_MSG_VOTE,
             .from = r->id,
             .to = ids[i],
-            .term = term,
+            .term = pre ? r->term + 1 : r->term,
             .log_index = raft_log_last(&r->log),
             .log_term = raft_log_last_term(&r->log),
             .transfer = r->transferred,
         };
-        if (type == RAFT_MSG_PREVOTE) {
+        if (pre) {
             raft_send(r, m);
         } else {
             raft_send_stored(r, m);
         }
     }
+    r->ask_due_ms = r->now_ms + r->heartbeat_ms;
 }
 
 /* When the attempt that begins now has failed and the next one is due. */
@@ -144,7 +160,7 @@ static void become_candidate(struct raft *r)
     r->role = RAFT_CANDIDATE;
     r->vote_count = 0;
     set_attempt_timer(r);
-    ask_voters(r, RAFT_MSG_VOTE, r->term);
+    ask_voters(r);
 }
 
 static void become_precandidate(struct raft *r)
@@ -158,7 +174,7 @@ static void become_precandidate(struct raft *r)
         r->hint_tries--;
     }
     count_vote(r, r->id, true);
-    ask_voters(r, RAFT_MSG_PREVOTE, r->term + 1);
+    ask_voters(r);
     if (raft_quorum(r, granted_by) == 1) {
         become_candidate(r);
     }
@@ -191,9 +207,19 @@ void raft_election_stored(struct raft *r)
     }
 }
 
+uint64_t raft_election_next_tick(const struct raft *r)
+{
+    bool asks = r->role == RAFT_PRECANDIDATE || r->role == RAFT_CANDIDATE;
+    return asks && r->ask_due_ms < r->election_due_ms ? r->ask_due_ms
+                                                      : r->election_due_ms;
+}
+
 void raft_election_tick(struct raft *r)
 {
     if (r->now_ms < r->election_due_ms) {
+        if (r->now_ms >= raft_election_next_tick(r)) {
+            ask_voters(r);
+        }
         return;
     }
     if (r->installing || !raft_conf_may_campaign(r)) {

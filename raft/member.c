@@ -13,7 +13,7 @@
 #include "base/codec.h"
 #include "raft/raft_int.h"
 
-enum { CONF_VERSION = 1 };
+enum { CONF_BARE = 1, CONF_WITH_PLACES = 2 }; /* versions */
 
 static void encode_ids(struct buf *b, const raft_id *ids, uint32_t count)
 {
@@ -24,16 +24,29 @@ static void encode_ids(struct buf *b, const raft_id *ids, uint32_t count)
 }
 
 /*   u8 version, then three lists: u8 count, count x u64 id
- *   voters, old, learners */
+ *   voters, old, learners
+ *   version 2 only: u64 last_id, u8 count, count x {u64 id, u32 size, address}
+ */
 void raft_conf_encode(struct buf *b, const struct raft_conf *conf)
 {
     CHECK(conf->voter_count <= RAFT_PEERS_MAX);
     CHECK(conf->old_count <= RAFT_PEERS_MAX);
     CHECK(conf->learner_count <= RAFT_PEERS_MAX);
-    enc_u8(b, CONF_VERSION);
+    CHECK(conf->place_count <= RAFT_PEERS_MAX);
+    bool bare = conf->place_count == 0 && conf->last_id == 0;
+    enc_u8(b, bare ? CONF_BARE : CONF_WITH_PLACES);
     encode_ids(b, conf->voters, conf->voter_count);
     encode_ids(b, conf->old, conf->old_count);
     encode_ids(b, conf->learners, conf->learner_count);
+    if (bare) {
+        return;
+    }
+    enc_u64(b, conf->last_id);
+    enc_u8(b, (uint8_t)conf->place_count);
+    for (uint32_t i = 0; i < conf->place_count; i++) {
+        enc_u64(b, conf->places[i].id);
+        enc_bytes(b, slice_text(conf->places[i].address));
+    }
 }
 
 static uint32_t decode_ids(struct dec *d, raft_id *ids)
@@ -49,16 +62,42 @@ static uint32_t decode_ids(struct dec *d, raft_id *ids)
     return count;
 }
 
+static void decode_places(struct dec *d, struct raft_conf *c)
+{
+    c->last_id = dec_u64(d);
+    uint32_t count = dec_u8(d);
+    if (count > RAFT_PEERS_MAX) {
+        d->failed = true;
+        return;
+    }
+    for (; c->place_count < count && !d->failed; c->place_count++) {
+        struct raft_place *p = &c->places[c->place_count];
+        p->id = dec_u64(d);
+        struct slice address = dec_bytes(d);
+        if (d->failed || address.size == 0 ||
+            address.size >= sizeof p->address ||
+            memchr(address.data, 0, address.size) != NULL) {
+            d->failed = true;
+            return;
+        }
+        memcpy(p->address, address.data, address.size);
+    }
+}
+
 enum err raft_conf_decode(struct slice from, struct raft_conf *conf)
 {
     struct raft_conf c = {0};
     struct dec d = dec_of(from);
-    if (dec_u8(&d) != CONF_VERSION) {
+    uint8_t version = dec_u8(&d);
+    if (version != CONF_BARE && version != CONF_WITH_PLACES) {
         return ERR_CORRUPT;
     }
     c.voter_count = decode_ids(&d, c.voters);
     c.old_count = decode_ids(&d, c.old);
     c.learner_count = decode_ids(&d, c.learners);
+    if (version == CONF_WITH_PLACES) {
+        decode_places(&d, &c);
+    }
     if (dec_done(&d) != ERR_OK || raft_conf_check(&c) != ERR_OK) {
         return ERR_CORRUPT;
     }
@@ -132,6 +171,27 @@ bool raft_conf_may_campaign(const struct raft *r)
     return false;
 }
 
+/* Only of those in it, each once, and not empty. */
+static bool places_sane(const struct raft_conf *conf, const raft_id *ids,
+                        uint32_t count)
+{
+    if (conf->place_count > RAFT_PEERS_MAX) {
+        return false;
+    }
+    for (uint32_t i = 0; i < conf->place_count; i++) {
+        const struct raft_place *p = &conf->places[i];
+        if (!listed(ids, count, p->id) || p->address[0] == '\0') {
+            return false;
+        }
+        for (uint32_t k = 0; k < i; k++) {
+            if (conf->places[k].id == p->id) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 /* A configuration with nobody in it is that of a new replica, which waits to be
  * told; a joint one has voters on both sides. */
 enum err raft_conf_check(const struct raft_conf *conf)
@@ -154,13 +214,32 @@ enum err raft_conf_check(const struct raft_conf *conf)
         }
     }
     raft_id ids[3 * RAFT_PEERS_MAX];
-    return raft_conf_all(conf, ids) > RAFT_PEERS_MAX ? ERR_INVALID : ERR_OK;
+    uint32_t count = raft_conf_all(conf, ids);
+    return count > RAFT_PEERS_MAX || !places_sane(conf, ids, count)
+               ? ERR_INVALID
+               : ERR_OK;
 }
 
 bool raft_conf_votes(const struct raft_conf *conf, raft_id id)
 {
     return listed(conf->voters, conf->voter_count, id) ||
            listed(conf->old, conf->old_count, id);
+}
+
+raft_id raft_conf_last_id(const struct raft_conf *conf)
+{
+    raft_id ids[3 * RAFT_PEERS_MAX];
+    uint32_t count = raft_conf_all(conf, ids);
+    raft_id last = conf->last_id;
+    for (uint32_t i = 0; i < count; i++) {
+        last = ids[i] > last ? ids[i] : last;
+    }
+    return last;
+}
+
+bool raft_conf_learns(const struct raft_conf *conf, raft_id id)
+{
+    return listed(conf->learners, conf->learner_count, id);
 }
 
 const struct raft_conf *raft_conf_now(const struct raft *r)
@@ -212,14 +291,22 @@ void raft_conf_reset(struct raft *r, raft_index index,
     r->confs[0] = (struct raft_conf_record){.index = index, .conf = *conf};
 }
 
-void raft_conf_at(const struct raft *r, raft_index index,
-                  struct raft_conf *conf)
+raft_index raft_conf_at(const struct raft *r, raft_index index,
+                        struct raft_conf *conf)
 {
     size_t at = r->conf_count - 1;
     while (at > 0 && r->confs[at].index > index) {
         at--;
     }
     *conf = r->confs[at].conf;
+    return r->confs[at].index;
+}
+
+const struct raft_conf *raft_conf_newest(const struct raft *r,
+                                         raft_index *index)
+{
+    *index = raft_conf_index(r);
+    return raft_conf_now(r);
 }
 
 /* May the leader append this configuration now? One change at a time; and only

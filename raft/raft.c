@@ -306,7 +306,7 @@ enum err raft_step(struct raft *r, const struct raft_event *event,
 uint64_t raft_next_tick_ms(const struct raft *r)
 {
     return r->role == RAFT_LEADER ? raft_leader_next_tick(r)
-                                  : r->election_due_ms;
+                                  : raft_election_next_tick(r);
 }
 
 const struct raft_entry *raft_entries(const struct raft *r, raft_index first,

@@ -26,7 +26,8 @@ typedef uint64_t raft_index; /* the first entry has index 1 */
 typedef uint64_t raft_term;  /* 0 before the first election */
 typedef uint64_t raft_id;    /* a replica; 0 is nobody */
 
-#define RAFT_PEERS_MAX 16u
+#define RAFT_PEERS_MAX        16u
+#define RAFT_ADDRESS_SIZE_MAX 64u /* with the final zero */
 
 enum raft_entry_type {
     RAFT_ENTRY_COMMAND = 1, /* the state machine's */
@@ -41,6 +42,13 @@ struct raft_entry {
     struct bytes *data; /* NULL when empty; whoever keeps it takes a ref */
 };
 
+/* Where a replica is reached, in the shell's words: the core only carries it,
+ * so that whoever has the log can find everybody in it. */
+struct raft_place {
+    raft_id id;
+    char address[RAFT_ADDRESS_SIZE_MAX];
+};
+
 /* Who is in the group. While `old_count` is not 0 the configuration is joint
  * (paper, section 6): both majorities are needed. Learners are sent entries
  * and are in no majority. */
@@ -51,10 +59,23 @@ struct raft_conf {
     uint32_t old_count;
     raft_id learners[RAFT_PEERS_MAX];
     uint32_t learner_count;
+    struct raft_place places[RAFT_PEERS_MAX]; /* of some or all of these */
+    uint32_t place_count;
+    raft_id last_id; /* see raft_conf_last_id() */
 };
 
 void raft_conf_encode(struct buf *b, const struct raft_conf *conf);
 MUST_USE enum err raft_conf_decode(struct slice from, struct raft_conf *conf);
+/* Everybody in it, each once. Gives the count; `ids` has room for
+ * 3 * RAFT_PEERS_MAX. */
+uint32_t raft_conf_all(const struct raft_conf *conf, raft_id *ids);
+/* The highest id that was ever in a configuration up to this one, carried from
+ * each to the next. New replicas get higher ones: so an id up to it that is not
+ * there was removed, and one above it is yet to come. */
+raft_id raft_conf_last_id(const struct raft_conf *conf);
+/* A voter, of the new set or the old? A learner? */
+bool raft_conf_votes(const struct raft_conf *conf, raft_id id);
+bool raft_conf_learns(const struct raft_conf *conf, raft_id id);
 
 struct raft_hard_state {
     raft_term term;
@@ -220,9 +241,13 @@ void raft_compact(struct raft *r, raft_index index);
 /* The term at `index`; false if the log does not know it (any more). */
 bool raft_term_at(const struct raft *r, raft_index index, raft_term *term);
 
-/* The configuration in force at `index`, for a snapshot's label. */
-void raft_conf_at(const struct raft *r, raft_index index,
-                  struct raft_conf *conf);
+/* The configuration in force at `index`, for a snapshot's label. Gives the
+ * index of its entry (of the log's start, for the first). */
+raft_index raft_conf_at(const struct raft *r, raft_index index,
+                        struct raft_conf *conf);
+/* The newest in the log, and its entry; borrowed until the next step. */
+const struct raft_conf *raft_conf_newest(const struct raft *r,
+                                         raft_index *index);
 
 /* Is a snapshot at {index, term} news to this replica? If its log has that
  * entry, installing would forget acknowledged entries after it. */

@@ -150,7 +150,8 @@ struct raft {
 
     /* Follower and candidates */
     uint64_t election_due_ms;
-    uint64_t heard_ms; /* from the leader */
+    uint64_t ask_due_ms; /* (pre)candidate: who has not answered, again */
+    uint64_t heard_ms;   /* from the leader */
     uint32_t hint_tries;
     struct raft_vote votes[RAFT_PEERS_MAX * 2];
     uint32_t vote_count;
@@ -202,6 +203,7 @@ MUST_USE enum err raft_persist_done(struct raft *r, uint64_t seq);
 void raft_become_follower(struct raft *r, raft_term term, raft_id leader);
 void raft_election_reset_timer(struct raft *r);
 void raft_election_tick(struct raft *r);
+uint64_t raft_election_next_tick(const struct raft *r);
 void raft_election_stored(struct raft *r);
 void raft_election_peer_down(struct raft *r, raft_id peer);
 bool raft_election_sticky(const struct raft *r);
@@ -253,12 +255,8 @@ void raft_conf_truncate(struct raft *r, raft_index from);
 void raft_conf_compact(struct raft *r, raft_index index);
 void raft_conf_reset(struct raft *r, raft_index index,
                      const struct raft_conf *conf);
-bool raft_conf_votes(const struct raft_conf *conf, raft_id id);
 /* May this replica stand for election? */
 bool raft_conf_may_campaign(const struct raft *r);
-/* Everybody in it, each once. Gives the count; `ids` has room for
- * 3 * RAFT_PEERS_MAX. */
-uint32_t raft_conf_all(const struct raft_conf *conf, raft_id *ids);
 MUST_USE enum err raft_conf_check(const struct raft_conf *conf);
 MUST_USE enum err raft_conf_check_change(const struct raft *r,
                                          const struct raft_entry *entry);

@@ -4,9 +4,13 @@
  *  1. The log is cut at or below `durable`: a restart finds all that the state
  *     machine has not stored.
  *  2. It is never cut past the index of a snapshot that is on its way to a
- *     peer, which needs what follows it.
+ *     peer, which needs what follows it; but one that does not answer does not
+ *     make the log grow: it gets a newer snapshot when it is back.
  *  3. About log_keep_size bytes stay, so that a follower that was away for a
- *     moment need not be sent a snapshot. */
+ *     moment need not be sent a snapshot.
+ *  4. For a follower that has just installed a snapshot, a leader keeps what it
+ *     does not have yet, up to RSM_HOLD_FACTOR as much: else under load it
+ * could need the next snapshot when it has this one, and so for ever. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -41,12 +45,12 @@ static void drop_marks(struct rsm *r, raft_index upto)
     }
 }
 
-/* The last index with at least log_keep_size bytes after it. */
-static raft_index keep_from(const struct rsm *r)
+/* The last index with at least `size` bytes after it. */
+static raft_index keep_from(const struct rsm *r, uint64_t size)
 {
     raft_index index = 0;
     for (uint32_t i = 0; i < r->mark_count; i++) {
-        if (r->applied_size - r->marks[i].size < r->config.log_keep_size) {
+        if (r->applied_size - r->marks[i].size < size) {
             break;
         }
         index = r->marks[i].index;
@@ -54,9 +58,57 @@ static raft_index keep_from(const struct rsm *r)
     return index;
 }
 
+void rsm_checkpoint_sent(struct rsm *r, raft_id peer)
+{
+    if (r->catching_count < RAFT_PEERS_MAX) {
+        r->catching[r->catching_count++] = peer;
+    }
+}
+
+void rsm_checkpoint_deposed(struct rsm *r)
+{
+    r->catching_count = 0;
+}
+
+/* What this one still needs; UINT64_MAX when it is near the end, or silent. */
+static raft_index needed_by(const struct rsm *r, const struct raft_status *s,
+                            raft_id id)
+{
+    for (uint32_t i = 0; i < s->peer_count; i++) {
+        const struct raft_peer_status *p = &s->peers[i];
+        if (p->id == id && p->active && !p->snapshot &&
+            p->match < keep_from(r, r->config.log_keep_size)) {
+            return p->match > r->compacted ? p->match : r->compacted;
+        }
+    }
+    return UINT64_MAX;
+}
+
+/* Invariant 4. */
+static raft_index hold_from(struct rsm *r)
+{
+    struct raft_status s;
+    raft_index hold = UINT64_MAX;
+    uint32_t kept = 0;
+    raft_status(r->raft, &s);
+    for (uint32_t i = 0; i < r->catching_count; i++) {
+        raft_index needed = needed_by(r, &s, r->catching[i]);
+        if (needed != UINT64_MAX) {
+            r->catching[kept++] = r->catching[i];
+            hold = needed < hold ? needed : hold;
+        }
+    }
+    r->catching_count = kept;
+    raft_index least =
+        keep_from(r, (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR);
+    return hold > least ? hold : least;
+}
+
 static void compact(struct rsm *r)
 {
-    raft_index index = keep_from(r);
+    raft_index index = keep_from(r, r->config.log_keep_size);
+    raft_index hold = r->catching_count > 0 ? hold_from(r) : UINT64_MAX;
+    index = index < hold ? index : hold;
     raft_index oldest = rsm_outgoing_oldest(r);
     index = index < r->durable ? index : r->durable;
     index = index < oldest ? index : oldest;

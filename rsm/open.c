@@ -10,15 +10,24 @@
  * received stream is still in "snap/in", and its label has the term and the
  * configuration that the log is to begin with. */
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "rsm/rsm_int.h"
+
+_Static_assert(RAFT_ADDRESS_SIZE_MAX == NET_ADDRESS_SIZE_MAX, "the same text");
 
 static struct raft_conf first_conf(const struct rsm_config *c)
 {
     struct raft_conf conf = {0};
     for (uint32_t i = 0; i < c->peer_count; i++) {
         conf.voters[conf.voter_count++] = c->peers[i].id;
+        if (c->peers[i].address[0] == '\0') {
+            continue;
+        }
+        struct raft_place *p = &conf.places[conf.place_count++];
+        p->id = c->peers[i].id;
+        memcpy(p->address, c->peers[i].address, sizeof p->address);
     }
     return conf;
 }
@@ -27,8 +36,8 @@ static struct raft_conf first_conf(const struct rsm_config *c)
  * depend on what the command line says then. */
 static enum err begin_log(struct rsm *r, struct wal_recovery *rec)
 {
-    if (rec->start_conf.voter_count > 0) {
-        return ERR_OK;
+    if (rec->start_conf.voter_count > 0 || r->identity.joining) {
+        return ERR_OK; /* stored already; or the group will tell */
     }
     rec->start_conf = first_conf(&r->config);
     return wal_compact(r->wal, rec->start_index, rec->start_term,
@@ -52,11 +61,12 @@ static enum err finish_install(struct rsm *r, struct wal_recovery *rec,
     struct snap_label label;
     enum err rc = rsm_incoming_label(r, &label);
     if (rc != ERR_OK || label.index != durable || label.term != term) {
-        log_error("rsm",
-                  "the state machine is at index %" PRIu64
-                  ", which the log does not have. Restore this replica from "
-                  "its peers: remove its data directory and start it again.",
-                  durable);
+        log_error(
+            "rsm",
+            "the state machine is at index %" PRIu64
+            ", which the log does not have. Give this replica's place to a "
+            "new one: `flotilla member replace %u %" PRIu64 "`",
+            durable, r->config.group, r->config.id);
         return rc == ERR_IO ? ERR_IO : ERR_CORRUPT;
     }
     log_info("rsm", "finishing an interrupted install index=%" PRIu64, durable);
@@ -82,9 +92,9 @@ static enum err join_up(struct rsm *r, struct wal_recovery *rec)
         log_error("rsm",
                   "the log begins after index %" PRIu64
                   ", but the state machine ends at %" PRIu64
-                  ". Restore this replica from its peers: remove its data "
-                  "directory and start it again.",
-                  rec->start_index, durable);
+                  ". Give this replica's place to a new one: `flotilla member "
+                  "replace %u %" PRIu64 "`",
+                  rec->start_index, durable, r->config.group, r->config.id);
         return ERR_CORRUPT;
     }
     if (!has_entry(rec, durable, term)) {
@@ -121,6 +131,13 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
     return raft_new(&config, &r->raft);
 }
 
+/* A log that was ever opened begins with a configuration. */
+static bool is_new_log(const struct wal_recovery *rec)
+{
+    return rec->start_index == 0 && rec->entry_count == 0 &&
+           rec->start_conf.voter_count == 0 && rec->hard_state.term == 0;
+}
+
 enum err rsm_open_log(struct rsm *r)
 {
     struct disk *disk = r->config.disk;
@@ -136,7 +153,10 @@ enum err rsm_open_log(struct rsm *r)
         wal_recovery_free(&rec);
         return rc;
     }
-    rc = join_up(r, &rec);
+    rc = rsm_identity_log(r, is_new_log(&rec));
+    if (rc == ERR_OK) {
+        rc = join_up(r, &rec);
+    }
     if (rc == ERR_OK) {
         rc = make_raft(r, &rec);
     }

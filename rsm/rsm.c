@@ -29,16 +29,6 @@ static struct rsm *of_flush(struct env_timer *t)
     return (struct rsm *)((char *)t - offsetof(struct rsm, flush));
 }
 
-const char *rsm_address(const struct rsm *r, raft_id id)
-{
-    for (uint32_t i = 0; i < r->config.peer_count; i++) {
-        if (r->config.peers[i].id == id) {
-            return r->config.peers[i].address;
-        }
-    }
-    return "";
-}
-
 void rsm_die(struct rsm *r, enum err rc, const char *what)
 {
     if (rsm_stopped(r)) {
@@ -47,6 +37,7 @@ void rsm_die(struct rsm *r, enum err rc, const char *what)
     r->dead = true;
     env_timer_stop(r->env, &r->tick);
     env_timer_stop(r->env, &r->flush);
+    env_timer_stop(r->env, &r->hello);
     env_fatal(r->env, "%s failed group=%u id=%" PRIu64 ": %s", what,
               r->config.group, r->config.id, err_text(rc));
 }
@@ -116,6 +107,9 @@ enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
         rsm_leader_noop(r);
     }
     rsm_apply_pump(r);
+    if (rsm_member_is_due(r)) {
+        rsm_flush_later(r);
+    }
     if (!r->dead) {
         set_tick(r);
     }
@@ -152,6 +146,7 @@ static void on_flush(struct env_timer *t)
     rsm_propose_answer_failed(r);
     rsm_read_answer_failed(r);
     rsm_leader_tell(r);
+    rsm_member_pump(r);
 }
 
 /* --- From the network */
@@ -181,7 +176,7 @@ static void handle_raft(struct rsm *r, const struct net_peer *peer,
         arena_free(&arena);
         return;
     }
-    if (msg.to != r->config.id || rsm_address(r, msg.from)[0] == '\0') {
+    if (msg.to != r->config.id) {
         drop_stranger(r, peer, "which is not for this replica");
     } else {
         struct raft_event event = {.type = RAFT_EV_RECV, .u.msg = &msg};
@@ -191,6 +186,17 @@ static void handle_raft(struct rsm *r, const struct net_peer *peer,
     arena_free(&arena);
 }
 
+static void handle_one_way(struct rsm *r, const struct net_peer *peer,
+                           net_method method, struct slice body)
+{
+    switch (method) {
+    case RSM_METHOD_RAFT: handle_raft(r, peer, body); return;
+    case RSM_METHOD_HELLO: rsm_hello_heard(r, body); return;
+    case RSM_METHOD_GONE: rsm_gone_heard(r, body); return;
+    default: return;
+    }
+}
+
 void rsm_handle(struct rsm *r, struct net_request *request,
                 const struct net_peer *peer, net_method method,
                 struct slice body)
@@ -198,6 +204,13 @@ void rsm_handle(struct rsm *r, struct net_request *request,
     enum err refused = ERR_OK;
     if (rsm_stopped(r)) {
         refused = ERR_CLOSED;
+    } else if (method == RSM_METHOD_CHANGE && request != NULL) {
+        rsm_member_change(r, request, peer, body);
+        return;
+    } else if (method == RSM_METHOD_MEMBERS && request != NULL &&
+               peer->role != NET_ROLE_NONE) {
+        rsm_member_show(r, request);
+        return;
     } else if (peer->role != NET_ROLE_SERVER ||
                peer->group != r->config.group) {
         drop_stranger(r, peer, "whose sender is no server of this group");
@@ -205,8 +218,8 @@ void rsm_handle(struct rsm *r, struct net_request *request,
     } else if (method == RSM_METHOD_SNAP && request != NULL) {
         rsm_incoming_chunk(r, request, body);
         return;
-    } else if (method == RSM_METHOD_RAFT && request == NULL) {
-        handle_raft(r, peer, body);
+    } else if (request == NULL) {
+        handle_one_way(r, peer, method, body);
         return;
     } else {
         refused = ERR_INVALID;
@@ -218,13 +231,10 @@ void rsm_handle(struct rsm *r, struct net_request *request,
 
 void rsm_peer_down(struct rsm *r, const char *address)
 {
-    for (uint32_t i = 0; i < r->config.peer_count; i++) {
-        if (strcmp(r->config.peers[i].address, address) == 0 &&
-            r->config.peers[i].id != r->config.id) {
-            struct raft_event event = {.type = RAFT_EV_PEER_DOWN,
-                                       .u.peer = r->config.peers[i].id};
-            (void)!rsm_step(r, &event, NULL);
-        }
+    raft_id id = rsm_id_at(r, address);
+    if (id != 0 && id != r->config.id) {
+        struct raft_event event = {.type = RAFT_EV_PEER_DOWN, .u.peer = id};
+        (void)!rsm_step(r, &event, NULL);
     }
 }
 
@@ -292,7 +302,10 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     rsm_leader_init(r);
     rsm_apply_init(r);
     rsm_checkpoint_init(r);
-    enum err rc = rsm_open_log(r);
+    enum err rc = rsm_identity_check(r);
+    if (rc == ERR_OK) {
+        rc = rsm_open_log(r);
+    }
     if (rc != ERR_OK) {
         mem_free(r);
         return rc;
@@ -301,6 +314,7 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     r->apply_worker = env_worker_new(r->env, "apply");
     r->snap_worker = env_worker_new(r->env, "snap");
     set_tick(r);
+    rsm_hello_start(r);
     *out = r;
     return ERR_OK;
 }
@@ -310,6 +324,8 @@ void rsm_free(struct rsm *r)
     r->closing = true;
     env_timer_stop(r->env, &r->tick);
     env_timer_stop(r->env, &r->flush);
+    env_timer_stop(r->env, &r->hello);
+    rsm_member_close(r);
     rsm_leader_close(r);
     rsm_apply_close(r);
     rsm_checkpoint_close(r);

@@ -14,14 +14,58 @@
 #define RSM_RSM_H
 
 #include "base/env.h"
+#include "base/msg.h"
 #include "raft/raft.h"
 #include "raft/storage/disk.h"
 #include "raft/storage/snapfile.h"
 #include "transport/net.h"
 
-#define RSM_METHOD_RAFT 0x10 /* one-way: an encoded raft_msg */
-#define RSM_METHOD_SNAP 0x11 /* call: a chunk of a snapshot stream */
-#define RSM_METHOD_MAX  0x1f
+#define RSM_METHOD_RAFT   0x10 /* one-way: an encoded raft_msg */
+#define RSM_METHOD_SNAP   0x11 /* call: a chunk of a snapshot stream */
+#define RSM_METHOD_CHANGE 0x12 /* rsm_wish -> empty; admin */
+#define RSM_METHOD_MEMBERS                                                     \
+    0x13                      /* empty -> rsm_members, as this replica sees    \
+                               */
+#define RSM_METHOD_HELLO 0x14 /* one-way: rsm_hello */
+#define RSM_METHOD_GONE  0x15 /* one-way: rsm_gone */
+#define RSM_METHOD_MAX   0x1f
+
+/* A change of members, asked of the leader: answered when it is committed.
+ * ERR_TIMEDOUT: not yet, ask again. ERR_BUSY: after it no majority would
+ * answer. ERR_EXISTS: the address is another's, or the id was given before.
+ * ERR_NOTFOUND: no such replica. ERR_INVALID: the last voter. An id is never
+ * used again, for another replica or for one that lost its disk. */
+enum rsm_change_kind {
+    RSM_ADD = 1,     /* `id` at `address`, as a learner */
+    RSM_PROMOTE = 2, /* a learner votes, once it has what the log has now */
+    RSM_REMOVE = 3,
+    RSM_TRANSFER = 4, /* `id` leads (0: any other) */
+};
+#define RSM_WISH_FIELDS(F)                                                     \
+    F(U8, kind) F(U64, id) F(BYTES, address) F(U32, timeout_ms)
+MSG_STRUCT(rsm_wish, RSM_WISH_FIELDS);
+
+enum rsm_member_role {
+    RSM_VOTER = 1,
+    RSM_LEARNER = 2,
+    RSM_ARRIVING = 3, /* a voter of the new set only, while it is joint */
+    RSM_LEAVING = 4,  /* of the old set only */
+};
+#define RSM_MEMBER_FIELDS(F)                                                   \
+    F(U64, id)                                                                 \
+    F(BYTES, address)                                                          \
+    F(U8, role)                                                                \
+    F(U64, match) /* on its disk, as the leader knows */                       \
+    F(U8, active)
+MSG_STRUCT(rsm_member, RSM_MEMBER_FIELDS);
+#define RSM_MEMBERS_FIELDS(F)                                                  \
+    F(U64, leader)                                                             \
+    F(U64, term)                                                               \
+    F(U64, last_index)                                                         \
+    F(U8, settled)  /* the configuration is committed, and not joint */        \
+    F(U64, last_id) /* ever given; a new replica gets a higher one */          \
+    F(LIST, rsm_member, members, RAFT_PEERS_MAX)
+MSG_STRUCT(rsm_members, RSM_MEMBERS_FIELDS);
 
 #define RSM_COMMAND_SIZE_MAX (4u << 20)
 
@@ -78,12 +122,17 @@ struct rsm_config {
     struct rsm_fsm *fsm;
     uint32_t group; /* only servers of this group may speak Raft to us */
     raft_id id;
-    struct rsm_peer peers[RAFT_PEERS_MAX]; /* the first configuration, self */
-    uint32_t peer_count;                   /* included */
+    /* The first configuration, self included, for a log that is new; and where
+     * these are, until the log says. */
+    struct rsm_peer peers[RAFT_PEERS_MAX];
+    uint32_t peer_count;
+    /* The disk must have this replica's identity (rsm_identity_make()), which
+     * says whether it founds the group or joins it. False: tests. */
+    bool identified;
     uint32_t heartbeat_ms, election_min_ms, election_max_ms; /* 0: default */
     size_t wal_segment_size;                                 /* 0: 64 MiB */
-    size_t checkpoint_size_max; /* log bytes between checkpoints; 0: 32 MiB */
-    uint32_t checkpoint_ms_max; /* time between; 0: 5000 */
+    size_t checkpoint_size_max; /* log bytes between checkpoints; 0: 8 MiB */
+    uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
     /* A new leader proposes nothing by itself, as in the labs, which count the
@@ -94,13 +143,21 @@ struct rsm_config {
      * longer. `applied`: another batch went through apply(). May be NULL. */
     void (*on_leader)(void *arg, bool leader);
     void (*on_applied)(void *arg);
+    /* On the loop: the group goes on without this replica, for good. */
+    void (*on_removed)(void *arg);
     void *arg;
 };
 
+/* Makes the identity of a new replica on its empty disk. `joining`: the group
+ * is there already, and is told by RSM_ADD; else it is of the first ones.
+ * Made already: fine. ERR_EXISTS: the disk is another replica's. */
+MUST_USE enum err rsm_identity_make(struct disk *disk, uint32_t group,
+                                    raft_id id, bool joining);
+
 struct rsm;
 
-/* Opens the log, replays nothing yet, starts. ERR_CORRUPT and ERR_IO are logged
- * with what to do. */
+/* Opens the log, replays nothing yet, starts. ERR_CORRUPT, ERR_IO and
+ * ERR_NOTFOUND (the replica's data is lost) are logged with what to do. */
 MUST_USE enum err rsm_new(const struct rsm_config *config, struct rsm **out);
 
 /* Stops and frees. Waiting proposals and reads get ERR_CLOSED first. */
@@ -156,6 +213,11 @@ void rsm_peer_down(struct rsm *r, const char *address);
 bool rsm_is_leader(const struct rsm *r);
 /* The leader's address as far as we know; "" when unknown. */
 const char *rsm_leader_address(const struct rsm *r);
+
+/* Everybody in the newest configuration; the addresses are borrowed until the
+ * loop goes on. Gives the count. */
+uint32_t rsm_member_list(const struct rsm *r,
+                         struct rsm_member members[RAFT_PEERS_MAX]);
 
 struct rsm_status {
     struct raft_status raft;

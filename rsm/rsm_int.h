@@ -26,11 +26,15 @@ enum {
     RSM_CHUNK_TIMEOUT_MAX_MS = 5000,
     RSM_CHUNK_BYTES_A_MS = 1024,
     RSM_CHUNK_TRIES = 10,
+    RSM_CHUNK_PATIENCE = 2, /* then the log waits for that peer no more */
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
-    RSM_CHECKPOINT_SIZE_DEFAULT = 32 << 20,
-    RSM_CHECKPOINT_MS_DEFAULT = 5000,
+    RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
+    RSM_CHECKPOINT_MS_DEFAULT = 1000,
     RSM_MARK_SIZE = 64 << 10,
+    RSM_HOLD_FACTOR = 8, /* times log_keep_size, for a slow follower */
+    RSM_BOOK_MAX = 16,
+    RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
     RSM_ENTRY_OVERHEAD =
         64, /* what an empty entry counts in sizes of the log */
 };
@@ -59,6 +63,11 @@ enum rsm_chunk_status {
     F(U8, status)                                                              \
     F(U64, next)
 MSG_STRUCT(rsm_chunk_reply, RSM_CHUNK_REPLY_FIELDS);
+
+#define RSM_HELLO_FIELDS(F) F(U64, from) F(BYTES, address)
+MSG_STRUCT(rsm_hello, RSM_HELLO_FIELDS);
+#define RSM_GONE_FIELDS(F) F(U64, to) /* who was removed */
+MSG_STRUCT(rsm_gone, RSM_GONE_FIELDS);
 
 /* --- The log's queue (log.c) */
 
@@ -95,6 +104,13 @@ struct rsm_mark {
 };
 
 struct rsm_read_batch;
+struct rsm_wanted; /* a change of members that somebody waits for */
+
+struct rsm_identity {
+    uint32_t group;
+    raft_id id;
+    bool joining, started;
+};
 
 struct rsm_read_list {
     struct rsm_read *head, *tail;
@@ -166,6 +182,17 @@ struct rsm {
 
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
+    raft_id catching[RAFT_PEERS_MAX]; /* they were sent a snapshot just now */
+    uint32_t catching_count;
+
+    /* member.c, hello.c, identity.c */
+    struct rsm_identity identity;
+    struct rsm_wanted *wishes;
+    uint32_t wish_count;
+    struct env_timer hello;
+    bool removed;
+    struct rsm_peer book[RSM_BOOK_MAX]; /* who said where it is; id 0: free */
+    uint32_t book_next;
 
     struct buf message; /* the one being sent */
     uint64_t strangers, strangers_said_ms;
@@ -178,7 +205,6 @@ enum err rsm_step(struct rsm *r, struct raft_event *event,
                   raft_index *proposed);
 void rsm_flush_later(struct rsm *r);
 void rsm_die(struct rsm *r, enum err rc, const char *what);
-const char *rsm_address(const struct rsm *r, raft_id id); /* "" if unknown */
 static inline bool rsm_stopped(const struct rsm *r)
 {
     return r->dead || r->closing;
@@ -190,6 +216,25 @@ MUST_USE enum err rsm_open_log(struct rsm *r);
  * enough to have one. */
 MUST_USE enum err rsm_incoming_label(struct rsm *r, struct snap_label *label);
 void rsm_incoming_forget(struct rsm *r); /* that file */
+
+/* member.c */
+bool rsm_member_is_due(const struct rsm *r);
+void rsm_member_pump(struct rsm *r);
+void rsm_member_close(struct rsm *r);
+void rsm_member_change(struct rsm *r, struct net_request *request,
+                       const struct net_peer *peer, struct slice body);
+void rsm_member_show(struct rsm *r, struct net_request *request);
+
+/* hello.c */
+const char *rsm_address(const struct rsm *r, raft_id id);    /* "" if unknown */
+raft_id rsm_id_at(const struct rsm *r, const char *address); /* 0: nobody */
+void rsm_hello_start(struct rsm *r);
+void rsm_hello_heard(struct rsm *r, struct slice body);
+void rsm_gone_heard(struct rsm *r, struct slice body);
+
+/* identity.c */
+MUST_USE enum err rsm_identity_check(struct rsm *r);
+MUST_USE enum err rsm_identity_log(struct rsm *r, bool is_new);
 
 /* log.c */
 void rsm_log_update(struct rsm *r, const struct raft_update *update);
@@ -210,6 +255,8 @@ void rsm_checkpoint_installed(struct rsm *r, raft_index index);
 void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
 /* At start: what the log still has of what the state machine has stored. */
 void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec);
+void rsm_checkpoint_sent(struct rsm *r, raft_id peer); /* a snapshot */
+void rsm_checkpoint_deposed(struct rsm *r);
 void rsm_checkpoint_pump(struct rsm *r);
 
 /* propose.c */
@@ -243,7 +290,8 @@ void rsm_leader_close(struct rsm *r);
 
 /* snap_send.c */
 void rsm_outgoing_start(struct rsm *r, raft_id peer);
-raft_index rsm_outgoing_oldest(const struct rsm *r); /* UINT64_MAX: none */
+/* Of snapshots on their way to peers that answer; UINT64_MAX: none. */
+raft_index rsm_outgoing_oldest(const struct rsm *r);
 void rsm_outgoing_stop(struct rsm *r); /* ends all; jobs may still come back */
 void rsm_outgoing_close(struct rsm *r);
 

@@ -399,7 +399,7 @@ void rsm_incoming_chunk(struct rsm *r, struct net_request *request,
     struct rsm_chunk m;
     enum err rc = rsm_chunk_decode(body, &arena, &m);
     if (rc != ERR_OK || m.to != r->config.id || m.offset > m.total ||
-        m.data.size > m.total - m.offset || rsm_address(r, m.from)[0] == '\0') {
+        m.data.size > m.total - m.offset) {
         net_reply(r->config.net, request, ERR_INVALID, slice_of(NULL, 0));
     } else if (!answer_at_once(r, request, &m)) {
         struct rsm_incoming *in = r->incoming;

@@ -127,6 +127,9 @@ static void finish(struct rsm_outgoing *o, bool ok)
              " bytes=%" PRIu64,
              ok ? "sent" : "given up", r->config.group, o->peer, o->label.index,
              o->size);
+    if (ok) {
+        rsm_checkpoint_sent(r, o->peer);
+    }
     end(o);
     (void)!rsm_step(r, &event, NULL);
 }
@@ -374,6 +377,11 @@ static void on_chunk(struct env_job *job)
         finish(o, false);
         return;
     }
+    const char *address = rsm_address(r, o->peer);
+    if (address[0] == '\0') {
+        finish(o, false); /* it was removed meanwhile */
+        return;
+    }
     struct rsm_chunk m = {
         .term = o->term,
         .from = r->config.id,
@@ -390,8 +398,8 @@ static void on_chunk(struct env_job *job)
     struct slice part = buf_slice(&body);
     o->called_ms = env_now_ms(r->env);
     o->timeout_ms = bound_timeout(o, o->timeout_ms);
-    o->call = net_call(r->config.net, rsm_address(r, o->peer), RSM_METHOD_SNAP,
-                       &part, 1, o->timeout_ms, on_reply, o);
+    o->call = net_call(r->config.net, address, RSM_METHOD_SNAP, &part, 1,
+                       o->timeout_ms, on_reply, o);
     buf_free(&body);
 }
 
@@ -401,7 +409,8 @@ raft_index rsm_outgoing_oldest(const struct rsm *r)
 {
     raft_index oldest = UINT64_MAX;
     for (const struct rsm_outgoing *o = r->outgoing; o != NULL; o = o->next) {
-        if (!o->stopped && o->label.index < oldest) {
+        if (!o->stopped && o->tries < RSM_CHUNK_PATIENCE &&
+            o->label.index < oldest) {
             oldest = o->label.index;
         }
     }

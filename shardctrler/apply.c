@@ -105,6 +105,9 @@ static enum err change_make(struct ctl_state *s, struct arena *a,
         }
         return ctl_config_leave(a, last, gids, c->leave_count, next);
     }
+    case CTL_SERVERS:
+        return c->join_count == 1 ? ctl_config_servers(a, last, c->join, next)
+                                  : ERR_INVALID;
     case CTL_MOVE:
         return ctl_config_move(a, last, c->move_shard, c->move_gid, next);
     }

@@ -9,7 +9,7 @@
 #include "transport/net.h"
 
 #define CTL_METHOD_QUERY  0x20 /* ctl_query -> ctl_config */
-#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; admins only */
+#define CTL_METHOD_CHANGE 0x21 /* ctl_change -> ctl_changed; see ctl_change */
 #define CTL_METHOD_MOUNT  0x22 /* ctl_mount -> empty: hello, or good-bye */
 #define CTL_METHOD_MOUNTS 0x23 /* empty -> ctl_mounts */
 #define CTL_METHOD_STATUS                                                      \
@@ -22,7 +22,15 @@
 #define CTL_QUERY_FIELDS(F) F(U64, number) F(U32, wait_ms)
 MSG_STRUCT(ctl_query, CTL_QUERY_FIELDS);
 
-enum ctl_change_kind { CTL_JOIN = 1, CTL_LEAVE = 2, CTL_MOVE = 3 };
+/* CTL_SERVERS: `join` has one group, and these are its servers from now on;
+ * its leader says so when its members have changed. Only admins may change; a
+ * server, only the servers of its own group. */
+enum ctl_change_kind {
+    CTL_JOIN = 1,
+    CTL_LEAVE = 2,
+    CTL_MOVE = 3,
+    CTL_SERVERS = 4
+};
 #define CTL_CHANGE_FIELDS(F)                                                   \
     F(U64, session)                                                            \
     F(U64, sequence)                                                           \
@@ -51,6 +59,25 @@ MSG_STRUCT(ctl_mounts, CTL_MOUNTS_FIELDS);
 #define CTL_PEER_FIELDS(F)                                                     \
     F(U64, id) F(BYTES, address) F(U64, match) F(U8, active)
 MSG_STRUCT(ctl_peer, CTL_PEER_FIELDS);
+/* A shard on its way to this replica's group, as the group's leader sees it. */
+enum ctl_move_stage {
+    CTL_MOVE_COUNT = 0,   /* it is looked at how much there is */
+    CTL_MOVE_COPY = 1,    /* in use where it was, as until CTL_MOVE_TAIL */
+    CTL_MOVE_CHANGES = 2, /* what changed meanwhile is copied */
+    CTL_MOVE_TAIL = 3,    /* frozen: the last changes, and then it is here */
+};
+#define CTL_MOVE_FIELDS(F)                                                     \
+    F(U16, shard)                                                              \
+    F(U32, from) /* group */                                                   \
+    F(U8, stage)                                                               \
+    F(U64, keys)     /* copied */                                              \
+    F(U64, keys_all) /* 0: not counted */                                      \
+    F(U64, bytes)                                                              \
+    F(U64, bytes_all)                                                          \
+    F(U64, left_ms) /* about; 0: nobody can tell */
+MSG_STRUCT(ctl_move, CTL_MOVE_FIELDS);
+#define CTL_STATUS_MOVES_MAX 16u
+
 #define CTL_STATUS_FIELDS(F)                                                   \
     F(U32, gid)                                                                \
     F(U64, id)                                                                 \
@@ -69,7 +96,10 @@ MSG_STRUCT(ctl_peer, CTL_PEER_FIELDS);
     F(U64, bytes)                                                              \
     F(U64, certificate_end_s)                                                  \
     F(BYTES, problem) /* words, empty when all is well */                      \
-    F(LIST, ctl_peer, peers, 16)
+    F(LIST, ctl_peer, peers, 16)                                               \
+    F(U32, arriving) /* shards, those of `moves` and those that wait */        \
+    F(U32, leaving)                                                            \
+    F(LIST, ctl_move, moves, CTL_STATUS_MOVES_MAX) /* the leader's */
 MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
 
 struct ctl_client;

@@ -235,3 +235,40 @@ enum err ctl_config_move(struct arena *a, const struct ctl_config *last,
     next->shards[shard].gid = gid;
     return ERR_OK;
 }
+
+bool ctl_group_same(const struct ctl_group *a, const struct ctl_group *b)
+{
+    for (uint32_t i = 0; i < a->servers_count; i++) {
+        bool found = false;
+        for (uint32_t k = 0; k < b->servers_count && !found; k++) {
+            found = a->servers[i].id == b->servers[k].id &&
+                    slice_compare(a->servers[i].address,
+                                  b->servers[k].address) == 0;
+        }
+        if (!found) {
+            return false;
+        }
+    }
+    return a->servers_count == b->servers_count;
+}
+
+enum err ctl_config_servers(struct arena *a, const struct ctl_config *last,
+                            const struct ctl_group *group,
+                            struct ctl_config *next)
+{
+    enum err rc = group_check(group);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    const struct ctl_group *now = ctl_config_group(last, group->gid);
+    if (now == NULL) {
+        return ERR_NOTFOUND;
+    }
+    if (ctl_group_same(now, group)) {
+        return ERR_EXISTS;
+    }
+    ctl_config_copy(a, last, next);
+    next->number++;
+    group_copy(a, group, &next->groups[now - last->groups]);
+    return ERR_OK;
+}

@@ -56,6 +56,13 @@ MUST_USE enum err ctl_config_leave(struct arena *a,
                                    const struct ctl_config *last,
                                    const ctl_gid *gids, uint32_t count,
                                    struct ctl_config *next);
+/* The group is served by these from now on; no shard moves. */
+MUST_USE enum err ctl_config_servers(struct arena *a,
+                                     const struct ctl_config *last,
+                                     const struct ctl_group *group,
+                                     struct ctl_config *next);
+/* The same servers, in any order? */
+bool ctl_group_same(const struct ctl_group *a, const struct ctl_group *b);
 MUST_USE enum err ctl_config_move(struct arena *a,
                                   const struct ctl_config *last, uint32_t shard,
                                   ctl_gid gid, struct ctl_config *next);

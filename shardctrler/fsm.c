@@ -87,7 +87,8 @@ static enum err state_load(struct ctl_fsm *f)
     }
     if (rc != ERR_OK) {
         log_error("shardctrler",
-                  "cannot read file=%s: %s; restore this replica from a peer",
+                  "cannot read file=%s: %s; give its place to a new replica: "
+                  "`flotilla member replace 0 ID`",
                   CTL_STATE_FILE, err_text(rc));
     }
     f->size = bytes.size;

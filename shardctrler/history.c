@@ -19,6 +19,13 @@ static void config_zero(struct arena *a, uint32_t shard_count,
     out->groups = arena_array(a, 0, sizeof *out->groups);
 }
 
+/* Not there, or with other servers: then it is removed and added. */
+static bool is_changed(const struct ctl_config *c, const struct ctl_group *g)
+{
+    const struct ctl_group *there = ctl_config_group(c, g->gid);
+    return there == NULL || !ctl_group_same(there, g);
+}
+
 static void delta_between(struct arena *a, const struct ctl_config *from,
                           const struct ctl_config *to, struct ctl_delta *d)
 {
@@ -27,12 +34,12 @@ static void delta_between(struct arena *a, const struct ctl_config *from,
     d->added = arena_array(a, to->groups_count, sizeof *d->added);
     d->moved = arena_array(a, to->shards_count, sizeof *d->moved);
     for (uint32_t i = 0; i < from->groups_count; i++) {
-        if (ctl_config_group(to, from->groups[i].gid) == NULL) {
+        if (is_changed(to, &from->groups[i])) {
             d->removed[d->removed_count++].gid = from->groups[i].gid;
         }
     }
     for (uint32_t i = 0; i < to->groups_count; i++) {
-        if (ctl_config_group(from, to->groups[i].gid) == NULL) {
+        if (is_changed(from, &to->groups[i])) {
             d->added[d->added_count++] = to->groups[i];
         }
     }

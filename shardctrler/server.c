@@ -104,14 +104,27 @@ static void propose(struct ctl_replica *r, struct net_request *request,
     rsm_propose(r->rsm, &c->proposal, command_of(r, kind, body));
 }
 
+/* Operators change configurations; a group may say where itself is served, and
+ * nothing else. */
+static bool may_change(const struct net_peer *peer,
+                       const struct ctl_change *change)
+{
+    return peer->role == NET_ROLE_ADMIN ||
+           (peer->role == NET_ROLE_SERVER && change->kind == CTL_SERVERS &&
+            change->join_count == 1 && change->join[0].gid == peer->group);
+}
+
 static void handle_change(struct ctl_replica *r, struct net_request *request,
                           const struct net_peer *peer, struct slice body)
 {
     struct arena a = {0};
     struct ctl_change change;
     enum err rc = ERR_DENIED;
-    if (peer->role == NET_ROLE_ADMIN) {
+    if (peer->role == NET_ROLE_ADMIN || peer->role == NET_ROLE_SERVER) {
         rc = ctl_change_decode(body, &a, &change);
+    }
+    if (rc == ERR_OK && !may_change(peer, &change)) {
+        rc = ERR_DENIED;
     }
     arena_free(&a);
     if (rc != ERR_OK) {
@@ -282,56 +295,26 @@ static void handle_mounts(struct ctl_replica *r, struct net_request *request)
 
 /* ---- status: of this replica alone ---- */
 
-static const struct raft_peer_status *
-peer_status(const struct raft_status *raft, raft_id id)
-{
-    for (uint32_t i = 0; i < raft->peer_count; i++) {
-        if (raft->peers[i].id == id) {
-            return &raft->peers[i];
-        }
-    }
-    return NULL;
-}
-
-static void fill_peers(const struct ctl_replica *r,
-                       const struct rsm_status *status, struct ctl_peer *peers)
-{
-    for (uint32_t i = 0; i < r->config.peer_count; i++) {
-        const struct rsm_peer *peer = &r->config.peers[i];
-        const struct raft_peer_status *seen =
-            peer_status(&status->raft, peer->id);
-        bool is_self = peer->id == r->config.id;
-        peers[i] = (struct ctl_peer){
-            .id = peer->id,
-            .address = slice_text(peer->address),
-            .match = is_self ? status->raft.persisted : 0,
-            .active = is_self,
-        };
-        if (seen != NULL && !is_self) {
-            peers[i].match = seen->match;
-            peers[i].active = seen->active;
-        }
-    }
-}
-
 /* The worst thing this replica knows, in words; empty when all is well. */
-static void fill_problem(const struct ctl_replica *r,
-                         const struct rsm_status *status,
-                         const struct ctl_peer *peers, char *words, size_t size)
+static void fill_problem(const struct rsm_status *status,
+                         const struct rsm_member *members, uint32_t count,
+                         char *words, size_t size)
 {
     words[0] = '\0';
     if (status->raft.leader == 0) {
-        snprintf(words, size, "no leader known: is a majority running?");
+        snprintf(words, size,
+                 "no leader known: do a majority run, and reach each other?");
         return;
     }
     if (status->raft.role != RAFT_LEADER) {
         return;
     }
-    for (uint32_t i = 0; i < r->config.peer_count; i++) {
-        if (!peers[i].active) {
-            snprintf(words, size, "replica %llu at %s does not answer",
-                     (unsigned long long)peers[i].id,
-                     r->config.peers[i].address);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!members[i].active) {
+            snprintf(words, size, "replica %llu at %.*s does not answer",
+                     (unsigned long long)members[i].id,
+                     (int)members[i].address.size,
+                     (const char *)members[i].address.data);
             return;
         }
     }
@@ -340,12 +323,19 @@ static void fill_problem(const struct ctl_replica *r,
 static void handle_status(struct ctl_replica *r, struct net_request *request)
 {
     struct rsm_status status;
+    struct rsm_member members[RAFT_PEERS_MAX];
     struct ctl_peer peers[RAFT_PEERS_MAX];
     char problem[160];
     struct buf b = {0};
     rsm_status(r->rsm, &status);
-    fill_peers(r, &status, peers);
-    fill_problem(r, &status, peers, problem, sizeof problem);
+    uint32_t count = rsm_member_list(r->rsm, members);
+    for (uint32_t i = 0; i < count; i++) {
+        peers[i] = (struct ctl_peer){.id = members[i].id,
+                                     .address = members[i].address,
+                                     .match = members[i].match,
+                                     .active = members[i].active};
+    }
+    fill_problem(&status, members, count, problem, sizeof problem);
     struct ctl_status out = {
         .gid = 0,
         .id = r->config.id,
@@ -364,7 +354,7 @@ static void handle_status(struct ctl_replica *r, struct net_request *request)
         .certificate_end_s = r->config.certificate_end_s,
         .problem = slice_text(problem),
         .peers = peers,
-        .peers_count = r->config.peer_count,
+        .peers_count = count,
     };
     ctl_status_encode(&b, &out);
     net_reply(r->net, request, ERR_OK, buf_slice(&b));
@@ -462,6 +452,14 @@ static void down(void *arg, const char *address)
     rsm_peer_down(r->rsm, address);
 }
 
+static void on_removed(void *arg)
+{
+    struct ctl_replica *r = arg;
+    if (r->config.on_removed != NULL) {
+        r->config.on_removed(r->config.arg);
+    }
+}
+
 static enum err start(struct ctl_replica *r)
 {
     struct rsm_config config = {
@@ -482,6 +480,8 @@ static enum err start(struct ctl_replica *r)
         .append_size_max = r->config.append_size_max,
         .on_leader = on_leader,
         .on_applied = on_applied,
+        .identified = r->config.identified,
+        .on_removed = on_removed,
         .arg = r,
     };
     memcpy(config.peers, r->config.peers, sizeof config.peers);

@@ -21,6 +21,9 @@ struct ctl_server_config {
     /* See rsm_config; 0: default. */
     size_t wal_segment_size, log_keep_size, append_size_max;
     uint64_t certificate_end_s; /* shown in status */
+    bool identified;            /* see rsm_config */
+    void (*on_removed)(void *arg);
+    void *arg;
 };
 
 struct ctl_replica;

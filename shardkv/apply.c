@@ -22,6 +22,28 @@ void skv_answer_code(struct skv_fsm *f, enum err rc)
     skv_reply_encode(&f->reply, &reply);
 }
 
+void skv_answer_away(uint64_t config_number, const struct ctl_group *owner,
+                     struct buf *out)
+{
+    struct buf group = {0};
+    if (owner != NULL) {
+        ctl_group_encode(&group, owner);
+    }
+    struct skv_reply reply = {.rc = ERR_WRONGGROUP,
+                              .config_number = config_number,
+                              .owner = buf_slice(&group)};
+    skv_reply_encode(out, &reply);
+    buf_free(&group);
+}
+
+/* A shard that is not served here. */
+static void answer_away(struct skv_fsm *f, uint16_t shard, struct buf *out)
+{
+    skv_answer_away(f->config.number,
+                    skv_shard_owner(&f->config, &f->previous, f->gid, shard),
+                    out);
+}
+
 void skv_answer_locked(struct skv_fsm *f, const struct skv_prepared *holder,
                        struct buf *out)
 {
@@ -219,7 +241,8 @@ enum err skv_apply_request(struct skv_fsm *f, struct slice body)
         return ERR_OK;
     }
     if (!skv_shard_is_served(f, q.shard)) {
-        skv_answer_code(f, ERR_WRONGGROUP);
+        buf_clear(&f->reply);
+        answer_away(f, q.shard, &f->reply);
         return ERR_OK;
     }
     struct skv_call c = {.fsm = f, .shard = &f->shards[q.shard], .request = &q};
@@ -281,7 +304,7 @@ enum err skv_apply_read(struct skv_fsm *f, struct slice body, struct buf *out)
         encode_code(f, rc == ERR_TOOBIG ? rc : ERR_INVALID, out);
         rc = ERR_OK;
     } else if (!skv_shard_is_served(f, q.shard)) {
-        encode_code(f, ERR_WRONGGROUP, out);
+        answer_away(f, q.shard, out);
     } else {
         rc = read_execute(f, &q, out);
     }

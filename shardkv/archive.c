@@ -13,8 +13,9 @@
  * Invariants of a good backup:
  *  1. Block n has sequence n; the first is HEAD, the last END.
  *  2. Shards come in order, each is ended once, with what it had.
- *  3. In a shard, keys rise; a key's records follow each other, the first at
- *     offset 0, and do not overlap. No key is of a shard's own object. */
+ *  3. In a shard, keys rise; a key's records follow each other and are all of
+ *     its value, from offset 0 to its length. No key is of a shard's own
+ *     object. */
 #include "shardkv/archive.h"
 
 #include <inttypes.h>
@@ -254,16 +255,16 @@ static bool record_follows(struct skv_archive_reader *r,
     }
     bool empty = r->last_key.size == 0;
     int order = empty ? 1 : slice_compare(k->key, buf_slice(&r->last_key));
-    if (order < 0 || (order > 0) != (k->offset == 0)) {
-        return false;
-    }
-    if (order == 0 && (k->offset < r->data_end || k->length != r->length)) {
+    bool begins = order > 0 && k->offset == 0 && r->span_end == r->length;
+    bool goes_on = order == 0 && k->offset > 0 && k->offset == r->span_end &&
+                   k->length == r->length;
+    if (k->gone != 0 || (!begins && !goes_on)) {
         return false;
     }
     buf_clear(&r->last_key);
     buf_append(&r->last_key, k->key.data, k->key.size);
     r->length = k->length;
-    r->data_end = k->offset + (k->data.size > 0 ? k->data.size : 1);
+    r->span_end = k->offset + k->span;
     r->shard_keys += order > 0;
     r->shard_bytes += k->data.size;
     return true;
@@ -292,8 +293,8 @@ static enum err take_shard(struct skv_archive_reader *r,
     if (skv_archive_shard_decode(buf_slice(&r->plain), &r->arena, shard) !=
             ERR_OK ||
         shard->shard != r->shards || r->shards >= r->shard_count ||
-        shard->keys != r->shard_keys || shard->bytes != r->shard_bytes ||
-        shard->crc != r->shard_crc) {
+        r->span_end != r->length || shard->keys != r->shard_keys ||
+        shard->bytes != r->shard_bytes || shard->crc != r->shard_crc) {
         return bad_block(r, "the shard does not end with what it had");
     }
     r->shards++;
@@ -302,6 +303,7 @@ static enum err take_shard(struct skv_archive_reader *r,
     r->shard_keys = r->shard_bytes = 0;
     r->shard_crc = 0;
     buf_clear(&r->last_key);
+    r->length = r->span_end = 0;
     return ERR_OK;
 }
 

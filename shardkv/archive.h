@@ -72,7 +72,7 @@ struct skv_archive_reader {
     uint32_t shards; /* that have ended */
     uint32_t shard_count;
     struct buf plain, packed, last_key;
-    uint64_t length, data_end; /* of the last key's value */
+    uint64_t length, span_end; /* of the last key's value */
     struct arena arena;
 };
 struct skv_archive_item {

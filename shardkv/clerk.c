@@ -506,6 +506,7 @@ void skv_clerk_free(struct skv_clerk *c)
     skv_holders_free(c);
     skv_sessions_free(c);
     CHECK(c->legs == NULL);
+    skv_detours_free(c);
     struct skv_route *r = NULL;
     struct skv_route *next = NULL;
     HASH_ITER(hh, c->routes, r, next)

@@ -78,9 +78,12 @@ struct skv_leg {
     struct env_timer timer;
     uint64_t pause_us;
     uint32_t failures;
-    ctl_gid gid;      /* of the try under way */
-    uint32_t server;  /* likewise: the index in the group */
-    enum err refused; /* found without the net; given by the timer */
+    ctl_gid gid;                        /* of the try under way */
+    uint32_t server;                    /* likewise: the index in the group */
+    uint32_t servers;                   /* likewise: how many the group has */
+    char address[NET_ADDRESS_SIZE_MAX]; /* likewise: the server's */
+    uint32_t refusals; /* ERR_WRONGGROUP, since it was started */
+    enum err refused;  /* found without the net; given by the timer */
     bool running;
     bool waits_config; /* a newer configuration ends the pause */
     struct skv_leg *next, *prev;
@@ -104,17 +107,32 @@ struct skv_route {
     UT_hash_handle hh;
 };
 
-/* Who serves the shard: false when no configuration says so. */
+/* A shard that is on its way is served by another group than its owner in the
+ * configuration: whoever refuses it says whom to ask instead. */
+struct skv_detour {
+    uint16_t shard;
+    struct ctl_group group;
+    struct arena arena;
+    UT_hash_handle hh;
+};
+
+/* Who serves the shard: false when nobody has said so. */
 bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
                     uint32_t *server, uint32_t *server_count,
                     char address[NET_ADDRESS_SIZE_MAX]);
-void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server);
+void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                      uint32_t server_count);
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server);
+/* `asked` does not serve the shard and names `owner`, an encoded group or
+ * nothing. True: there is somebody else to ask. */
+bool skv_detour_take(struct skv_clerk *c, uint16_t shard, ctl_gid asked,
+                     struct slice owner);
+/* None of its servers answers: back to what the configuration says. */
+void skv_detour_drop(struct skv_clerk *c, uint16_t shard);
+void skv_detours_free(struct skv_clerk *c);
 /* It gives no sign of life: for a while the others are asked first. */
-void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server);
-/* False when no configuration has such a server. */
-bool skv_route_address(struct skv_clerk *c, ctl_gid gid, uint32_t server,
-                       char address[NET_ADDRESS_SIZE_MAX]);
+void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                     uint32_t server_count);
 void skv_config_refresh(struct skv_clerk *c); /* asks for the newest now */
 void skv_config_start(struct skv_clerk *c);   /* and follows it from now on */
 
@@ -228,7 +246,8 @@ struct skv_clerk {
     bool has_config;
     bool refreshing;
     struct env_timer poll_timer;
-    struct skv_route *routes; /* by gid */
+    struct skv_route *routes;   /* by gid */
+    struct skv_detour *detours; /* by shard */
     /* On the loop, at each newer configuration; may be NULL. */
     void (*on_config)(void *arg, const struct ctl_config *config);
     void *on_config_arg;

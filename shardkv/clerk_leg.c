@@ -13,6 +13,8 @@
 
 #include "base/check.h"
 
+enum { REFUSALS_SHORT = 200, PAUSE_SHORT_US = 8000 };
+
 static void leg_try(struct skv_leg *leg);
 
 uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us)
@@ -69,29 +71,47 @@ static bool is_elsewhere(enum err rc)
 }
 
 /* Each server of the group is asked once without a pause: one is likely to
- * lead. A round that failed means an election: then each round waits. */
+ * lead. A round that failed means an election: then each round waits. Or the
+ * group that a detour leads to has gone for good. */
 static void leg_elsewhere(struct skv_leg *leg)
 {
-    const struct ctl_group *g = ctl_config_group(&leg->clerk->config, leg->gid);
-    uint32_t servers = g != NULL ? g->servers_count : 1;
-    skv_route_failed(leg->clerk, leg->gid, leg->server);
+    skv_route_failed(leg->clerk, leg->gid, leg->server, leg->servers);
     leg->failures++;
-    if (leg->failures % servers != 0) {
+    if (leg->failures % leg->servers != 0) {
         leg_try(leg);
     } else {
+        skv_detour_drop(leg->clerk, leg->request.shard);
         leg_pause(leg);
     }
 }
 
-/* The group does not serve the shard now: either it has seen a newer
- * configuration than we have, or it is behind, or the shard is on its way. */
-static void leg_wrong_group(struct skv_leg *leg, uint64_t config_number)
+/* The group does not serve the shard now: it has seen a newer configuration
+ * than we have, or it is behind, or the shard is on its way. It says who does,
+ * as far as it knows. While a shard is handed over, its old and its new owner
+ * name one another: that is over soon, so the pauses stay short for a time. */
+static void leg_wrong_group(struct skv_leg *leg, uint64_t config_number,
+                            struct slice body)
 {
-    if (config_number > leg->clerk->config.number) {
+    struct skv_clerk *c = leg->clerk;
+    struct arena a = {0};
+    struct skv_reply reply;
+    bool other = skv_reply_decode(body, &a, &reply) == ERR_OK &&
+                 skv_detour_take(c, leg->request.shard, leg->gid, reply.owner);
+    arena_free(&a);
+    if (config_number > c->config.number) {
         leg->waits_config = true;
-        skv_config_refresh(leg->clerk);
+        skv_config_refresh(c);
     }
-    leg_pause(leg);
+    leg->refusals++;
+    if (leg->refusals < REFUSALS_SHORT && leg->pause_us > PAUSE_SHORT_US) {
+        leg->pause_us = PAUSE_SHORT_US;
+    }
+    if (other && leg->refusals % 2 != 0) {
+        leg->failures = 0;
+        leg_try(leg);
+    } else {
+        leg_pause(leg);
+    }
 }
 
 /* The shard's state machine has this session from such an answer on. Others
@@ -128,7 +148,7 @@ static void leg_answered(void *arg, enum err rc, struct slice body)
     }
     skv_route_answered(leg->clerk, leg->gid, leg->server);
     if (rc == ERR_WRONGGROUP) {
-        leg_wrong_group(leg, config_number);
+        leg_wrong_group(leg, config_number, body);
         return;
     }
     if (rc == ERR_BUSY || (leg->stubborn && (!replied || rc == ERR_CORRUPT))) {
@@ -143,7 +163,7 @@ static void leg_answered(void *arg, enum err rc, struct slice body)
 
 /* ---- sending ---- */
 
-static void leg_send(struct skv_leg *leg, const char *address)
+static void leg_send(struct skv_leg *leg)
 {
     struct skv_clerk *c = leg->clerk;
     struct skv_request *r = &leg->request;
@@ -159,15 +179,13 @@ static void leg_send(struct skv_leg *leg, const char *address)
     leg->sends++;
     leg->sent_us = env_now_us(c->env);
     skv_watch_start(c);
-    leg->net_call = net_call(c->net, address, leg->method, &body, 1, SKV_TRY_MS,
-                             leg_answered, leg);
+    leg->net_call = net_call(c->net, leg->address, leg->method, &body, 1,
+                             SKV_TRY_MS, leg_answered, leg);
 }
 
 static void leg_try(struct skv_leg *leg)
 {
     struct skv_clerk *c = leg->clerk;
-    char address[NET_ADDRESS_SIZE_MAX];
-    uint32_t servers = 0;
     leg->waits_config = false;
     env_timer_stop(c->env, &leg->timer);
     if (!c->has_config) {
@@ -180,12 +198,12 @@ static void leg_try(struct skv_leg *leg)
         return;
     }
     if (!skv_route_find(c, leg->request.shard, &leg->gid, &leg->server,
-                        &servers, address)) {
+                        &leg->servers, leg->address)) {
         leg->waits_config = true; /* nobody serves it yet */
         leg_pause(leg);
         return;
     }
-    leg_send(leg, address);
+    leg_send(leg);
 }
 
 void skv_leg_start(struct skv_leg *leg)
@@ -193,6 +211,7 @@ void skv_leg_start(struct skv_leg *leg)
     CHECK(!leg->running);
     leg->running = true;
     leg->failures = 0;
+    leg->refusals = 0;
     leg->pause_us = SKV_PAUSE_MIN_US;
     leg->refused = ERR_OK;
     DL_APPEND(leg->clerk->legs, leg);

@@ -26,6 +26,13 @@ static struct skv_route *route_of(struct skv_clerk *c, ctl_gid gid)
     return r;
 }
 
+static struct skv_detour *detour_of(struct skv_clerk *c, uint16_t shard)
+{
+    struct skv_detour *d = NULL;
+    HASH_FIND(hh, c->detours, &shard, sizeof shard, d);
+    return d;
+}
+
 /* The one that answered last, or the first after it that need not be avoided.
  */
 static uint32_t route_choose(struct skv_clerk *c, const struct skv_route *r,
@@ -41,44 +48,35 @@ static uint32_t route_choose(struct skv_clerk *c, const struct skv_route *r,
     return r->leader % count;
 }
 
-bool skv_route_address(struct skv_clerk *c, ctl_gid gid, uint32_t server,
-                       char address[NET_ADDRESS_SIZE_MAX])
-{
-    const struct ctl_group *g =
-        c->has_config ? ctl_config_group(&c->config, gid) : NULL;
-    if (g == NULL || server >= g->servers_count) {
-        return false;
-    }
-    struct slice text = g->servers[server].address;
-    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* ctl_config_check() */
-    memcpy(address, text.data, text.size);
-    address[text.size] = '\0';
-    return true;
-}
-
 bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
                     uint32_t *server, uint32_t *server_count,
                     char address[NET_ADDRESS_SIZE_MAX])
 {
     CHECK(c->has_config && shard < c->config.shards_count);
+    const struct skv_detour *d = detour_of(c, shard);
     const struct ctl_group *g =
-        ctl_config_group(&c->config, c->config.shards[shard].gid);
+        d != NULL ? &d->group
+                  : ctl_config_group(&c->config, c->config.shards[shard].gid);
     if (g == NULL) {
         return false;
     }
     *gid = g->gid;
     *server_count = g->servers_count;
     *server = route_choose(c, route_of(c, g->gid), g->servers_count);
-    return skv_route_address(c, g->gid, *server, address);
+    struct slice text = g->servers[*server].address;
+    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* checked when it came */
+    memcpy(address, text.data, text.size);
+    address[text.size] = '\0';
+    return true;
 }
 
 /* Only the first of many that fail at once turns to the next server. */
-void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                      uint32_t server_count)
 {
-    const struct ctl_group *g = ctl_config_group(&c->config, gid);
     struct skv_route *r = route_of(c, gid);
-    if (g != NULL && r->leader % g->servers_count == server) {
-        r->leader = (server + 1) % g->servers_count;
+    if (r->leader % server_count == server) {
+        r->leader = (server + 1) % server_count;
     }
 }
 
@@ -89,10 +87,58 @@ void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
     r->avoid_until_us[server] = 0;
 }
 
-void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                     uint32_t server_count)
 {
     route_of(c, gid)->avoid_until_us[server] = env_now_us(c->env) + AVOID_US;
-    skv_route_failed(c, gid, server);
+    skv_route_failed(c, gid, server, server_count);
+}
+
+/* ---- detours ---- */
+
+static bool group_makes_sense(const struct ctl_group *g)
+{
+    bool good = g->gid != 0 && g->servers_count > 0;
+    for (uint32_t i = 0; good && i < g->servers_count; i++) {
+        good = g->servers[i].address.size < NET_ADDRESS_SIZE_MAX;
+    }
+    return good;
+}
+
+void skv_detour_drop(struct skv_clerk *c, uint16_t shard)
+{
+    struct skv_detour *d = detour_of(c, shard);
+    if (d != NULL) {
+        HASH_DEL(c->detours, d);
+        arena_free(&d->arena);
+        mem_free(d);
+    }
+}
+
+void skv_detours_free(struct skv_clerk *c)
+{
+    while (c->detours != NULL) {
+        skv_detour_drop(c, c->detours->shard);
+    }
+}
+
+bool skv_detour_take(struct skv_clerk *c, uint16_t shard, ctl_gid asked,
+                     struct slice owner)
+{
+    struct skv_detour *d = mem_alloc(sizeof *d);
+    d->shard = shard;
+    enum err rc =
+        ctl_group_decode(arena_copy(&d->arena, owner), &d->arena, &d->group);
+    bool good =
+        rc == ERR_OK && group_makes_sense(&d->group) && d->group.gid != asked;
+    skv_detour_drop(c, shard);
+    if (good && d->group.gid != c->config.shards[shard].gid) {
+        HASH_ADD(hh, c->detours, shard, sizeof d->shard, d);
+        return true;
+    }
+    arena_free(&d->arena);
+    mem_free(d);
+    return good;
 }
 
 /* ---- the newest configuration ---- */
@@ -124,6 +170,7 @@ static bool config_adopt(struct skv_clerk *c, const struct ctl_config *config)
     arena_free(&c->config_arena);
     ctl_config_copy(&c->config_arena, config, &c->config);
     c->has_config = true;
+    skv_detours_free(c);
     routes_prune(c);
     skv_legs_config_changed(c);
     if (c->on_config != NULL) {

@@ -20,6 +20,7 @@ struct skv_question {
     struct skv_clerk *clerk;
     ctl_gid gid;
     uint32_t server;
+    uint32_t servers; /* of the group */
     uint64_t asked_us;
     uint64_t net_call;
     struct skv_question *next, *prev;
@@ -38,38 +39,36 @@ static void question_answered(void *arg, enum err rc, struct slice body)
     struct skv_clerk *c = q->clerk;
     ctl_gid gid = q->gid;
     uint32_t server = q->server;
+    uint32_t servers = q->servers;
     uint64_t asked_us = q->asked_us;
     question_end(q);
     if (rc == ERR_OK || rc == ERR_INVALID || rc == ERR_BUSY) {
         return; /* it lives; of an older version it cannot say more */
     }
     if (rc != ERR_NOTLEADER) {
-        skv_route_avoid(c, gid, server);
+        skv_route_avoid(c, gid, server, servers);
     }
     skv_legs_leave(c, gid, server, asked_us);
 }
 
-static void question_ask(struct skv_clerk *c, ctl_gid gid, uint32_t server)
+static void question_ask(struct skv_clerk *c, const struct skv_leg *leg)
 {
     struct skv_question *q = NULL;
     DL_FOREACH(c->questions, q)
     {
-        if (q->gid == gid && q->server == server) {
+        if (q->gid == leg->gid && q->server == leg->server) {
             return;
         }
     }
-    char address[NET_ADDRESS_SIZE_MAX];
-    if (!skv_route_address(c, gid, server, address)) {
-        return; /* the configuration that had it has gone: it times out */
-    }
     q = mem_alloc(sizeof *q);
     q->clerk = c;
-    q->gid = gid;
-    q->server = server;
+    q->gid = leg->gid;
+    q->server = leg->server;
+    q->servers = leg->servers;
     q->asked_us = env_now_us(c->env);
     DL_APPEND(c->questions, q);
     struct slice nothing = {0};
-    q->net_call = net_call(c->net, address, SKV_METHOD_LEADS, &nothing, 1,
+    q->net_call = net_call(c->net, leg->address, SKV_METHOD_LEADS, &nothing, 1,
                            QUESTION_MS, question_answered, q);
 }
 
@@ -84,7 +83,7 @@ static void look(struct env_timer *timer)
     DL_FOREACH(c->legs, leg)
     {
         if (leg->net_call != 0 && now_us - leg->sent_us >= LONG_US) {
-            question_ask(c, leg->gid, leg->server);
+            question_ask(c, leg);
         }
     }
     if (c->legs != NULL) {

@@ -3,6 +3,7 @@
 #include <string.h>
 
 MSG_CODEC(skv_record, SKV_RECORD_FIELDS)
+MSG_CODEC(skv_cursor, SKV_CURSOR_FIELDS)
 MSG_CODEC(skv_install, SKV_INSTALL_FIELDS)
 MSG_CODEC(skv_step, SKV_STEP_FIELDS)
 MSG_CODEC(skv_expire, SKV_EXPIRE_FIELDS)
@@ -13,6 +14,8 @@ MSG_CODEC(skv_cut, SKV_CUT_FIELDS)
 MSG_CODEC(skv_cut_reply, SKV_CUT_REPLY_FIELDS)
 MSG_CODEC(skv_look, SKV_LOOK_FIELDS)
 MSG_CODEC(skv_seen, SKV_SEEN_FIELDS)
+MSG_CODEC(skv_count, SKV_COUNT_FIELDS)
+MSG_CODEC(skv_counted, SKV_COUNTED_FIELDS)
 
 /* On every write's path: one allocation, one copy. */
 struct bytes *skv_command_request(uint64_t stamp_us, struct slice request)

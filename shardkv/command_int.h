@@ -10,24 +10,40 @@
 #include "shardctrler/config.h"
 #include "shardkv/cut.h"
 
-/* Bytes of one batch: that it takes, and that are read to find the data of a
- * sparse value. */
+/* Bytes of one batch, about. */
 #define SKV_BATCH_SIZE_MAX (1u << 20)
-#define SKV_BATCH_READ_MAX (8u << 20)
 
 enum skv_command_kind {
     SKV_COMMAND_REQUEST = 1,
-    SKV_COMMAND_CONFIG = 2,    /* the next configuration: ctl_config */
-    SKV_COMMAND_INSTALL = 3,   /* a batch of an arriving shard */
-    SKV_COMMAND_INSTALLED = 4, /* that was all of it: skv_step */
-    SKV_COMMAND_SETTLED = 5,   /* the old owner knows: skv_step */
+    SKV_COMMAND_CONFIG = 2,  /* the next configuration: ctl_config */
+    SKV_COMMAND_INSTALL = 3, /* a batch of an arriving shard */
+    SKV_COMMAND_SETTLED = 5, /* the old owner knows: skv_step */
     SKV_COMMAND_DROP = 6, /* the new owner has it: some of it goes: skv_step */
     SKV_COMMAND_EXPIRE = 7, /* idle sessions go */
-    SKV_COMMAND_CUT = 8,    /* skv_cut; answered by skv_cut_reply */
+    SKV_COMMAND_FREEZE = 8, /* the new owner has nearly all: skv_step */
+    SKV_COMMAND_CUT = 9,    /* skv_cut; answered by skv_cut_reply */
 };
 
+/* How far a shard on its way has come: first its keys in order, then what
+ * changed meanwhile. It goes on at `offset` of the value of the first key >=
+ * `key`; with `changes`, `key` is that of a change (track.c). */
+#define SKV_CURSOR_FIELDS(F)                                                   \
+    F(U64, batches) /* installed */                                            \
+    F(U8, changes)                                                             \
+    F(BYTES, key)                                                              \
+    F(U64, offset)                                                             \
+    F(U64, keys)  /* copied, without changes: for people */                    \
+    F(U64, bytes) /* likewise */
+MSG_STRUCT(skv_cursor, SKV_CURSOR_FIELDS);
+
+/* Refused unless it is batch number cursor.batches. With `last`, the shard is
+ * here and served from then on. */
 #define SKV_INSTALL_FIELDS(F)                                                  \
-    F(U16, shard) F(U64, number) F(LIST, skv_record, records, SKV_RECORDS_MAX)
+    F(U16, shard)                                                              \
+    F(U64, number)                                                             \
+    F(U8, last)                                                                \
+    F(SUB, skv_cursor, cursor) /* behind this batch */                         \
+    F(LIST, skv_record, records, SKV_RECORDS_MAX)
 MSG_STRUCT(skv_install, SKV_INSTALL_FIELDS);
 
 /* A step in the life of a shard, named by it and by the configuration that
@@ -45,18 +61,28 @@ MSG_STRUCT(skv_outcome, SKV_OUTCOME_FIELDS);
 
 /* ---- between groups ---- */
 
-/* PULL: the next batch, from `offset` of the value of the first key >= `key`.
- * ERR_BUSY: the source has not come to that configuration yet. */
+/* PULL: the next batch from a shard that is leaving. ERR_BUSY: the source has
+ * not come to that configuration yet. */
 #define SKV_PULL_FIELDS(F)                                                     \
-    F(U16, shard) F(U64, number) F(BYTES, key) F(U64, offset)
+    F(U16, shard) F(U64, number) F(SUB, skv_cursor, cursor)
 MSG_STRUCT(skv_pull, SKV_PULL_FIELDS);
+enum skv_end {
+    SKV_END_MORE = 0, /* there is more to pull */
+    SKV_END_NOW = 1,  /* that is all for now, but the shard is in use */
+    SKV_END_LAST = 2, /* that is all */
+};
 #define SKV_PULLED_FIELDS(F)                                                   \
-    F(U8, last)                                                                \
-    F(BYTES, next_key)                                                         \
-    F(U64, next_offset)                                                        \
+    F(U8, end)                                                                 \
+    F(SUB, skv_cursor, cursor) /* behind this batch; its `batches` as asked */ \
     F(LIST, skv_record, records, SKV_RECORDS_MAX)
 MSG_STRUCT(skv_pulled, SKV_PULLED_FIELDS);
-/* SETTLE: skv_step -> skv_outcome. */
+/* COUNT: how much there is from `key` on, of a bounded number of keys. */
+#define SKV_COUNT_FIELDS(F) F(U16, shard) F(U64, number) F(BYTES, key)
+MSG_STRUCT(skv_count, SKV_COUNT_FIELDS);
+#define SKV_COUNTED_FIELDS(F)                                                  \
+    F(U64, keys) F(U64, bytes) F(BYTES, next_key) /* empty: that was all */
+MSG_STRUCT(skv_counted, SKV_COUNTED_FIELDS);
+/* SETTLE, FREEZE: skv_step -> skv_outcome. */
 
 /* ---- making them: one reference ---- */
 

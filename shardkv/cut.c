@@ -6,9 +6,11 @@
  *
  * Invariants:
  *
- *  1. From HELD to VIEWED no transaction begins (apply.c), no shard comes or
- *     goes (fsm.c): what the view shows is what the group held at any moment
- *     between, but for transactions that were finished meanwhile.
+ *  1. From HELD to VIEWED no transaction begins (apply.c), no shard begins or
+ *     ends to be served (fsm.c, shard.c): what the view shows of those that are
+ *     is what the group held at any moment between, but for transactions that
+ *     were finished meanwhile. A shard on its way is copied all the while, and
+ *     is in the cut where it is served.
  *  2. A VIEW is granted once none is prepared any more; and then none will be
  *     until the hold ends.
  *  3. A step of a cut that is over changes nothing: each is named by the cut's
@@ -59,16 +61,6 @@ static uint32_t prepared_count(const struct skv_fsm *f)
     return count;
 }
 
-static bool is_arriving(const struct skv_fsm *f)
-{
-    for (uint32_t s = 0; s < f->config.shards_count; s++) {
-        if (f->shards[s].state == SKV_SHARD_PULLING) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* The three give the refusal; *fault is the store's own trouble. */
 static enum err hold(struct skv_fsm *f, uint64_t id, enum err *fault)
 {
@@ -78,7 +70,7 @@ static enum err hold(struct skv_fsm *f, uint64_t id, enum err *fault)
     if (id <= f->hold.id) {
         return ERR_EXPIRED;
     }
-    if (skv_is_held(f) || is_arriving(f)) {
+    if (skv_is_held(f)) {
         return ERR_BUSY;
     }
     *fault = hold_set(f, id, SKV_HOLD_HELD);
@@ -117,7 +109,7 @@ static void list_served(struct skv_fsm *f, struct skv_cut_reply *reply)
     reply->shards =
         arena_array(&f->arena, f->config.shards_count, sizeof *reply->shards);
     for (uint32_t s = 0; s < f->config.shards_count; s++) {
-        if (f->shards[s].state == SKV_SHARD_SERVING) {
+        if (skv_shard_is_served(f, (uint16_t)s)) {
             reply->shards[reply->shards_count++].shard = (uint16_t)s;
         }
     }

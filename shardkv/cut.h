@@ -19,11 +19,17 @@
 
 #define SKV_RECORDS_MAX 65536u
 
-/* A key with a part of its value: `data` at `offset` of `length` bytes. What is
- * left out of a large value is zeros; its record at offset 0 is always there,
- * and small values come whole. */
+/* A key as it is at its source: gone; or `span` bytes from `offset` of a value
+ * of `length` bytes, namely `data` and then zeros. Values of up to
+ * SKV_INLINE_SIZE_MAX bytes come whole; of a longer one in a view, record after
+ * record from offset 0 on. */
 #define SKV_RECORD_FIELDS(F)                                                   \
-    F(BYTES, key) F(U64, offset) F(U64, length) F(BYTES, data)
+    F(BYTES, key)                                                              \
+    F(U8, gone)                                                                \
+    F(U64, offset)                                                             \
+    F(U64, span)                                                               \
+    F(U64, length)                                                             \
+    F(BYTES, data)
 MSG_STRUCT(skv_record, SKV_RECORD_FIELDS);
 
 enum skv_cut_step {
@@ -37,8 +43,8 @@ enum skv_cut_step {
  * a cut has a number above that of every cut before it. */
 #define SKV_CUT_FIELDS(F) F(U64, id) F(U8, step)
 MSG_STRUCT(skv_cut, SKV_CUT_FIELDS);
-/* rc: ERR_BUSY: not now (shards are arriving; another cut holds the group; a
- * transaction is prepared). ERR_EXPIRED: the cut is over; `id` is the newest.
+/* rc: ERR_BUSY: not now (another cut holds the group; a transaction is
+ * prepared). ERR_EXPIRED: the cut is over; `id` is the newest.
  */
 #define SKV_CUT_REPLY_FIELDS(F)                                                \
     F(U32, rc)                                                                 \
@@ -72,8 +78,8 @@ MSG_STRUCT(skv_look, SKV_LOOK_FIELDS);
     F(LIST, skv_record, records, SKV_RECORDS_MAX)
 MSG_STRUCT(skv_seen, SKV_SEEN_FIELDS);
 
-#define SKV_METHOD_CUT  0x36 /* admin: skv_cut -> skv_cut_reply */
-#define SKV_METHOD_VIEW 0x37 /* admin: skv_look -> skv_seen */
+#define SKV_METHOD_CUT  0x38 /* admin: skv_cut -> skv_cut_reply */
+#define SKV_METHOD_VIEW 0x39 /* admin: skv_look -> skv_seen */
 
 /* ---- the administrator's side (cutter.c): on a loop ---- */
 

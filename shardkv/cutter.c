@@ -2,7 +2,8 @@
  * (docs/backup.md). The steps of one attempt:
  *
  *    the newest configuration
- *    HOLD, at every group that owns a shard there, until all hold
+ *    those before it, as many as an attempt before this one has asked for
+ *    HOLD, at every group that owns a shard in one of them, until all hold
  *    HOLD again, until none has a prepared transaction
  *    do they serve every shard, each once?
  *    VIEW, at every group
@@ -13,7 +14,9 @@
  *     prepared. That is the whole of why the cut is consistent.
  *  2. An attempt that fails sends RELEASE to all, and the next has a higher
  *     number; an answer to an earlier one is not believed.
- *  3. An attempt ends before the groups' leaders would end its hold by
+ *  3. A group may serve what only an older configuration gives it, as long as
+ * it is copied: when shards are missing, the next attempt looks further back.
+ *  4. An attempt ends before the groups' leaders would end its hold by
  *     themselves; if it does not, a VIEW is refused. */
 #include "shardkv/cut.h"
 
@@ -31,6 +34,7 @@ enum {
     DRAIN_PAUSE_US = 5000,
     AGAIN_PAUSE_US = 200000,
     KEEP_US = 5000000,
+    BACK_MAX = 64, /* configurations */
 };
 
 /* One step on its way to one group's leader. */
@@ -82,9 +86,11 @@ struct skv_cutter {
     enum err rc;
     char problem[160];
     struct arena arena;
-    struct ctl_config config;
-    struct skv_cut_group *groups;
-    struct leg *legs; /* one of each group */
+    struct ctl_config config; /* the newest */
+    uint32_t back;            /* how many before it are looked at */
+    uint32_t looked;          /* ... and were, in this attempt */
+    struct skv_cut_group groups[CTL_GROUPS_MAX];
+    struct leg legs[CTL_GROUPS_MAX]; /* one of each group */
     uint32_t group_count;
     uint32_t running; /* legs */
     struct look *looks;
@@ -307,6 +313,8 @@ static void attempt_late(struct env_timer *timer)
                                       offsetof(struct skv_cutter,
                                                attempt_timer));
     const struct leg *waits = NULL;
+    /* Perhaps it is long gone, and needed no more. */
+    c->back = 0;
     for (uint32_t i = 0; i < c->group_count && waits == NULL; i++) {
         waits = c->legs[i].running ? &c->legs[i] : NULL;
     }
@@ -361,6 +369,7 @@ static void stage_done(struct skv_cutter *c)
             return;
         }
         if (!covers_all(c)) {
+            c->back = c->back < BACK_MAX ? 2 * c->back + 1 : BACK_MAX; /* 3 */
             attempt_failed(c, ERR_BUSY, "some shards are on their way", NULL);
             return;
         }
@@ -400,29 +409,40 @@ static bool group_take(struct skv_cut_group *to, const struct ctl_group *from)
     return from->servers_count > 0;
 }
 
-static bool groups_take(struct skv_cutter *c)
+static bool knows(const struct skv_cutter *c, ctl_gid gid)
 {
-    c->groups =
-        arena_array(&c->arena, c->config.groups_count, sizeof *c->groups);
-    c->legs = arena_array(&c->arena, c->config.groups_count, sizeof *c->legs);
-    for (uint32_t i = 0; i < c->config.groups_count; i++) {
-        const struct ctl_group *from = &c->config.groups[i];
-        struct skv_cut_group *to = &c->groups[c->group_count];
-        struct leg *leg = &c->legs[c->group_count];
-        if (!owns_some(&c->config, from->gid)) {
+    for (uint32_t i = 0; i < c->group_count; i++) {
+        if (c->groups[i].gid == gid) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The owners that are not known yet; by their newest addresses. */
+static bool groups_take(struct skv_cutter *c, const struct ctl_config *config)
+{
+    for (uint32_t i = 0; i < config->groups_count; i++) {
+        ctl_gid gid = config->groups[i].gid;
+        if (!owns_some(config, gid) || knows(c, gid)) {
             continue;
         }
-        if (!group_take(to, from)) {
+        const struct ctl_group *from = ctl_config_group(&c->config, gid);
+        if (c->group_count == CTL_GROUPS_MAX ||
+            !group_take(&c->groups[c->group_count],
+                        from != NULL ? from : &config->groups[i])) {
             return false;
         }
-        leg->cutter = c;
-        leg->group = to;
+        struct leg *leg = &c->legs[c->group_count];
+        *leg = (struct leg){.cutter = c, .group = &c->groups[c->group_count]};
         leg->serves =
             arena_array(&c->arena, c->config.shards_count, sizeof(uint8_t));
         c->group_count++;
     }
     return c->group_count > 0;
 }
+
+static void look_back(struct skv_cutter *c);
 
 static void on_config(void *arg, enum err rc, const struct ctl_config *config)
 {
@@ -440,13 +460,27 @@ static void on_config(void *arg, enum err rc, const struct ctl_config *config)
         attempt_failed(c, rc, "no answer from the controllers", NULL);
         return;
     }
-    ctl_config_copy(&c->arena, config, &c->config);
-    if (ctl_config_check(config) != ERR_OK || !groups_take(c)) {
+    if (c->group_count == 0) {
+        ctl_config_copy(&c->arena, config, &c->config);
+    }
+    if (ctl_config_check(config) != ERR_OK || !groups_take(c, config)) {
         c->group_count = 0;
         attempt_failed(c, ERR_BUSY, "no group owns a shard yet", NULL);
         return;
     }
-    c->attempt_timer.fire = attempt_late;
+    look_back(c);
+}
+
+/* The configuration before the last that was looked at; or the first step. */
+static void look_back(struct skv_cutter *c)
+{
+    c->looked++;
+    if (c->looked <= c->back && c->config.number > c->looked) {
+        c->querying = true;
+        ctl_client_query(c->ctl, c->config.number - c->looked, 0,
+                         ATTEMPT_US / 1000, on_config, c);
+        return;
+    }
     env_timer_start(c->env, &c->attempt_timer, ATTEMPT_US);
     stage_start(c, c->hold ? SKV_CUT_HOLD : SKV_CUT_LOOK);
 }
@@ -462,9 +496,8 @@ static void forget(struct skv_cutter *c)
 {
     arena_free(&c->arena);
     c->config = (struct ctl_config){0};
-    c->groups = NULL;
-    c->legs = NULL;
     c->group_count = 0;
+    c->looked = 0;
 }
 
 static void attempt(struct skv_cutter *c)
@@ -597,6 +630,7 @@ struct skv_cutter *skv_cutter_new(struct env *env, struct net *net,
     c->env = env;
     c->net = net;
     c->ctl = ctl;
+    c->attempt_timer.fire = attempt_late;
     return c;
 }
 
@@ -630,6 +664,7 @@ void skv_cutter_take(struct skv_cutter *c, bool hold, uint32_t timeout_ms,
     c->hold = hold;
     c->until_us = env_now_us(c->env) + UINT64_C(1000) * timeout_ms;
     c->taken = false;
+    c->back = 0;
     c->done = done;
     c->arg = arg;
     attempt(c);

@@ -95,9 +95,7 @@ static enum err apply_step(struct skv_fsm *f, enum skv_command_kind kind,
         return rc;
     }
     switch (kind) {
-    case SKV_COMMAND_INSTALLED:
-        rc = skv_shard_installed(f, &step, &fault);
-        break;
+    case SKV_COMMAND_FREEZE: rc = skv_shard_freeze(f, &step, &fault); break;
     case SKV_COMMAND_SETTLED: rc = skv_shard_settled(f, &step, &fault); break;
     default: rc = skv_shard_drop(f, &step, &more, &fault); break;
     }
@@ -140,7 +138,7 @@ static enum err apply_command(struct skv_fsm *f, struct slice command)
     case SKV_COMMAND_REQUEST: return apply_request(f, body);
     case SKV_COMMAND_CONFIG: return apply_config(f, body);
     case SKV_COMMAND_INSTALL: return apply_install(f, body);
-    case SKV_COMMAND_INSTALLED:
+    case SKV_COMMAND_FREEZE:
     case SKV_COMMAND_SETTLED:
     case SKV_COMMAND_DROP: return apply_step(f, kind, body);
     case SKV_COMMAND_EXPIRE: return apply_expire(f, body);
@@ -290,8 +288,8 @@ static enum err load(struct skv_fsm *f)
     arena_free(&f->arena);
     if (rc != ERR_OK) {
         log_error("shardkv",
-                  "cannot read the group's records: %s; restore this replica "
-                  "from a peer",
+                  "cannot read the group's records: %s; give this replica's "
+                  "place to a new one: `flotilla member replace GROUP ID`",
                   err_text(rc));
     }
     f->ready = rc == ERR_OK;
@@ -326,8 +324,9 @@ struct skv_fsm *skv_fsm_new(struct skv_store *store, ctl_gid gid)
 {
     struct skv_fsm *f = mem_alloc(sizeof *f);
     f->fsm.ops = &fsm_ops;
-    f->store = store;
+    f->store = skv_track_new(store, f);
     f->gid = gid;
+    f->batch_size = SKV_BATCH_SIZE_MAX;
     return f;
 }
 

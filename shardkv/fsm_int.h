@@ -8,7 +8,8 @@
  *   lock.c     prepared transactions and what they lock
  *   commit.c   two-phase commit
  *   shard.c    which shards are here, and how they come and go
- *   batch.c    a shard's contents, in batches
+ *   track.c    what changes in a shard that leaves
+ *   batch.c    a shard's contents and changes, in batches
  *   arrival.c  may what arrived be served?
  *   cut.c      a cut through all shards: holding, and when a view is opened
  *   view.c     ... the views that are open
@@ -64,6 +65,10 @@ struct skv_name skv_name_states(void);
 struct skv_name skv_name_state(uint16_t shard);
 struct skv_name skv_name_debts(void);
 struct skv_name skv_name_debt(uint16_t shard, uint64_t number);
+struct skv_name skv_name_cursor(uint16_t shard);
+struct skv_name skv_name_changes(uint16_t shard);
+struct skv_name skv_name_change(uint16_t shard, raft_index index,
+                                uint32_t count);
 /* The numbers in the key of a chunk of a reply or a vote; false unless it is
  * the first. */
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
@@ -104,6 +109,7 @@ enum skv_shard_state {
     SKV_SHARD_PULLING = 2,
     SKV_SHARD_FROZEN = 3,
     SKV_SHARD_DROPPING = 4,
+    SKV_SHARD_LEAVING = 5,
 };
 
 enum skv_lock_flags { SKV_LOCK_EXCLUSIVE = 1, SKV_LOCK_PREFIX = 2 };
@@ -130,8 +136,9 @@ struct skv_prepared {
 struct skv_shard {
     uint8_t state;
     uint64_t number; /* of the configuration that brought it into this state */
-    struct skv_prepared *prepared; /* sorted by name; SERVING only */
+    struct skv_prepared *prepared; /* sorted by name; of one that is served */
     uint32_t prepared_count;
+    struct buf cursor; /* PULLING: encoded skv_cursor */
 };
 
 /* A shard came from a group that may not know yet that we have it. */
@@ -164,10 +171,11 @@ struct skv_view_slot {
 
 struct skv_fsm {
     struct rsm_fsm fsm;
-    struct skv_store *store; /* taken */
+    struct skv_store *store; /* taken; behind track.c */
     ctl_gid gid;
-    bool ready;       /* what follows was read from the store */
-    raft_index index; /* the last entry applied */
+    size_t batch_size; /* of batches that are read, about; set at start */
+    bool ready;        /* what follows was read from the store */
+    raft_index index;  /* the last entry applied */
     raft_term term;
     uint64_t clock_us; /* replicated: the highest stamp seen */
     struct ctl_config config;
@@ -320,6 +328,9 @@ MUST_USE enum err skv_commit_finish(struct skv_call *c, struct skv_prepared *p);
 
 /* A reply that is a code alone, to f->reply. */
 void skv_answer_code(struct skv_fsm *f, enum err rc);
+/* ERR_WRONGGROUP, to the end of `out`. `owner` may be NULL. */
+void skv_answer_away(uint64_t config_number, const struct ctl_group *owner,
+                     struct buf *out);
 /* ERR_LOCKED with the holder, to the end of `out`. */
 void skv_answer_locked(struct skv_fsm *f, const struct skv_prepared *holder,
                        struct buf *out);
@@ -330,6 +341,11 @@ void skv_answer_exec(struct skv_fsm *f, const struct skv_exec *x, enum err rc,
 /* ---- shards (shard.c) ---- */
 
 bool skv_shard_is_served(const struct skv_fsm *f, uint16_t shard);
+/* Who else serves it, as far as is known here: its next owner, or the last one
+ * while it is on its way to us. NULL: nobody. */
+const struct ctl_group *skv_shard_owner(const struct ctl_config *config,
+                                        const struct ctl_config *previous,
+                                        ctl_gid self, uint16_t shard);
 MUST_USE enum err skv_shards_load(struct skv_fsm *f);
 void skv_shards_forget(struct skv_fsm *f); /* in memory alone */
 /* The code is a refusal; *fault is the store's own trouble. */
@@ -339,9 +355,9 @@ MUST_USE enum err skv_shards_configure(struct skv_fsm *f,
 MUST_USE enum err skv_shard_install(struct skv_fsm *f,
                                     const struct skv_install *install,
                                     enum err *fault);
-MUST_USE enum err skv_shard_installed(struct skv_fsm *f,
-                                      const struct skv_step *step,
-                                      enum err *fault);
+MUST_USE enum err skv_shard_freeze(struct skv_fsm *f,
+                                   const struct skv_step *step,
+                                   enum err *fault);
 MUST_USE enum err skv_shard_settled(struct skv_fsm *f,
                                     const struct skv_step *step,
                                     enum err *fault);
@@ -374,10 +390,13 @@ void skv_view_remove(struct skv_fsm *f, uint64_t id);
 struct skv_picture {
     uint64_t generation;
     uint64_t number; /* of the configuration */
+    struct ctl_config config;
     struct ctl_config previous;
+    struct ctl_group own; /* as in the configuration; no servers: not in it */
     uint32_t shard_count;
     uint8_t *states;
     uint64_t *numbers;
+    struct skv_cursor *cursors; /* of those PULLING */
     struct skv_owed {
         uint16_t shard;
         uint64_t number;
@@ -396,7 +415,20 @@ MUST_USE enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p);
 /* Shards in that state. */
 uint32_t skv_picture_count(const struct skv_picture *p,
                            enum skv_shard_state state);
+uint32_t skv_picture_leaving(const struct skv_picture *p); /* or frozen */
+bool skv_picture_serves(const struct skv_picture *p, uint16_t shard);
 void skv_picture_free(struct skv_picture *p);
+
+/* ---- what changes in a shard that leaves (track.c) ---- */
+
+/* The bytes [offset, end) of the key's value may have changed, and its length.
+ */
+#define SKV_CHANGE_FIELDS(F) F(BYTES, key) F(U64, offset) F(U64, end)
+MSG_STRUCT(skv_change, SKV_CHANGE_FIELDS);
+
+/* Takes the store. */
+struct skv_store *skv_track_new(struct skv_store *inner,
+                                const struct skv_fsm *f);
 
 /* ---- is an arrived shard whole and sane? (arrival.c) ---- */
 
@@ -413,17 +445,24 @@ struct skv_source {
     struct skv_store *store;
     struct skv_view *view; /* NULL: what is in the store now */
     struct arena *arena;
+    size_t batch_size; /* of records, about */
+    size_t read_size;  /* of values that are looked at, about */
 };
-/* The next batch of what begins with `prefix`, from `offset` of the value of
- * the first key >= `key`. */
-MUST_USE enum err skv_batch_fill(const struct skv_source *from,
-                                 struct slice prefix, struct slice key,
-                                 uint64_t offset, struct skv_pulled *out);
+/* The next batch of a shard's keys behind the cursor. SKV_END_LAST: the last.
+ */
+MUST_USE enum err skv_batch_fill(const struct skv_source *source,
+                                 uint16_t shard, const struct skv_cursor *from,
+                                 struct skv_pulled *out);
 
-/* Reads the next batch of a frozen shard for group `to`: an encoded skv_pulled
- * to `out`. The code is a refusal; *fault is the store's own trouble. */
+/* Reads the next batch of a shard that is leaving, for group `to`: an encoded
+ * skv_pulled to `out`. The code is a refusal; *fault is the store's own
+ * trouble. */
 MUST_USE enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
                                  ctl_gid to, struct buf *out, enum err *fault);
+/* Likewise: how much of it there is, an encoded skv_counted. */
+MUST_USE enum err skv_batch_count(struct skv_fsm *f,
+                                  const struct skv_count *count, ctl_gid to,
+                                  struct buf *out, enum err *fault);
 MUST_USE enum err skv_batch_write(struct skv_fsm *f,
                                   const struct skv_install *install);
 

@@ -1,9 +1,10 @@
 /* What the leader of a group does about its shards, from what its log says
  * (docs/migration.md). It asks the controllers for the next configuration and
  * proposes it; for each shard that is PULLING it fetches batches from the old
- * owner and proposes them; when all are there it proposes INSTALLED, and tells
- * the old owner until that has acknowledged (a debt); for each shard that is
- * DROPPING it proposes DROP until nothing is left.
+ * owner and proposes them, lets that one freeze the shard when little is left,
+ * and fetches the rest; then it tells the old owner that it has all, until that
+ * has acknowledged (a debt); for each shard that is DROPPING it proposes DROP
+ * until nothing is left.
  *
  * Nothing here is needed for safety: a second leader that does the same at the
  * same time proposes steps that are refused (shard.c, 4). */
@@ -86,6 +87,7 @@ static bool is_settled(const struct skv_picture *p)
 {
     for (uint32_t i = 0; i < p->shard_count; i++) {
         if (p->states[i] == SKV_SHARD_PULLING ||
+            p->states[i] == SKV_SHARD_LEAVING ||
             p->states[i] == SKV_SHARD_FROZEN) {
             return false;
         }
@@ -115,8 +117,11 @@ static void look_at_shard(struct skv_mover *m, uint16_t shard)
         skv_task_find(m, SKV_TASK_PULL, shard) == NULL) {
         ctl_gid gid = p->previous.shards[shard].gid;
         if (skv_task_count_with(m, SKV_TASK_PULL, gid) < PULLS_MAX) {
-            skv_task_start(skv_task_new(m, SKV_TASK_PULL, shard, number,
-                                        ctl_config_group(&p->previous, gid)));
+            struct skv_task *t =
+                skv_task_new(m, SKV_TASK_PULL, shard, number,
+                             ctl_config_group(&p->previous, gid));
+            skv_task_set_cursor(t, &p->cursors[shard]);
+            skv_task_start(t);
         }
     }
     if (p->states[shard] == SKV_SHARD_DROPPING &&
@@ -150,6 +155,7 @@ void skv_mover_look(struct skv_mover *m)
         skv_task_start_release(
             skv_task_new(m, SKV_TASK_RELEASE, 0, m->picture.held, NULL));
     }
+    skv_places_look(m);
     poll(m);
 }
 
@@ -174,7 +180,7 @@ static void say_what_changed(const struct skv_mover *m)
                  (unsigned)m->server->config.gid, p->number,
                  (unsigned)skv_picture_count(p, SKV_SHARD_SERVING),
                  (unsigned)skv_picture_count(p, SKV_SHARD_PULLING),
-                 (unsigned)skv_picture_count(p, SKV_SHARD_FROZEN));
+                 (unsigned)skv_picture_leaving(p));
     }
 }
 
@@ -215,6 +221,8 @@ void skv_mover_applied(struct skv_mover *m)
 {
     if (skv_fsm_generation(m->server->fsm) != m->picture.generation) {
         skv_mover_refresh(m);
+    } else if (skv_places_changed(m)) {
+        skv_mover_look(m);
     }
 }
 
@@ -249,6 +257,7 @@ void skv_mover_lead(struct skv_mover *m, bool leading)
     env_timer_stop(m->env, &m->expire_timer);
     env_timer_stop(m->env, &m->poll_timer);
     m->poll_paused = false;
+    skv_places_stop(m);
     skv_tasks_stop(m);
 }
 
@@ -258,6 +267,7 @@ void skv_mover_init(struct skv_mover *m, struct skv_server *server)
     m->server = server;
     m->env = server->env;
     m->expire_timer.fire = expire_timer_fired;
+    skv_places_init(m);
     m->ctl = ctl_client_new(server->env, server->net, c->controllers,
                             c->controller_count);
 }
@@ -272,5 +282,6 @@ void skv_mover_fini(struct skv_mover *m)
 {
     CHECK(!m->taking && m->tasks == NULL);
     ctl_client_free(m->ctl);
+    skv_places_fini(m);
     skv_picture_free(&m->picture);
 }

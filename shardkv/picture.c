@@ -2,6 +2,8 @@
  * copy, taken there between two entries whenever its generation has changed. */
 #include "shardkv/fsm_int.h"
 
+#include "base/check.h"
+
 /* Of a shard, in the order of their names: those that live come and go, so
  * each that stays is among the first some time. */
 enum { PREPARED_SHOWN = 64 };
@@ -51,23 +53,45 @@ static void take_prepared(struct skv_fsm *f, struct skv_picture *p)
     }
 }
 
+static void take_cursor(const struct skv_shard *s, struct skv_picture *p,
+                        struct skv_cursor *cursor)
+{
+    enum err rc = skv_cursor_decode(
+        arena_copy(&p->arena, buf_slice(&s->cursor)), &p->arena, cursor);
+    CHECK(rc == ERR_OK); /* we encoded it */
+}
+
+static void take_shards(const struct skv_fsm *f, struct skv_picture *p)
+{
+    uint32_t count = f->config.shards_count;
+    p->shard_count = count;
+    p->states = arena_array(&p->arena, count, sizeof *p->states);
+    p->numbers = arena_array(&p->arena, count, sizeof *p->numbers);
+    p->cursors = arena_array(&p->arena, count, sizeof *p->cursors);
+    for (uint32_t s = 0; s < count; s++) {
+        p->states[s] = f->shards[s].state;
+        p->numbers[s] = f->shards[s].number;
+        if (p->states[s] == SKV_SHARD_PULLING) {
+            take_cursor(&f->shards[s], p, &p->cursors[s]);
+        }
+    }
+}
+
 enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
 {
     enum err rc = skv_fsm_ready(f);
     if (rc != ERR_OK) {
         return rc;
     }
-    uint32_t count = f->config.shards_count;
     p->generation = skv_fsm_generation(f);
     p->number = f->config.number;
-    p->shard_count = count;
+    ctl_config_copy(&p->arena, &f->config, &p->config);
     ctl_config_copy(&p->arena, &f->previous, &p->previous);
-    p->states = arena_array(&p->arena, count, sizeof *p->states);
-    p->numbers = arena_array(&p->arena, count, sizeof *p->numbers);
-    for (uint32_t s = 0; s < count; s++) {
-        p->states[s] = f->shards[s].state;
-        p->numbers[s] = f->shards[s].number;
+    const struct ctl_group *own = ctl_config_group(&f->config, f->gid);
+    if (own != NULL) {
+        group_copy(&p->arena, own, &p->own);
     }
+    take_shards(f, p);
     p->held = skv_is_held(f) ? f->hold.id : 0;
     take_debts(f, p);
     take_prepared(f, p);
@@ -83,6 +107,18 @@ uint32_t skv_picture_count(const struct skv_picture *p,
         count += p->states[i] == state;
     }
     return count;
+}
+
+uint32_t skv_picture_leaving(const struct skv_picture *p)
+{
+    return skv_picture_count(p, SKV_SHARD_LEAVING) +
+           skv_picture_count(p, SKV_SHARD_FROZEN);
+}
+
+bool skv_picture_serves(const struct skv_picture *p, uint16_t shard)
+{
+    return shard < p->shard_count && (p->states[shard] == SKV_SHARD_SERVING ||
+                                      p->states[shard] == SKV_SHARD_LEAVING);
 }
 
 void skv_picture_free(struct skv_picture *p)

@@ -23,6 +23,9 @@ enum {
     LETTER_STATE = 'H',    /* shard: u8 state, u64 number */
     LETTER_DEBT = 'D',     /* shard, number: ctl_group */
     LETTER_CUT = 'B',      /* skv_hold */
+    LETTER_CURSOR = 'Q',   /* shard: skv_cursor, of one that arrives */
+    LETTER_CHANGE = 'J',   /* shard, index, count: skv_change, of one that
+                              leaves */
 };
 enum {
     CHUNK_HEAD_SIZE = 4, /* of chunk 0: the size of all */
@@ -150,6 +153,30 @@ struct skv_name skv_name_debt(uint16_t shard, uint64_t number)
     struct skv_name n = skv_name_debts();
     name_u16(&n, shard);
     name_u64(&n, number);
+    return n;
+}
+
+struct skv_name skv_name_cursor(uint16_t shard)
+{
+    struct skv_name n = name_of(SKV_GROUP_SHARD, LETTER_CURSOR);
+    name_u16(&n, shard);
+    return n;
+}
+
+struct skv_name skv_name_changes(uint16_t shard)
+{
+    struct skv_name n = name_of(SKV_GROUP_SHARD, LETTER_CHANGE);
+    name_u16(&n, shard);
+    return n;
+}
+
+struct skv_name skv_name_change(uint16_t shard, raft_index index,
+                                uint32_t count)
+{
+    struct skv_name n = skv_name_changes(shard);
+    name_u64(&n, index);
+    name_u16(&n, (uint16_t)(count >> 16));
+    name_u16(&n, (uint16_t)count);
     return n;
 }
 

@@ -137,8 +137,8 @@ MSG_STRUCT(skv_result, SKV_RESULT_FIELDS);
 
 /* rc of the whole: ERR_OK; ERR_CONFLICT (failed = the compare's position) and
  * others of the transaction itself, which are final; ERR_WRONGGROUP with the
- * configuration number seen, ERR_LOCKED with the holder, which the clerk
- * handles. */
+ * configuration number seen and who serves the shard as far as is known there,
+ * ERR_LOCKED with the holder, which the clerk handles. */
 #define SKV_REPLY_FIELDS(F)                                                    \
     F(U32, rc)                                                                 \
     F(U32, failed)                                                             \
@@ -146,15 +146,20 @@ MSG_STRUCT(skv_result, SKV_RESULT_FIELDS);
     F(U64, holder_session)                                                     \
     F(U64, holder_sequence)                                                    \
     F(LIST, skv_shard_ref, participants, SKV_PARTICIPANTS_MAX)                 \
-    F(LIST, skv_result, results, SKV_ITEMS_MAX)
+    F(LIST, skv_result, results, SKV_ITEMS_MAX)                                \
+    F(BYTES, owner) /* encoded ctl_group, or empty */
 MSG_STRUCT(skv_reply, SKV_REPLY_FIELDS);
 
 #define SKV_METHOD_READ   0x30 /* skv_request -> skv_reply; only reads */
 #define SKV_METHOD_WRITE  0x31 /* skv_request -> skv_reply */
 #define SKV_METHOD_STATUS 0x32 /* empty -> ctl_status */
-#define SKV_METHOD_PULL   0x33 /* server: skv_pull -> skv_pulled (migrate.h) */
+#define SKV_METHOD_PULL   0x33 /* server: skv_pull -> skv_pulled */
 #define SKV_METHOD_SETTLE 0x34 /* server: the new owner has a shard */
 #define SKV_METHOD_LEADS  0x35 /* empty -> empty: lives and leads, at once */
+#define SKV_METHOD_FREEZE                                                      \
+    0x36                      /* server: the new owner has nearly all of it    \
+                               */
+#define SKV_METHOD_COUNT 0x37 /* server: skv_count -> skv_counted */
 
 bool skv_kind_is_compare(uint8_t kind);
 bool skv_kind_is_read(uint8_t kind);

@@ -21,8 +21,8 @@ struct call {
     struct net_request *request;
     struct rsm_proposal proposal;
     struct rsm_read read;
-    struct bytes *body; /* READ, PULL, SETTLE */
-    ctl_gid group;      /* of the server that calls: PULL, SETTLE */
+    struct bytes *body; /* of what is read first */
+    ctl_gid group;      /* of the server that calls */
     struct buf out;
     enum err rc; /* of what run() did */
 };
@@ -94,8 +94,7 @@ static bool picture_is_true(const struct skv_server *s)
 static bool is_surely_away(const struct skv_server *s, uint16_t shard)
 {
     const struct skv_picture *p = &s->mover.picture;
-    return picture_is_true(s) &&
-           (shard >= p->shard_count || p->states[shard] != SKV_SHARD_SERVING);
+    return picture_is_true(s) && !skv_picture_serves(p, shard);
 }
 
 /* Likewise while a cut is taken. */
@@ -105,12 +104,14 @@ static bool is_surely_held(const struct skv_server *s, uint8_t phase)
            s->mover.picture.held != 0;
 }
 
-static void refuse_away(struct skv_server *s, struct net_request *request)
+static void refuse_away(struct skv_server *s, struct net_request *request,
+                        uint16_t shard)
 {
+    const struct skv_picture *p = &s->mover.picture;
     struct buf b = {0};
-    struct skv_reply reply = {.rc = ERR_WRONGGROUP,
-                              .config_number = s->mover.picture.number};
-    skv_reply_encode(&b, &reply);
+    skv_answer_away(
+        p->number,
+        skv_shard_owner(&p->config, &p->previous, s->config.gid, shard), &b);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
 }
@@ -128,7 +129,7 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     if (rc != ERR_OK) {
         refuse(s, request, rc);
     } else if (is_surely_away(s, shard)) {
-        refuse_away(s, request);
+        refuse_away(s, request, shard);
     } else {
         propose(s, request, skv_command_request(env_wall_us(s->env), body));
     }
@@ -180,16 +181,33 @@ static void pull_run(struct rsm_read *rd)
     arena_free(&f->arena);
 }
 
+static void count_run(struct rsm_read *rd)
+{
+    struct call *c = call_of_read(rd);
+    struct skv_fsm *f = c->server->fsm;
+    struct skv_count count;
+    enum err fault = ERR_OK;
+    c->rc = skv_count_decode(bytes_slice(c->body), &f->arena, &count);
+    if (c->rc == ERR_OK) {
+        c->rc = skv_batch_count(f, &count, c->group, &c->out, &fault);
+    }
+    if (fault != ERR_OK) {
+        c->rc = fault;
+    }
+    arena_free(&f->arena);
+}
+
 static void read_done(struct rsm_read *rd, enum err rc)
 {
     struct call *c = call_of_read(rd);
     call_reply(c, rc == ERR_OK ? c->rc : rc, buf_slice(&c->out));
 }
 
-/* The new owner of a shard has it: what is left here may go. That it is the new
- * owner who says so is looked at first; the command then names the move, so
- * that nothing else can have become of the shard meanwhile. */
-static enum err settle_decode(const struct call *c, struct skv_step *step)
+/* The new owner of a shard has nearly all of it (FREEZE), or has it and what is
+ * left here may go (DROP). That it is the new owner who says so is looked at
+ * first; the command then names the move, so that nothing else can have become
+ * of the shard meanwhile. */
+static enum err step_decode(const struct call *c, struct skv_step *step)
 {
     struct arena a = {0};
     enum err rc = skv_step_decode(bytes_slice(c->body), &a, step);
@@ -197,26 +215,27 @@ static enum err settle_decode(const struct call *c, struct skv_step *step)
     return rc == ERR_OK ? ERR_OK : ERR_INVALID;
 }
 
-static void settle_run(struct rsm_read *rd)
+static void step_run(struct rsm_read *rd)
 {
     struct call *c = call_of_read(rd);
     struct skv_step step;
     c->rc = skv_fsm_ready(c->server->fsm);
     if (c->rc == ERR_OK) {
-        c->rc = settle_decode(c, &step);
+        c->rc = step_decode(c, &step);
     }
     if (c->rc == ERR_OK) {
         c->rc = skv_shard_may_take(c->server->fsm, step.shard, c->group);
     }
 }
 
-static void settle_done(struct rsm_read *rd, enum err rc)
+static void step_propose(struct rsm_read *rd, enum err rc,
+                         enum skv_command_kind kind)
 {
     struct call *c = call_of_read(rd);
     struct skv_step step;
     rc = rc == ERR_OK ? c->rc : rc;
     if (rc == ERR_OK) {
-        rc = settle_decode(c, &step);
+        rc = step_decode(c, &step);
     }
     if (rc != ERR_OK) {
         call_reply(c, rc, slice_of(NULL, 0));
@@ -224,7 +243,17 @@ static void settle_done(struct rsm_read *rd, enum err rc)
     }
     c->proposal.done = proposed;
     rsm_propose(c->server->rsm, &c->proposal,
-                skv_command_step(SKV_COMMAND_DROP, step.shard, step.number));
+                skv_command_step(kind, step.shard, step.number));
+}
+
+static void freeze_done(struct rsm_read *rd, enum err rc)
+{
+    step_propose(rd, rc, SKV_COMMAND_FREEZE);
+}
+
+static void settle_done(struct rsm_read *rd, enum err rc)
+{
+    step_propose(rd, rc, SKV_COMMAND_DROP);
 }
 
 struct read_steps {
@@ -233,7 +262,9 @@ struct read_steps {
 };
 static const struct read_steps read_steps = {read_run, read_done};
 static const struct read_steps pull_steps = {pull_run, read_done};
-static const struct read_steps settle_steps = {settle_run, settle_done};
+static const struct read_steps count_steps = {count_run, read_done};
+static const struct read_steps freeze_steps = {step_run, freeze_done};
+static const struct read_steps settle_steps = {step_run, settle_done};
 
 static void handle_read(struct skv_server *s, struct net_request *request,
                         const struct net_peer *peer, struct slice body,
@@ -255,13 +286,15 @@ static void handle_read(struct skv_server *s, struct net_request *request,
 
 static bool may_call(const struct net_peer *peer, net_method method)
 {
-    if (method == SKV_METHOD_PULL || method == SKV_METHOD_SETTLE) {
-        return peer->role == NET_ROLE_SERVER;
+    switch (method) {
+    case SKV_METHOD_PULL:
+    case SKV_METHOD_SETTLE:
+    case SKV_METHOD_FREEZE:
+    case SKV_METHOD_COUNT: return peer->role == NET_ROLE_SERVER;
+    case SKV_METHOD_CUT:
+    case SKV_METHOD_VIEW: return peer->role == NET_ROLE_ADMIN;
+    default: return peer->role != NET_ROLE_NONE;
     }
-    if (method == SKV_METHOD_CUT || method == SKV_METHOD_VIEW) {
-        return peer->role == NET_ROLE_ADMIN;
-    }
-    return peer->role != NET_ROLE_NONE;
 }
 
 static void handle_call(struct skv_server *s, struct net_request *request,
@@ -279,6 +312,12 @@ static void handle_call(struct skv_server *s, struct net_request *request,
         return;
     case SKV_METHOD_PULL:
         handle_read(s, request, peer, body, &pull_steps);
+        return;
+    case SKV_METHOD_COUNT:
+        handle_read(s, request, peer, body, &count_steps);
+        return;
+    case SKV_METHOD_FREEZE:
+        handle_read(s, request, peer, body, &freeze_steps);
         return;
     case SKV_METHOD_SETTLE:
         handle_read(s, request, peer, body, &settle_steps);
@@ -334,6 +373,14 @@ static void on_applied(void *arg)
     }
 }
 
+static void on_removed(void *arg)
+{
+    struct skv_server *s = arg;
+    if (s->config.on_removed != NULL) {
+        s->config.on_removed(s->config.arg);
+    }
+}
+
 static enum err start(struct skv_server *s)
 {
     struct rsm_config config = {
@@ -354,6 +401,8 @@ static enum err start(struct skv_server *s)
         .append_size_max = s->config.append_size_max,
         .on_leader = on_leader,
         .on_applied = on_applied,
+        .identified = s->config.identified,
+        .on_removed = on_removed,
         .arg = s,
     };
     memcpy(config.peers, s->config.peers, sizeof config.peers);
@@ -380,6 +429,9 @@ enum err skv_server_new(const struct skv_server_config *config,
     s->net = config->net;
     s->started_us = env_now_us(s->env);
     s->fsm = skv_fsm_new(config->store, config->gid);
+    if (config->batch_size > 0) {
+        s->fsm->batch_size = config->batch_size;
+    }
     enum err rc = start(s);
     if (rc != ERR_OK) {
         skv_fsm_free(s->fsm);

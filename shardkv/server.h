@@ -21,9 +21,13 @@ struct skv_server_config {
     uint32_t heartbeat_ms, election_min_ms, election_max_ms;
     size_t checkpoint_size_max;
     uint32_t checkpoint_ms_max; /* see rsm_config; 0: default */
+    size_t batch_size;          /* of a shard on its way, about; 0: default */
     /* See rsm_config; 0: default. */
     size_t wal_segment_size, log_keep_size, append_size_max;
     uint64_t certificate_end_s; /* shown in status */
+    bool identified;            /* see rsm_config */
+    void (*on_removed)(void *arg);
+    void *arg;
 };
 
 struct skv_server;

@@ -3,6 +3,7 @@
  *   server.c    methods on the net; life
  *   status.c    what a replica says of itself
  *   migrate.c   the leader's work: configurations, arriving and leaving shards
+ *   places.c    the leader tells the controllers who its members are
  *   janitor.c   and finishing what clerks have left prepared
  *   task.c      one thing that the leader does, until it is done or no leader
  *   look.c      reading the views of cuts
@@ -18,7 +19,7 @@
 
 enum skv_task_kind {
     SKV_TASK_CONFIG,  /* the next configuration goes into the log */
-    SKV_TASK_PULL,    /* PULL, INSTALL, PULL, ..., INSTALLED */
+    SKV_TASK_PULL,    /* COUNT, ..., PULL, INSTALL, PULL, ..., FREEZE, ... */
     SKV_TASK_SETTLE,  /* SETTLE, SETTLED */
     SKV_TASK_DROP,    /* DROP, DROP, ... */
     SKV_TASK_EXPIRE,  /* EXPIRE of each shard */
@@ -27,20 +28,35 @@ enum skv_task_kind {
 
 struct skv_mover;
 
+struct skv_pulling {
+    enum ctl_move_stage stage;
+    uint64_t moved_us;        /* when it last came further */
+    struct skv_cursor cursor; /* its key is that of key_bytes */
+    struct buf key_bytes;
+    struct skv_cursor next; /* behind the batch at hand; likewise */
+    struct buf next_bytes;
+    uint8_t end;                  /* enum skv_end of the batch at hand */
+    uint32_t chases;              /* batches of changes so far */
+    uint64_t keys_all, bytes_all; /* counted */
+    struct buf count_key;
+    /* Of this leader: when each stage began, and with how much copied. */
+    uint64_t begun_us, changes_us, tail_us, begun_bytes;
+};
+
 struct skv_task {
     struct skv_mover *mover;
     enum skv_task_kind kind;
     uint16_t shard;
     uint64_t number;
     struct ctl_group group; /* PULL, SETTLE: whom to ask; in the arena */
-    uint32_t server;        /* the one that is asked */
-    uint32_t failures;      /* servers that did not answer as the leader does */
-    struct buf key;         /* PULL: the cursor */
-    uint64_t offset;        /* PULL, and EXPIRE: of the next */
-    struct buf next_key;    /* PULL: the cursor behind the batch at hand */
-    uint64_t next_offset;
-    bool last;   /* PULL: the batch at hand is the last */
-    bool finish; /* the command at hand ends the task */
+    bool heard;             /* from one of its members who they are now */
+    bool has_follower;      /* one of them answered, in this round: */
+    uint32_t follower;
+    uint32_t server;   /* the one that is asked */
+    uint32_t failures; /* servers that did not answer as the leader does */
+    struct skv_pulling pull;
+    uint64_t after; /* EXPIRE: the session */
+    bool finish;    /* the command at hand ends the task */
     /* One of these is under way. */
     uint64_t net_call;
     struct env_timer timer;
@@ -73,6 +89,18 @@ struct skv_mover {
     struct env_timer poll_timer;
     bool poll_paused;
     struct env_timer expire_timer;
+    /* places.c */
+    raft_index members_index; /* the configuration that was looked at last */
+    bool placing;             /* a change is asked for, for: */
+    raft_index placing_index;
+    raft_index told_index; /* the controllers know of this one, */
+    uint64_t told_number;  /* from that configuration on */
+    struct env_timer place_timer;
+    struct ctl_config newest; /* for addresses alone */
+    struct arena newest_arena;
+    bool looking_up;
+    ctl_gid look_up_gid;
+    uint32_t look_up_steps;
     struct env_timer janitor_timer;
     struct skv_clerk *clerk; /* the janitor's; NULL until it is needed */
 };
@@ -85,6 +113,16 @@ void skv_mover_refresh(struct skv_mover *m); /* takes a new picture */
 void skv_mover_stop(struct skv_mover *m);    /* before rsm_free() */
 void skv_mover_fini(struct skv_mover *m);    /* and after */
 
+/* places.c */
+void skv_places_look(struct skv_mover *m);
+bool skv_places_changed(struct skv_mover *m); /* since the last call */
+void skv_places_init(struct skv_mover *m);
+void skv_places_stop(struct skv_mover *m);
+void skv_places_fini(struct skv_mover *m);
+/* `group`, with the newest addresses that we know. */
+const struct ctl_group *skv_places_of(const struct skv_mover *m,
+                                      const struct ctl_group *group);
+void skv_places_refresh(struct skv_mover *m, ctl_gid gid);
 void skv_janitor_start(struct skv_mover *m);
 void skv_janitor_stop(struct skv_mover *m);
 
@@ -99,6 +137,8 @@ uint32_t skv_task_count_with(const struct skv_mover *m, enum skv_task_kind kind,
 struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
                               uint16_t shard, uint64_t number,
                               const struct ctl_group *group);
+/* PULL: where it goes on. */
+void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor);
 void skv_task_start(struct skv_task *t);
 /* RELEASE: in a while. */
 void skv_task_start_release(struct skv_task *t);

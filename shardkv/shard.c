@@ -1,24 +1,28 @@
 /* Which shards are here, and how they come and go.
  *
  *    ABSENT --config: ours, nobody's before--> SERVING
- *    ABSENT --config: ours--> PULLING --INSTALLED--> SERVING
- *    SERVING --config: another's--> FROZEN --DROP--> DROPPING --...--> ABSENT
+ *    ABSENT --config: ours--> PULLING --the last INSTALL--> SERVING
+ *    SERVING --config: another's--> LEAVING --FREEZE--> FROZEN
+ *        --DROP--> DROPPING --...--> ABSENT
  *
+ * A LEAVING shard is served; what changes in it is written down (track.c).
  * Invariants (docs/migration.md):
  *
  *  1. At most one group answers for a shard: the new owner serves it only after
- *     it has read all of it from the old one, which answers a PULL only when
- *     its own log says FROZEN, and only the new owner's; and only what a group
- *     could have kept so (arrival.c).
+ *     it has read all of it, and all changes, from the old one, which says that
+ *     this is all only when its own log says FROZEN, and only to the new owner;
+ *     and only what a group could have kept so (arrival.c).
  *  2. All of a shard's keys go together, its sessions and prepared transactions
  *     too: what was executed before the move is not executed again after it.
  *  3. The old copy is dropped only when the new owner's log says it has it all
- *     (INSTALLED): a SETTLE comes after that, a DROP after a SETTLE.
+ *     (the last INSTALL): a SETTLE comes after that, a DROP after a SETTLE.
  *  4. A step is named by shard and configuration, and is refused when the
- *     shard is not in the state that the step leaves. So all of them may come
- *     twice, late, and from leaders that have been replaced.
+ *     shard is not in the state that the step leaves; a batch also by its
+ *     number. So all of them may come twice, late, and from leaders that have
+ *     been replaced.
  *  5. Configurations are applied one by one, and the next only when no shard is
- *     PULLING or FROZEN; a shard is never given back while it is DROPPING. */
+ *     on its way: PULLING, LEAVING or FROZEN; a shard is never given back while
+ *     it is DROPPING. */
 #include "shardkv/fsm_int.h"
 
 #include "base/check.h"
@@ -29,7 +33,8 @@ enum { STATE_RECORD_SIZE = 1 + 8 };
 #define TO(state) (1u << (state))
 static const uint32_t moves_allowed[] = {
     [SKV_SHARD_ABSENT] = TO(SKV_SHARD_SERVING) | TO(SKV_SHARD_PULLING),
-    [SKV_SHARD_SERVING] = TO(SKV_SHARD_FROZEN),
+    [SKV_SHARD_SERVING] = TO(SKV_SHARD_LEAVING),
+    [SKV_SHARD_LEAVING] = TO(SKV_SHARD_FROZEN),
     [SKV_SHARD_PULLING] = TO(SKV_SHARD_SERVING),
     [SKV_SHARD_FROZEN] = TO(SKV_SHARD_DROPPING),
     [SKV_SHARD_DROPPING] = TO(SKV_SHARD_ABSENT),
@@ -38,7 +43,8 @@ static const uint32_t moves_allowed[] = {
 bool skv_shard_is_served(const struct skv_fsm *f, uint16_t shard)
 {
     return shard < f->config.shards_count &&
-           f->shards[shard].state == SKV_SHARD_SERVING;
+           (f->shards[shard].state == SKV_SHARD_SERVING ||
+            f->shards[shard].state == SKV_SHARD_LEAVING);
 }
 
 static enum err state_save(struct skv_fsm *f, uint16_t shard)
@@ -109,6 +115,15 @@ static ctl_gid owner(const struct ctl_config *c, uint32_t shard)
     return shard < c->shards_count ? c->shards[shard].gid : 0;
 }
 
+const struct ctl_group *skv_shard_owner(const struct ctl_config *config,
+                                        const struct ctl_config *previous,
+                                        ctl_gid self, uint16_t shard)
+{
+    bool ours = owner(config, shard) == self;
+    const struct ctl_config *c = ours ? previous : config;
+    return ctl_config_group(c, owner(c, shard));
+}
+
 /* ERR_BUSY: not yet (invariant 5). ERR_INVALID: never. */
 static enum err shard_may_follow(const struct skv_fsm *f,
                                  const struct ctl_config *next, uint16_t shard)
@@ -116,7 +131,8 @@ static enum err shard_may_follow(const struct skv_fsm *f,
     uint8_t state = f->shards[shard].state;
     bool ours_now = owner(&f->config, shard) == f->gid;
     bool ours_next = owner(next, shard) == f->gid;
-    if (state == SKV_SHARD_PULLING || state == SKV_SHARD_FROZEN ||
+    if (state == SKV_SHARD_PULLING || state == SKV_SHARD_LEAVING ||
+        state == SKV_SHARD_FROZEN ||
         (state == SKV_SHARD_DROPPING && ours_next)) {
         return ERR_BUSY;
     }
@@ -140,6 +156,40 @@ static enum err config_may_follow(const struct skv_fsm *f,
     return ERR_OK;
 }
 
+/* ---- cursors ---- */
+
+static void cursor_remember(struct skv_shard *s, struct slice record)
+{
+    buf_clear(&s->cursor);
+    buf_append(&s->cursor, record.data, record.size);
+}
+
+static enum err cursor_save(struct skv_fsm *f, uint16_t shard,
+                            const struct skv_cursor *cursor)
+{
+    struct skv_name name = skv_name_cursor(shard);
+    buf_clear(&f->scratch);
+    skv_cursor_encode(&f->scratch, cursor);
+    cursor_remember(&f->shards[shard], buf_slice(&f->scratch));
+    return f->store->ops->put(f->store, skv_name_slice(&name),
+                              buf_slice(&f->scratch));
+}
+
+static enum err cursor_remove(struct skv_fsm *f, uint16_t shard)
+{
+    struct skv_name name = skv_name_cursor(shard);
+    buf_free(&f->shards[shard].cursor);
+    return f->store->ops->remove(f->store, skv_name_slice(&name));
+}
+
+static enum err pulling_begin(struct skv_fsm *f, uint16_t shard,
+                              uint64_t number)
+{
+    struct skv_cursor start = {0};
+    enum err rc = move(f, shard, SKV_SHARD_PULLING, number);
+    return rc == ERR_OK ? cursor_save(f, shard, &start) : rc;
+}
+
 static enum err shard_follow(struct skv_fsm *f, const struct ctl_config *next,
                              uint16_t shard)
 {
@@ -149,10 +199,10 @@ static enum err shard_follow(struct skv_fsm *f, const struct ctl_config *next,
         return ERR_OK;
     }
     if (before == f->gid) {
-        return move(f, shard, SKV_SHARD_FROZEN, next->number);
+        return move(f, shard, SKV_SHARD_LEAVING, next->number);
     }
-    return move(f, shard, before == 0 ? SKV_SHARD_SERVING : SKV_SHARD_PULLING,
-                next->number);
+    return before == 0 ? move(f, shard, SKV_SHARD_SERVING, next->number)
+                       : pulling_begin(f, shard, next->number);
 }
 
 static enum err config_put(struct skv_fsm *f, struct skv_name name,
@@ -209,10 +259,22 @@ static bool is_in(const struct skv_fsm *f, uint16_t shard,
            f->shards[shard].number == number;
 }
 
-enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
-                           enum err *fault)
+/* It is batch number `batches` that comes next, and no other. */
+static bool is_next(struct skv_fsm *f, const struct skv_install *install)
 {
-    if (!is_in(f, install->shard, SKV_SHARD_PULLING, install->number)) {
+    struct skv_cursor at;
+    enum err rc = skv_cursor_decode(
+        buf_slice(&f->shards[install->shard].cursor), &f->arena, &at);
+    CHECK(rc == ERR_OK); /* we encoded it */
+    return install->cursor.batches == at.batches + 1;
+}
+
+static enum err install_check(struct skv_fsm *f,
+                              const struct skv_install *install)
+{
+    if (!is_in(f, install->shard, SKV_SHARD_PULLING, install->number) ||
+        !is_next(f, install) ||
+        install->cursor.key.size > SKV_STORE_KEY_SIZE_MAX) {
         return ERR_INVALID;
     }
     for (uint32_t i = 0; i < install->records_count; i++) {
@@ -221,40 +283,57 @@ enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
             return rc;
         }
     }
-    *fault = skv_batch_write(f, install);
     return ERR_OK;
 }
 
-enum err skv_shard_installed(struct skv_fsm *f, const struct skv_step *step,
-                             enum err *fault)
+/* All of it is here: it is served from this entry on. */
+static enum err installed(struct skv_fsm *f, uint16_t shard, uint64_t number)
 {
-    if (!is_in(f, step->shard, SKV_SHARD_PULLING, step->number)) {
-        return ERR_INVALID;
-    }
     const struct ctl_group *from =
-        ctl_config_group(&f->previous, owner(&f->previous, step->shard));
-    enum err refusal = skv_arrival_check(f, step->shard, fault);
-    if (*fault != ERR_OK) {
-        return *fault;
+        ctl_config_group(&f->previous, owner(&f->previous, shard));
+    enum err rc = cursor_remove(f, shard);
+    if (rc == ERR_OK && from != NULL) {
+        rc = debt_add(f, shard, number, from);
     }
-    if (refusal != ERR_OK) {
+    if (rc == ERR_OK) {
+        rc = move(f, shard, SKV_SHARD_SERVING, number);
+    }
+    return rc == ERR_OK ? skv_prepared_load(f, shard) : rc;
+}
+
+static enum err arrived_check(struct skv_fsm *f, uint16_t shard,
+                              enum err *fault)
+{
+    enum err refusal = skv_arrival_check(f, shard, fault);
+    if (*fault == ERR_OK && refusal != ERR_OK) {
         log_error("shardkv",
                   "shard=%u does not come from group=%u as a group keeps it: "
                   "refused; look at that group",
-                  step->shard, owner(&f->previous, step->shard));
+                  shard, owner(&f->previous, shard));
+    }
+    return refusal;
+}
+
+enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
+                           enum err *fault)
+{
+    enum err refusal = install_check(f, install);
+    if (refusal == ERR_OK && install->last != 0 && skv_is_held(f)) {
+        refusal = ERR_BUSY; /* who serves what stays as it is (cut.c) */
+    }
+    if (refusal != ERR_OK) {
         return refusal;
     }
-    enum err rc = ERR_OK;
-    if (from != NULL) {
-        rc = debt_add(f, step->shard, step->number, from);
+    *fault = skv_batch_write(f, install);
+    if (*fault == ERR_OK && install->last != 0) {
+        refusal = arrived_check(f, install->shard, fault);
     }
-    if (rc == ERR_OK) {
-        rc = move(f, step->shard, SKV_SHARD_SERVING, step->number);
+    if (*fault != ERR_OK || refusal != ERR_OK) {
+        return refusal; /* then the batch comes again: it has no number yet */
     }
-    if (rc == ERR_OK) {
-        rc = skv_prepared_load(f, step->shard);
-    }
-    *fault = rc;
+    *fault = install->last != 0
+                 ? installed(f, install->shard, install->number)
+                 : cursor_save(f, install->shard, &install->cursor);
     return ERR_OK;
 }
 
@@ -278,14 +357,33 @@ enum err skv_shard_settled(struct skv_fsm *f, const struct skv_step *step,
 
 /* ---- leaving ---- */
 
-/* While a shard is FROZEN no other configuration is applied (invariant 5), so
+/* The new owner asks when it has nearly all. Sooner or twice does no harm. */
+enum err skv_shard_freeze(struct skv_fsm *f, const struct skv_step *step,
+                          enum err *fault)
+{
+    if (f->config.number < step->number) {
+        return ERR_BUSY;
+    }
+    if (is_in(f, step->shard, SKV_SHARD_LEAVING, step->number)) {
+        if (skv_is_held(f)) {
+            return ERR_BUSY; /* likewise */
+        }
+        *fault = move(f, step->shard, SKV_SHARD_FROZEN, step->number);
+        return ERR_OK;
+    }
+    return is_in(f, step->shard, SKV_SHARD_FROZEN, step->number) ? ERR_OK
+                                                                 : ERR_INVALID;
+}
+
+/* While a shard is leaving no other configuration is applied (invariant 5), so
  * its new owner is the one that the newest names. */
 enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
                             ctl_gid gid)
 {
-    bool frozen = shard < f->config.shards_count &&
-                  f->shards[shard].state == SKV_SHARD_FROZEN;
-    return !frozen || owner(&f->config, shard) == gid ? ERR_OK : ERR_DENIED;
+    bool leaving = shard < f->config.shards_count &&
+                   (f->shards[shard].state == SKV_SHARD_LEAVING ||
+                    f->shards[shard].state == SKV_SHARD_FROZEN);
+    return !leaving || owner(&f->config, shard) == gid ? ERR_OK : ERR_DENIED;
 }
 
 /* ERR_OK: some of it may go now. ERR_NOTFOUND: it is gone, or going by another
@@ -308,24 +406,33 @@ static enum err may_drop(const struct skv_fsm *f, const struct skv_step *step)
     return stale ? ERR_NOTFOUND : ERR_INVALID;
 }
 
-static enum err drop_some(struct skv_fsm *f, uint16_t shard, uint64_t number,
-                          bool *more)
+static enum err drop_keys(struct skv_fsm *f, struct skv_name prefix, bool *more)
 {
     struct skv_keys keys = {.max = SKV_DROP_KEYS_MAX};
-    struct skv_name all = skv_name_shard(shard);
-    enum err rc = ERR_OK;
-    if (f->shards[shard].state == SKV_SHARD_FROZEN) {
-        rc = move(f, shard, SKV_SHARD_DROPPING, number);
-    }
-    if (rc == ERR_OK) {
-        rc = skv_keys_collect(f->store, skv_name_slice(&all), slice_of(NULL, 0),
-                              &keys);
-    }
+    enum err rc = skv_keys_collect(f->store, skv_name_slice(&prefix),
+                                   slice_of(NULL, 0), &keys);
     if (rc == ERR_OK) {
         rc = skv_keys_remove(f->store, &keys);
     }
     *more = keys.more;
     skv_keys_free(&keys);
+    return rc;
+}
+
+/* Its changes first, then its keys. */
+static enum err drop_some(struct skv_fsm *f, uint16_t shard, uint64_t number,
+                          bool *more)
+{
+    enum err rc = ERR_OK;
+    if (f->shards[shard].state == SKV_SHARD_FROZEN) {
+        rc = move(f, shard, SKV_SHARD_DROPPING, number);
+    }
+    if (rc == ERR_OK) {
+        rc = drop_keys(f, skv_name_changes(shard), more);
+    }
+    if (rc == ERR_OK && !*more) {
+        rc = drop_keys(f, skv_name_shard(shard), more);
+    }
     return rc == ERR_OK && !*more ? move(f, shard, SKV_SHARD_ABSENT, number)
                                   : rc;
 }
@@ -360,7 +467,7 @@ static bool load_state(void *arg, struct slice key,
     bool named = key.size == l->prefix_size + 2;
     uint32_t shard = named ? get_be16(key.data + l->prefix_size) : 0;
     if (dec_done(&d) != ERR_OK || !named || state == SKV_SHARD_ABSENT ||
-        state > SKV_SHARD_DROPPING || shard >= f->config.shards_count ||
+        state > SKV_SHARD_LEAVING || shard >= f->config.shards_count ||
         (state == SKV_SHARD_PULLING && owner(&f->previous, shard) == 0)) {
         l->rc = ERR_CORRUPT;
         return false;
@@ -386,6 +493,21 @@ static bool load_debt(void *arg, struct slice key,
                       value->inline_bytes);
     }
     return l->rc == ERR_OK;
+}
+
+static enum err load_cursor(struct skv_fsm *f, uint16_t shard)
+{
+    struct skv_name name = skv_name_cursor(shard);
+    struct skv_value value;
+    struct skv_cursor cursor;
+    enum err rc =
+        f->store->ops->lookup(f->store, skv_name_slice(&name), &value);
+    if (rc == ERR_OK) {
+        cursor_remember(&f->shards[shard], value.inline_bytes);
+        rc = skv_cursor_decode(buf_slice(&f->shards[shard].cursor), &f->arena,
+                               &cursor);
+    }
+    return rc == ERR_NOTFOUND ? ERR_CORRUPT : rc;
 }
 
 static enum err load_all(struct skv_fsm *f, struct skv_name prefix,
@@ -433,8 +555,10 @@ enum err skv_shards_load(struct skv_fsm *f)
         rc = load_all(f, skv_name_debts(), load_debt);
     }
     for (uint32_t s = 0; rc == ERR_OK && s < CTL_SHARDS_MAX; s++) {
-        if (f->shards[s].state == SKV_SHARD_SERVING) {
+        if (skv_shard_is_served(f, (uint16_t)s)) {
             rc = skv_prepared_load(f, (uint16_t)s);
+        } else if (f->shards[s].state == SKV_SHARD_PULLING) {
+            rc = load_cursor(f, (uint16_t)s);
         }
     }
     skv_fsm_changed(f);
@@ -445,6 +569,7 @@ void skv_shards_forget(struct skv_fsm *f)
 {
     for (uint32_t s = 0; s < CTL_SHARDS_MAX; s++) {
         skv_prepared_forget(&f->shards[s]);
+        buf_free(&f->shards[s].cursor);
         f->shards[s] = (struct skv_shard){0};
     }
     while (f->debts != NULL) {

@@ -6,19 +6,55 @@
 
 #include "shardkv/server_int.h"
 
-static void fill_peer(const struct skv_server *s,
-                      const struct rsm_status *status,
-                      const struct rsm_peer *peer, struct ctl_peer *out)
+enum { STUCK_AFTER_US = 5000000 };
+
+/* At the pace since this leader began. */
+static uint64_t left_ms(const struct skv_pulling *p, uint64_t now_us)
 {
-    bool is_self = peer->id == s->config.id;
-    *out = (struct ctl_peer){.id = peer->id,
-                             .address = slice_text(peer->address),
-                             .match = is_self ? status->raft.persisted : 0,
-                             .active = is_self};
-    for (uint32_t i = 0; !is_self && i < status->raft.peer_count; i++) {
-        if (status->raft.peers[i].id == peer->id) {
-            out->match = status->raft.peers[i].match;
-            out->active = status->raft.peers[i].active;
+    uint64_t copied = p->cursor.bytes - p->begun_bytes;
+    if (p->stage != CTL_MOVE_COPY || copied == 0 ||
+        p->bytes_all <= p->cursor.bytes) {
+        return 0;
+    }
+    double pace = (double)(now_us - p->begun_us) / 1000 / (double)copied;
+    return (uint64_t)(pace * (double)(p->bytes_all - p->cursor.bytes)) + 1;
+}
+
+static uint32_t fill_moves(const struct skv_server *s, struct ctl_move *moves)
+{
+    uint64_t now_us = env_now_us(s->env);
+    uint32_t count = 0;
+    for (const struct skv_task *t = s->mover.tasks; t != NULL; t = t->next) {
+        if (t->kind == SKV_TASK_PULL && count < CTL_STATUS_MOVES_MAX) {
+            const struct skv_pulling *p = &t->pull;
+            moves[count++] = (struct ctl_move){
+                .shard = t->shard,
+                .from = t->group.gid,
+                .stage = (uint8_t)p->stage,
+                .keys = p->cursor.keys,
+                .keys_all = p->keys_all,
+                .bytes = p->cursor.bytes,
+                .bytes_all = p->bytes_all,
+                .left_ms = left_ms(p, now_us),
+            };
+        }
+    }
+    return count;
+}
+
+/* A shard that does not come any further. */
+static void fill_stuck(const struct skv_server *s, char *words, size_t size)
+{
+    uint64_t now_us = env_now_us(s->env);
+    for (const struct skv_task *t = s->mover.tasks; t != NULL; t = t->next) {
+        if (t->kind == SKV_TASK_PULL &&
+            now_us - t->pull.moved_us > STUCK_AFTER_US) {
+            snprintf(words, size,
+                     "shard %u does not come from group %u for %" PRIu64
+                     " s: is a majority of that group running?",
+                     t->shard, t->group.gid,
+                     (now_us - t->pull.moved_us) / 1000000);
+            return;
         }
     }
 }
@@ -26,43 +62,47 @@ static void fill_peer(const struct skv_server *s,
 /* The worst thing this replica knows, in words; empty when all is well. */
 static void fill_problem(const struct skv_server *s,
                          const struct rsm_status *status,
-                         const struct ctl_peer *peers, char *words, size_t size)
+                         const struct rsm_member *members, uint32_t count,
+                         char *words, size_t size)
 {
-    const struct skv_picture *p = &s->mover.picture;
     words[0] = '\0';
     if (status->raft.leader == 0) {
-        snprintf(words, size, "no leader known: is a majority running?");
+        snprintf(words, size,
+                 "no leader known: do a majority run, and reach each other?");
         return;
     }
     if (status->raft.role != RAFT_LEADER) {
         return;
     }
-    for (uint32_t i = 0; i < s->config.peer_count; i++) {
-        if (!peers[i].active) {
-            snprintf(words, size, "replica %" PRIu64 " at %s does not answer",
-                     s->config.peers[i].id, s->config.peers[i].address);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!members[i].active) {
+            snprintf(words, size, "replica %" PRIu64 " at %.*s does not answer",
+                     members[i].id, (int)members[i].address.size,
+                     (const char *)members[i].address.data);
             return;
         }
     }
-    uint32_t pulling = skv_picture_count(p, SKV_SHARD_PULLING);
-    uint32_t frozen = skv_picture_count(p, SKV_SHARD_FROZEN);
-    if (pulling + frozen > 0) {
-        snprintf(words, size, "moving: %u shards arrive, %u leave", pulling,
-                 frozen);
-    }
+    fill_stuck(s, words, size);
 }
 
 void skv_status_reply(struct skv_server *s, struct net_request *request)
 {
     struct rsm_status status;
+    struct rsm_member members[RAFT_PEERS_MAX];
     struct ctl_peer peers[RAFT_PEERS_MAX];
+    struct ctl_move moves[CTL_STATUS_MOVES_MAX];
+    const struct skv_picture *p = &s->mover.picture;
     char problem[160];
     struct buf b = {0};
     rsm_status(s->rsm, &status);
-    for (uint32_t i = 0; i < s->config.peer_count; i++) {
-        fill_peer(s, &status, &s->config.peers[i], &peers[i]);
+    uint32_t count = rsm_member_list(s->rsm, members);
+    for (uint32_t i = 0; i < count; i++) {
+        peers[i] = (struct ctl_peer){.id = members[i].id,
+                                     .address = members[i].address,
+                                     .match = members[i].match,
+                                     .active = members[i].active};
     }
-    fill_problem(s, &status, peers, problem, sizeof problem);
+    fill_problem(s, &status, members, count, problem, sizeof problem);
     struct ctl_status out = {
         .gid = s->config.gid,
         .id = s->config.id,
@@ -74,15 +114,19 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
         .commit = status.raft.commit,
         .applied = status.applied,
         .durable = status.durable,
-        .config_number = s->mover.picture.number,
+        .config_number = p->number,
         .pid = (uint64_t)getpid(),
         .uptime_ms = (env_now_us(s->env) - s->started_us) / 1000,
-        .keys = s->mover.picture.keys,
-        .bytes = s->mover.picture.bytes,
+        .keys = p->keys,
+        .bytes = p->bytes,
         .certificate_end_s = s->config.certificate_end_s,
         .problem = slice_text(problem),
         .peers = peers,
-        .peers_count = s->config.peer_count,
+        .peers_count = count,
+        .arriving = skv_picture_count(p, SKV_SHARD_PULLING),
+        .leaving = skv_picture_leaving(p),
+        .moves = moves,
+        .moves_count = fill_moves(s, moves),
     };
     ctl_status_encode(&b, &out);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));

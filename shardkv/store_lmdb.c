@@ -127,8 +127,9 @@ static enum err lmdb_failed(const struct generation *g, const char *what,
 static enum err corrupt(const struct generation *g, const char *what)
 {
     log_error("shardkv",
-              "store: %s is damaged path=%s; remove the replica's "
-              "data and let it be rebuilt from its peers",
+              "store: %s is damaged path=%s; give this "
+              "replica's place to a new one: `flotilla member replace GROUP "
+              "ID`",
               what, g->path);
     return ERR_CORRUPT;
 }

@@ -8,6 +8,7 @@
  * of the list, and freed when the command returns. */
 #include "shardkv/server_int.h"
 
+#include <inttypes.h>
 #include <string.h>
 #include <utlist.h>
 
@@ -19,15 +20,19 @@ enum {
      * gets more time at each round. */
     CALL_MIN_MS = 500,
     CALL_MAX_MS = 10000,
+    MEMBERS_MS = 1000,
     PAUSE_MIN_US = 10000,
-    PAUSE_MAX_US = 1000000,
+    PAUSE_MAX_US = 200000,
+    /* Batches of changes after which the shard is frozen although more come
+     * than we can follow. */
+    CHASES_MAX = 1000,
     /* An administrator's cut takes some milliseconds; when he has gone, writes
      * must not wait for ever. */
     HOLD_MAX_US = 5000000,
 };
 
+static void pull_go_on(struct skv_task *t);
 static void pull_ask(struct skv_task *t);
-static void settle_ask(struct skv_task *t);
 static void expire_next(struct skv_task *t);
 
 /* ---- life ---- */
@@ -54,6 +59,17 @@ uint32_t skv_task_count(const struct skv_mover *m, enum skv_task_kind kind)
         count += t->kind == kind;
     }
     return count;
+}
+
+/* A copy; `group` is not in the arena. */
+static void group_take(struct skv_task *t, const struct ctl_group *group)
+{
+    struct buf b = {0};
+    ctl_group_encode(&b, group);
+    enum err rc = ctl_group_decode(arena_copy(&t->arena, buf_slice(&b)),
+                                   &t->arena, &t->group);
+    CHECK(rc == ERR_OK);
+    buf_free(&b);
 }
 
 uint32_t skv_task_count_with(const struct skv_mover *m, enum skv_task_kind kind,
@@ -85,12 +101,7 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
     t->number = number;
     t->pause_us = PAUSE_MIN_US;
     if (group != NULL) {
-        struct buf b = {0};
-        ctl_group_encode(&b, group);
-        enum err rc = ctl_group_decode(arena_copy(&t->arena, buf_slice(&b)),
-                                       &t->arena, &t->group);
-        CHECK(rc == ERR_OK);
-        buf_free(&b);
+        group_take(t, group);
         t->server = *hint(t);
     }
     DL_APPEND(m->tasks, t);
@@ -99,8 +110,9 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
 
 static void task_free(struct skv_task *t)
 {
-    buf_free(&t->key);
-    buf_free(&t->next_key);
+    buf_free(&t->pull.key_bytes);
+    buf_free(&t->pull.next_bytes);
+    buf_free(&t->pull.count_key);
     arena_free(&t->arena);
     mem_free(t);
 }
@@ -167,35 +179,56 @@ static void task_propose(struct skv_task *t, struct bytes *command)
     rsm_propose(t->mover->server->rsm, &t->proposal, command);
 }
 
+/* The batch at hand is in our log. */
 static void pull_installed(struct skv_task *t)
 {
-    struct buf spare = t->key;
-    t->key = t->next_key;
-    t->offset = t->next_offset;
-    t->next_key = spare;
+    struct skv_pulling *p = &t->pull;
+    struct buf spare = p->key_bytes;
+    p->key_bytes = p->next_bytes;
+    p->next_bytes = spare;
+    p->cursor = p->next;
+    p->cursor.key = buf_slice(&p->key_bytes);
     t->pause_us = PAUSE_MIN_US;
-    if (!t->last) {
-        pull_ask(t);
-        return;
-    }
-    t->finish = true;
-    task_propose(t,
-                 skv_command_step(SKV_COMMAND_INSTALLED, t->shard, t->number));
+    p->moved_us = env_now_us(t->mover->env);
+    pull_go_on(t);
 }
 
 static void expire_done(struct skv_task *t, const struct skv_outcome *outcome)
 {
-    t->offset = outcome->next;
+    t->after = outcome->next;
     if (!outcome->more) {
         t->shard++;
-        t->offset = 0;
+        t->after = 0;
     }
     expire_next(t);
+}
+
+static uint64_t ms_between(uint64_t from_us, uint64_t to_us)
+{
+    return from_us == 0 || to_us < from_us ? 0 : (to_us - from_us) / 1000;
+}
+
+/* The times are those that this leader has seen. */
+static void say_arrived(const struct skv_task *t)
+{
+    const struct skv_pulling *p = &t->pull;
+    uint64_t now_us = env_now_us(t->mover->env);
+    log_info("shardkv",
+             "arrived shard=%u from=%u keys=%" PRIu64 " bytes=%" PRIu64
+             " batches=%" PRIu64 " copy_ms=%" PRIu64 " changes_ms=%" PRIu64
+             " frozen_ms=%" PRIu64,
+             t->shard, t->group.gid, p->next.keys, p->next.bytes,
+             p->next.batches, ms_between(p->begun_us, p->changes_us),
+             ms_between(p->changes_us, p->tail_us),
+             ms_between(p->tail_us, now_us));
 }
 
 /* The command was applied, and did what it says. */
 static void task_advance(struct skv_task *t, const struct skv_outcome *outcome)
 {
+    if (t->finish && t->kind == SKV_TASK_PULL) {
+        say_arrived(t);
+    }
     if (t->finish) {
         task_over(t);
         return;
@@ -249,14 +282,19 @@ static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
 
 /* ---- asking another group ---- */
 
-static bool task_address(const struct skv_task *t,
+static const struct ctl_group *task_group(const struct skv_task *t)
+{
+    return t->heard ? &t->group : skv_places_of(t->mover, &t->group);
+}
+
+static bool task_address(const struct skv_task *t, uint32_t server,
                          char address[NET_ADDRESS_SIZE_MAX])
 {
-    if (t->group.servers_count == 0) {
+    const struct ctl_group *g = task_group(t);
+    if (g->servers_count == 0) {
         return false;
     }
-    struct slice from =
-        t->group.servers[t->server % t->group.servers_count].address;
+    struct slice from = g->servers[server % g->servers_count].address;
     if (from.size >= NET_ADDRESS_SIZE_MAX) {
         return false;
     }
@@ -270,8 +308,8 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
 {
     char address[NET_ADDRESS_SIZE_MAX];
     struct slice part = buf_slice(body);
-    if (task_address(t, address)) {
-        uint32_t rounds = t->failures / t->group.servers_count;
+    if (task_address(t, t->server, address)) {
+        uint32_t rounds = t->failures / task_group(t)->servers_count;
         uint32_t timeout_ms =
             rounds < 5 ? (uint32_t)CALL_MIN_MS << rounds : CALL_MAX_MS;
         t->net_call = net_call(t->mover->server->net, address, method, &part, 1,
@@ -283,37 +321,109 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
     buf_free(body);
 }
 
+/* Who answers that it does not lead knows who the members are now. The group
+ * may have left the configuration, so nobody else might know. */
+static void members_adopt(struct skv_task *t, const struct rsm_members *m)
+{
+    struct ctl_server servers[RAFT_PEERS_MAX];
+    struct ctl_group now = {.gid = t->group.gid, .servers = servers};
+    uint32_t leader = t->server;
+    for (uint32_t i = 0; i < m->members_count; i++) {
+        const struct rsm_member *one = &m->members[i];
+        if (one->role == RSM_LEARNER || one->address.size == 0) {
+            continue;
+        }
+        if (one->id == m->leader) {
+            leader = now.servers_count;
+        }
+        servers[now.servers_count++] =
+            (struct ctl_server){.id = one->id, .address = one->address};
+    }
+    if (now.servers_count > 0) {
+        arena_free(&t->arena);
+        group_take(t, &now);
+        t->heard = true;
+        t->server = leader;
+        t->failures = 0;
+    }
+}
+
+static void members_heard(void *arg, enum err rc, struct slice body)
+{
+    struct skv_task *t = arg;
+    struct arena a = {0};
+    struct rsm_members m;
+    t->net_call = 0;
+    if (rc == ERR_OK && rsm_members_decode(body, &a, &m) == ERR_OK) {
+        members_adopt(t, &m);
+    }
+    arena_free(&a);
+    task_pause(t);
+}
+
+static void members_ask(struct skv_task *t, uint32_t server)
+{
+    char address[NET_ADDRESS_SIZE_MAX];
+    struct slice nothing = {0};
+    if (!task_address(t, server, address)) {
+        task_pause(t);
+        return;
+    }
+    t->net_call = net_call(t->mover->server->net, address, RSM_METHOD_MEMBERS,
+                           &nothing, 1, MEMBERS_MS, members_heard, t);
+}
+
 /* The leader has answered: the next tasks ask it first. */
 static void task_answered(struct skv_task *t)
 {
-    *hint(t) = (uint8_t)(t->server % t->group.servers_count);
+    *hint(t) = (uint8_t)(t->server % task_group(t)->servers_count);
     t->failures = 0;
     t->pause_us = PAUSE_MIN_US;
 }
 
 /* ERR_BUSY: the leader, and it is not ready. Else another may be the leader:
- * each is asked once before a pause. */
+ * each is asked once before a pause; and after it perhaps others are there. */
 static void task_refused(struct skv_task *t, enum err rc)
 {
     if (rc == ERR_BUSY || rc == ERR_INVALID) {
         task_pause(t);
         return;
     }
+    if (rc == ERR_NOTLEADER) {
+        t->follower = t->server;
+        t->has_follower = true;
+    }
     t->server++;
     t->failures++;
-    if (t->failures % t->group.servers_count == 0) {
-        task_pause(t);
-    } else {
+    if (t->failures % task_group(t)->servers_count != 0) {
         skv_task_start(t);
+    } else if (t->has_follower) {
+        t->has_follower = false;
+        members_ask(t, t->follower);
+    } else {
+        t->heard = false;
+        skv_places_refresh(t->mover, t->group.gid);
+        task_pause(t);
     }
 }
 
 /* ---- a shard arrives ---- */
 
+void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor)
+{
+    struct skv_pulling *p = &t->pull;
+    p->cursor = *cursor;
+    p->moved_us = env_now_us(t->mover->env);
+    buf_append(&p->key_bytes, cursor->key.data, cursor->key.size);
+    p->cursor.key = buf_slice(&p->key_bytes);
+    p->stage = cursor->changes != 0 ? CTL_MOVE_CHANGES : CTL_MOVE_COUNT;
+}
+
 static enum err pulled_check(const struct skv_task *t,
                              const struct skv_pulled *p)
 {
-    if (p->next_key.size > SKV_STORE_KEY_SIZE_MAX) {
+    if (p->cursor.key.size > SKV_STORE_KEY_SIZE_MAX || p->end > SKV_END_LAST ||
+        p->cursor.changes > 1) {
         return ERR_CORRUPT;
     }
     for (uint32_t i = 0; i < p->records_count; i++) {
@@ -324,20 +434,29 @@ static enum err pulled_check(const struct skv_task *t,
     return ERR_OK;
 }
 
-static void pull_install(struct skv_task *t, const struct skv_pulled *p)
+/* A batch of nothing need not enter the log, unless it ends the move. */
+static void pull_install(struct skv_task *t, const struct skv_pulled *pulled)
 {
-    buf_clear(&t->next_key);
-    buf_append(&t->next_key, p->next_key.data, p->next_key.size);
-    t->next_offset = p->next_offset;
-    t->last = p->last != 0;
-    if (p->records_count == 0) {
+    struct skv_pulling *p = &t->pull;
+    bool logged = pulled->records_count > 0 || pulled->end == SKV_END_LAST;
+    buf_clear(&p->next_bytes);
+    buf_append(&p->next_bytes, pulled->cursor.key.data,
+               pulled->cursor.key.size);
+    p->next = pulled->cursor;
+    p->next.key = buf_slice(&p->next_bytes);
+    p->next.batches = p->cursor.batches + logged;
+    p->end = pulled->end;
+    if (!logged) {
         pull_installed(t);
         return;
     }
     struct skv_install install = {.shard = t->shard,
                                   .number = t->number,
-                                  .records = p->records,
-                                  .records_count = p->records_count};
+                                  .last = p->end == SKV_END_LAST,
+                                  .cursor = p->next,
+                                  .records = pulled->records,
+                                  .records_count = pulled->records_count};
+    t->finish = p->end == SKV_END_LAST;
     task_propose(t, skv_command_install(&install));
 }
 
@@ -365,22 +484,62 @@ static void pull_answered(void *arg, enum err rc, struct slice body)
 static void pull_ask(struct skv_task *t)
 {
     struct buf b = {0};
-    struct skv_pull pull = {.shard = t->shard,
-                            .number = t->number,
-                            .key = buf_slice(&t->key),
-                            .offset = t->offset};
+    struct skv_pull pull = {
+        .shard = t->shard, .number = t->number, .cursor = t->pull.cursor};
     skv_pull_encode(&b, &pull);
     task_call(t, SKV_METHOD_PULL, &b, pull_answered);
 }
 
-/* ---- its old owner learns of it ---- */
+/* ---- how much it is ---- */
 
-static void settle_answered(void *arg, enum err rc, struct slice body)
+static void counted(void *arg, enum err rc, struct slice body)
 {
     struct skv_task *t = arg;
+    struct skv_pulling *p = &t->pull;
+    struct arena a = {0};
+    struct skv_counted c;
+    t->net_call = 0;
+    if (rc == ERR_OK) {
+        rc = skv_counted_decode(body, &a, &c);
+    }
+    if (rc == ERR_OK && c.next_key.size > SKV_STORE_KEY_SIZE_MAX) {
+        rc = ERR_CORRUPT;
+    }
+    if (rc != ERR_OK) {
+        arena_free(&a);
+        task_refused(t, rc);
+        return;
+    }
+    p->moved_us = env_now_us(t->mover->env);
+    p->keys_all += c.keys;
+    p->bytes_all += c.bytes;
+    buf_clear(&p->count_key);
+    buf_append(&p->count_key, c.next_key.data, c.next_key.size);
+    arena_free(&a);
+    if (p->count_key.size == 0) {
+        p->stage = CTL_MOVE_COPY;
+        p->begun_us = env_now_us(t->mover->env);
+        p->begun_bytes = p->cursor.bytes;
+    }
+    skv_task_start(t);
+}
+
+static void count_ask(struct skv_task *t)
+{
+    struct buf b = {0};
+    struct skv_count count = {.shard = t->shard,
+                              .number = t->number,
+                              .key = buf_slice(&t->pull.count_key)};
+    skv_count_encode(&b, &count);
+    task_call(t, SKV_METHOD_COUNT, &b, counted);
+}
+
+/* ---- a call that makes a step there ---- */
+
+static enum err step_outcome(enum err rc, struct slice body)
+{
     struct arena a = {0};
     struct skv_outcome outcome;
-    t->net_call = 0;
     if (rc == ERR_OK) {
         rc = skv_outcome_decode(body, &a, &outcome);
     }
@@ -388,6 +547,66 @@ static void settle_answered(void *arg, enum err rc, struct slice body)
         rc = err_from_wire(outcome.rc);
     }
     arena_free(&a);
+    return rc;
+}
+
+static void step_ask(struct skv_task *t, net_method method, net_reply_fn *reply)
+{
+    struct buf b = {0};
+    struct skv_step step = {.shard = t->shard, .number = t->number};
+    skv_step_encode(&b, &step);
+    task_call(t, method, &b, reply);
+}
+
+/* ---- the source stops serving it ---- */
+
+static void freeze_answered(void *arg, enum err rc, struct slice body)
+{
+    struct skv_task *t = arg;
+    t->net_call = 0;
+    rc = step_outcome(rc, body);
+    if (rc != ERR_OK) {
+        task_refused(t, rc);
+        return;
+    }
+    t->pull.stage = CTL_MOVE_TAIL;
+    pull_ask(t);
+}
+
+/* Behind a batch: the next one, or first the freeze if little is left. */
+static void pull_go_on(struct skv_task *t)
+{
+    struct skv_pulling *p = &t->pull;
+    if (p->cursor.changes != 0 && p->stage < CTL_MOVE_CHANGES) {
+        p->stage = CTL_MOVE_CHANGES;
+        p->changes_us = env_now_us(t->mover->env);
+    }
+    p->chases += p->stage == CTL_MOVE_CHANGES;
+    bool near = p->end == SKV_END_NOW || p->chases > CHASES_MAX;
+    if (p->stage == CTL_MOVE_CHANGES && near) {
+        p->tail_us = env_now_us(t->mover->env);
+        step_ask(t, SKV_METHOD_FREEZE, freeze_answered);
+    } else {
+        pull_ask(t);
+    }
+}
+
+static void pull_start(struct skv_task *t)
+{
+    if (t->pull.stage == CTL_MOVE_COUNT) {
+        count_ask(t);
+    } else {
+        pull_ask(t);
+    }
+}
+
+/* ---- its old owner learns of it ---- */
+
+static void settle_answered(void *arg, enum err rc, struct slice body)
+{
+    struct skv_task *t = arg;
+    t->net_call = 0;
+    rc = step_outcome(rc, body);
     if (rc != ERR_OK) {
         task_refused(t, rc);
         return;
@@ -397,17 +616,9 @@ static void settle_answered(void *arg, enum err rc, struct slice body)
     task_propose(t, skv_command_step(SKV_COMMAND_SETTLED, t->shard, t->number));
 }
 
-static void settle_ask(struct skv_task *t)
-{
-    struct buf b = {0};
-    struct skv_step step = {.shard = t->shard, .number = t->number};
-    skv_step_encode(&b, &step);
-    task_call(t, SKV_METHOD_SETTLE, &b, settle_answered);
-}
-
 /* ---- idle sessions ---- */
 
-/* t->shard goes through all shards, t->offset through a shard's sessions. */
+/* t->shard goes through all shards, t->after through a shard's sessions. */
 static void expire_next(struct skv_task *t)
 {
     const struct skv_picture *p = &t->mover->picture;
@@ -420,7 +631,7 @@ static void expire_next(struct skv_task *t)
         return;
     }
     task_propose(
-        t, skv_command_expire(env_wall_us(t->mover->env), t->shard, t->offset));
+        t, skv_command_expire(env_wall_us(t->mover->env), t->shard, t->after));
 }
 
 /* ---- starting, and again after a pause ---- */
@@ -446,8 +657,10 @@ void skv_task_start_release(struct skv_task *t)
 void skv_task_start(struct skv_task *t)
 {
     switch (t->kind) {
-    case SKV_TASK_PULL: pull_ask(t); return;
-    case SKV_TASK_SETTLE: settle_ask(t); return;
+    case SKV_TASK_PULL: pull_start(t); return;
+    case SKV_TASK_SETTLE:
+        step_ask(t, SKV_METHOD_SETTLE, settle_answered);
+        return;
     case SKV_TASK_DROP:
         task_propose(t,
                      skv_command_step(SKV_COMMAND_DROP, t->shard, t->number));

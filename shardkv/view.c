@@ -7,6 +7,9 @@
 
 #include "base/log.h"
 
+/* Zeros are read and not sent; nobody waits for this worker. */
+enum { READ_FACTOR = 64 };
+
 static bool is_open(const struct skv_view_slot *slot)
 {
     return __atomic_load_n(&slot->open, __ATOMIC_ACQUIRE) != 0;
@@ -69,19 +72,21 @@ enum err skv_view_look(struct skv_fsm *f, const struct skv_look *look,
         return ERR_NOTFOUND;
     }
     struct arena arena = {0};
-    struct skv_source from = {
-        .store = f->store, .view = slot->view, .arena = &arena};
-    struct skv_name prefix = skv_name_shard(look->shard);
+    struct skv_source source = {.store = f->store,
+                                .view = slot->view,
+                                .arena = &arena,
+                                .batch_size = f->batch_size,
+                                .read_size = READ_FACTOR * f->batch_size};
+    struct skv_cursor from = {.key = look->key, .offset = look->offset};
     struct skv_pulled batch = {0};
-    enum err rc = skv_batch_fill(&from, skv_name_slice(&prefix), look->key,
-                                 look->offset, &batch);
+    enum err rc = skv_batch_fill(&source, look->shard, &from, &batch);
     if (rc == ERR_OK) {
         struct skv_seen seen = {
             .index = slot->index,
             .crc = sum_of(&batch),
-            .last = batch.last,
-            .next_key = batch.next_key,
-            .next_offset = batch.next_offset,
+            .last = batch.end == SKV_END_LAST,
+            .next_key = batch.cursor.key,
+            .next_offset = batch.cursor.offset,
             .records = batch.records,
             .records_count =
                 look->what == SKV_LOOK_READ ? batch.records_count : 0,

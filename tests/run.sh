@@ -8,25 +8,47 @@ mkdir -p $out
 passed=0 failed=0
 want() { [[ -z "${RUN:-}" || "$1" == *"$RUN"* ]]; }
 
-# suite NAME COMMAND...: counts what the output says; a command that fails
-# without saying how many failed counts as one.
-suite() {
-    local name=$1 log=$out/${1//\//-}.log start=$SECONDS p f rc
+# run NAME COMMAND...: leaves its output, exit status and seconds in $out.
+run() {
+    local log=$out/${1//\//-}.log start=$SECONDS
     shift
     "$@" >"$log" 2>&1 </dev/null
-    rc=$?
+    echo "$? $((SECONDS - start))" >"$log.rc"
+}
+
+# Counts what the output says; a command that fails without saying how many
+# failed counts as one.
+report() {
+    local name=$1 log=$out/${1//\//-}.log p f rc seconds
+    read -r rc seconds <"$log.rc"
     p=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) test.*/\1/p; s/^([0-9]+) passed, [0-9]+ failed$/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
     f=$(sed -nE 's/^\[  FAILED  \] ([0-9]+) test.*/\1/p; s/^[0-9]+ passed, ([0-9]+) failed$/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
-    if [ $rc -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
-    if [ $rc -eq 0 ] && [ "$p" -eq 0 ] && [ "$f" -eq 0 ]; then p=1; fi
+    if [ "$rc" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
+    if [ "$rc" -eq 0 ] && [ "$p" -eq 0 ] && [ "$f" -eq 0 ]; then p=1; fi
     passed=$((passed + p)) failed=$((failed + f))
-    if [ $rc -eq 0 ] && [ "$f" -eq 0 ]; then
-        printf 'ok    %-28s %4d passed  %3d s\n' "$name" "$p" $((SECONDS - start))
+    if [ "$rc" -eq 0 ] && [ "$f" -eq 0 ]; then
+        printf 'ok    %-28s %4d passed  %3d s\n' "$name" "$p" "$seconds"
     else
         printf 'FAIL  %-28s %4d passed, %d failed, exit %d; %s ends:\n' \
-            "$name" "$p" "$f" $rc "$log"
+            "$name" "$p" "$f" "$rc" "$log"
         tail -25 "$log" | sed 's/^/    /'
     fi
+}
+
+# suite NAME COMMAND...: alone. begin NAME COMMAND...: beside another one; what
+# was begun is reported by finish.
+suite() { run "$@"; report "$1"; }
+begun=()
+begin() {
+    while [ "$(jobs -pr | wc -l)" -ge 2 ]; do wait -n; done
+    run "$@" &
+    begun+=("$1")
+}
+finish() {
+    wait
+    local name
+    for name in "${begun[@]}"; do report "$name"; done
+    begun=()
 }
 
 want lint && suite lint make -s lint
@@ -41,15 +63,17 @@ for mode in release asan tsan; do
     targets=("${tests[@]/#/build/$mode/unit/}")
     suite "build/$mode" make -s -j2 MODE=$mode "${targets[@]}"
     for t in "${tests[@]}"; do
-        [ -x "build/$mode/unit/$t" ] && suite "$mode/$t" timeout 120 build/$mode/unit/"$t"
+        [ -x "build/$mode/unit/$t" ] && begin "$mode/$t" timeout 180 build/$mode/unit/"$t"
     done
+    finish
 done
 
 if want sim; then
     suite build/simulate make -s -j2 build/release/simulate
-    suite sim build/release/simulate --seeds "${SIM_SEEDS:-300}"
-    make -s -j2 MODE=asan build/asan/simulate >$out/build-asan-simulate.log 2>&1
-    suite sim/asan build/asan/simulate --seeds 15
+    suite build/asan/simulate make -s -j2 MODE=asan build/asan/simulate
+    begin sim build/release/simulate --seeds "${SIM_SEEDS:-300}"
+    begin sim/asan build/asan/simulate --seeds 15
+    finish
 fi
 
 # The labs' rows answer to their own names too: RUN=2B, RUN=R12,
@@ -58,13 +82,14 @@ which=${RUN:-}
 [[ $which =~ ^([2345][ABCD]|[RKCSL][0-9]+|Test.*)$ ]] || which=
 if want labs || [ -n "$which" ]; then
     suite build/labs make -s -j2 build/release/labs
+    suite build/asan/labs make -s -j2 MODE=asan build/asan/labs
     [ -z "$which" ] && parts=$(build/release/labs --parts)
     for part in ${which:-$parts}; do
-        suite "labs/$part" build/release/labs --seeds "${LAB_SEEDS:-300}" "$part"
+        begin "labs/$part" build/release/labs --seeds "${LAB_SEEDS:-300}" "$part"
     done
-    make -s -j2 MODE=asan build/asan/labs >$out/build-asan-labs.log 2>&1
     # shellcheck disable=SC2086 # one word, or none
-    suite labs/asan build/asan/labs --seeds 10 $which
+    begin labs/asan build/asan/labs --seeds 10 $which
+    finish
 fi
 
 if want fuzz; then

@@ -37,7 +37,7 @@ static bool name_is_good(const char *name)
     return true;
 }
 
-static enum err file_write(const char *path, mode_t mode, BIO *pem)
+static enum err data_write(const char *path, mode_t mode, BIO *pem)
 {
     char *data = NULL;
     long size = BIO_get_mem_data(pem, &data);
@@ -45,16 +45,27 @@ static enum err file_write(const char *path, mode_t mode, BIO *pem)
     if (fd < 0) {
         return err_from_errno(errno);
     }
-    enum err rc = ERR_OK;
-    if (write(fd, data, (size_t)size) != size || fsync(fd) != 0) {
-        rc = ERR_IO;
+    errno = EIO; /* of a short write */
+    enum err rc = write(fd, data, (size_t)size) != size || fsync(fd) != 0
+                      ? err_from_errno(errno)
+                      : ERR_OK;
+    if (close(fd) != 0 && rc == ERR_OK) {
+        rc = err_from_errno(errno);
     }
-    if (close(fd) != 0) {
-        rc = ERR_IO;
+    return rc;
+}
+
+/* Gets its name when it is whole: who is interrupted leaves no half of one. */
+static enum err file_write(const char *path, mode_t mode, BIO *pem)
+{
+    char *whole = mem_printf("%s.new", path);
+    (void)unlink(whole); /* of one that was interrupted */
+    enum err rc = data_write(whole, mode, pem);
+    if (rc == ERR_OK && link(whole, path) != 0) {
+        rc = err_from_errno(errno);
     }
-    if (rc != ERR_OK) {
-        unlink(path);
-    }
+    (void)unlink(whole);
+    mem_free(whole);
     return rc;
 }
 
@@ -81,7 +92,8 @@ static enum err cert_write(const char *path, X509 *cert)
     return rc;
 }
 
-/* Both files or neither. */
+/* Both files or neither; the certificate last, so that a key alone is what an
+ * interrupted one left. */
 static enum err pair_write(const char *dir, const char *name, EVP_PKEY *key,
                            X509 *cert)
 {

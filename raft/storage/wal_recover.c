@@ -42,9 +42,8 @@ static enum err damaged(struct wal *w, struct wal_recovery *out,
     char path[WAL_PATH_SIZE];
     wal_path(w, sequence, path);
     snprintf(out->problem, sizeof out->problem,
-             "%s at byte %" PRIu64 ": %s, before the end of the log. Restore "
-             "this replica from its peers: remove its data directory and start "
-             "it again.",
+             "%s at byte %" PRIu64 ": %s, before the end of the log. Give this "
+             "replica's place to a new one: `flotilla member replace GROUP ID`",
              path, offset, what);
     return ERR_CORRUPT;
 }

@@ -9,11 +9,12 @@ C=$W/cluster M=$W/mnt M2=$W/second PORT=$((20000 + RANDOM % 10000))
 passed=0 failed=0
 cleanup() {
     [ -n "${load:-}" ] && kill "$load" 2>/dev/null
-    "$F" down --cluster "$C" >/dev/null 2>&1
-    [ -n "${R:-}" ] && "$F" down --cluster "$R" >/dev/null 2>&1
-    umount -l "${MR:-$W/none}" 2>/dev/null
-    umount -l "$M" 2>/dev/null
-    umount -l "$M2" 2>/dev/null
+    local place
+    for place in "$W"/*/cluster.json; do
+        "$F" down --cluster "${place%/*}" >/dev/null 2>&1
+    done
+    awk -v w="$W/" 'index($2, w) == 1 {print $2}' /proc/mounts |
+        while read -r place; do umount -l "$place"; done
     rm -rf "$W"
 }
 trap cleanup EXIT
@@ -136,6 +137,29 @@ shards_move() {
 }
 check "a group leaves and joins under the files" shards_move
 
+# An `up` that is killed at any moment leaves nothing that the next one cannot
+# use, and no process that `down` does not know.
+interrupted() {
+    local I=$W/interrupted ms
+    for ms in 30 50 70 90 120 160 220 300; do
+        timeout -s KILL 0.$(printf %03d $ms) "$F" up --cluster "$I" --no-mount \
+            --port $((PORT + 20))
+        "$F" up --cluster "$I" --no-mount --port $((PORT + 20)) &&
+            "$F" status --cluster "$I" && "$F" down --cluster "$I" &&
+            ! pgrep -f "$I" || return 1
+        rm -rf "$I"
+    done
+}
+check "up, killed at eight moments: up again works, down finds all" interrupted
+similar_names() {
+    local name
+    mkdir -p "$W/x/y" "$W/x-y" || return 1
+    for name in x/y x-y; do "$F" mount "$C" "$W/$name" || return 1; done
+    [ "$(ls "$C"/run | grep -c 'x.*y\.pid$')" = 2 ] || return 1
+    for name in x/y x-y; do "$F" umount "$W/$name" || return 1; done
+}
+check "mounts at x/y and x-y have pid files of their own" similar_names
+
 # Lines that were acknowledged, one by one, while replicas die.
 acknowledged() {
     local i
@@ -197,7 +221,13 @@ no_controllers() {
         grep -q "PROBLEM the controllers: only 1 of 3" "$W/status" &&
         [ "$(grep -c '^  [0-9] .* leader ' "$W/status")" = 2 ] &&
         "$F" status --cluster "$C" --json | grep -q '"problems"' || return 1
-    up && "$F" status --cluster "$C" | grep -q 'all is well'
+    up || return 1
+    for _ in $(seq 50); do # a leader notices within a heartbeat or two
+        "$F" status --cluster "$C" >"$W/status" && return
+        sleep 0.1
+    done
+    cat "$W/status"
+    return 1
 }
 check "two of three controllers down: status says so, up heals it" no_controllers
 kill_all() {
@@ -217,8 +247,45 @@ kill_all() {
     lines_intact && diff -r "$W/tree" "$M/tree"
 }
 check "kill -9 of everything, then up" kill_all
+member_replace() {
+    local out
+    kill -9 "$(pid_of g1-2)" && rm -rf "$C/data/g1-2" || return 1
+    out=$(up 2>&1) && { echo "a replica without its data started"; return 1; }
+    grep -q 'flotilla member replace 1 2' <<<"$out" || { echo "$out"; return 1; }
+    "$F" member --cluster "$C" replace 1 2 && lines_intact &&
+        diff -r "$W/tree" "$M/tree" &&
+        [ "$("$F" member --cluster "$C" --json list 1 |
+            python3 -c 'import json, sys
+print(sorted(m["id"] for m in json.load(sys.stdin)[0]["members"]
+      if m["role"] == "voter" and m["active"]))')" = "[1, 3, 4]" ] &&
+        "$F" status --cluster "$C" | grep -q 'all is well'
+}
+check "a replica that lost its data is refused, and replaced" member_replace
+member_moves() { # every replica of a group is another one, while it is used
+    touch "$W/go"
+    acknowledged &
+    load=$!
+    local id
+    for id in 1 3 4; do
+        "$F" member --cluster "$C" replace 1 $id || return 1
+    done
+    "$F" member --cluster "$C" transfer 1 6 &&
+        "$F" member --cluster "$C" add 0 &&
+        "$F" member --cluster "$C" remove 0 1 || return 1
+    rm "$W/go"
+    wait $load || { echo "a write failed"; return 1; }
+    load=
+    [ "$(grep -c 'was removed from its group' "$C/log/g1-4.log")" = 1 ] &&
+        lines_intact && diff -r "$W/tree" "$M/tree" && up &&
+        "$F" status --cluster "$C" | grep -q 'all is well'
+}
+check "a whole group is replaced, one by one, mid-write" member_moves
+# Until it is mounted again, programs get an error and write nothing below.
 dead_mount() {
     kill -9 "$(cut -d' ' -f1 "$C"/run/mount*second.pid)" &&
+        ! "$F" mount 127.0.0.1:1 "$M2" --certs "$C/certs" &&
+        ! touch "$M2/below" && ! mountpoint -q "$M2" &&
+        mount | grep -q " $M2 " &&
         "$F" mount "$C" "$M2" && diff -r "$W/tree" "$M2/tree"
 }
 check "a killed mount is mounted over again" dead_mount
@@ -231,7 +298,7 @@ wrong_usage() {
     "$F" nonsense; [ $? = 2 ] || return 1
     "$F" kv get; [ $? = 2 ] || return 1
     "$F" status --cluster "$W/none"; [ $? = 1 ] || return 1
-    for c in up down server mount umount status kv shards certs bench backup restore fsck; do
+    for c in up down server mount umount status kv shards member certs bench backup restore fsck; do
         "$F" $c --help | grep -q '^usage: flotilla' || return 1
     done
 }
@@ -251,14 +318,14 @@ occupied() {
 }
 check "an occupied mount point is one clear line" occupied
 garbage() {
-    head -c 100000 /dev/urandom >"/dev/tcp/127.0.0.1/$((PORT + 3))"
+    head -c 100000 /dev/urandom >"/dev/tcp/127.0.0.1/$((PORT + 6))"
     echo still >"$M/garbage" && [ "$(cat "$M/garbage")" = still ]
 }
 check "garbage on a port disturbs nobody" garbage
 
 # More connections than a server takes, silent or half-way into a handshake.
 crowd() {
-    python3 - $((PORT + 3)) "$M/crowd" <<'END'
+    python3 - $((PORT + 6)) "$M/crowd" <<'END'
 import resource, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 crowd = []
@@ -272,8 +339,8 @@ open(sys.argv[2], "w").write("still")
 assert open(sys.argv[2]).read() == "still"
 assert time.time() - began < 5, time.time() - began
 END
-    [ $? = 0 ] && kill -0 "$(pid_of g1-1)" &&
-        grep -q '1024 connections already' "$C/log/g1-1.log"
+    [ $? = 0 ] && kill -0 "$(pid_of g2-1)" &&
+        grep -q '1024 connections already' "$C/log/g2-1.log"
 }
 check "a crowd of strangers at a server disturbs nobody" crowd
 wrong_role() {

@@ -429,12 +429,15 @@ static enum err archive_to(void *arg, struct slice bytes)
 static void archive_seed(void)
 {
     uint8_t key[9] = {0, 0, 0, 0, 0, 0, 0, 5, 'c'};
-    struct skv_record records[] = {
-        {.key = slice_of(key, 9), .length = 9000, .data = slice_text("abc")},
-        {.key = slice_of(key, 9),
-         .offset = 4096,
-         .length = 9000,
-         .data = slice_text("def")}};
+    struct skv_record records[] = {{.key = slice_of(key, 9),
+                                    .span = 4096,
+                                    .length = 9000,
+                                    .data = slice_text("abc")},
+                                   {.key = slice_of(key, 9),
+                                    .offset = 4096,
+                                    .span = 9000 - 4096,
+                                    .length = 9000,
+                                    .data = slice_text("def")}};
     struct buf b = {0}, parts = {0};
     enc_u8(&b, AS_IT_IS);
     enc_u8(&parts, CHECKSUMS_PUT_RIGHT);

@@ -21,10 +21,15 @@ FUZZ_MESSAGE(skv_outcome)
 FUZZ_MESSAGE(skv_pulled)
 FUZZ_MESSAGE(skv_vote)
 FUZZ_MESSAGE(skv_row)
+FUZZ_MESSAGE(skv_cursor)
+FUZZ_MESSAGE(skv_change)
+FUZZ_MESSAGE(skv_count)
+FUZZ_MESSAGE(skv_counted)
 static const struct fuzz_message table[] = {
     {try_skv_request}, {try_skv_reply},  {try_skv_scan},    {try_skv_install},
     {try_skv_step},    {try_skv_expire}, {try_skv_outcome}, {try_skv_pulled},
-    {try_skv_vote},    {try_skv_row}};
+    {try_skv_vote},    {try_skv_row},    {try_skv_cursor},  {try_skv_change},
+    {try_skv_count},   {try_skv_counted}};
 enum { MESSAGES = sizeof table / sizeof *table };
 
 static void messages_run(struct slice input)
@@ -387,15 +392,21 @@ static void command_seed(void)
     add_command(&b, skv_command_request(5, buf_slice(&request)));
     add_command(&b, config_command(2, THEIRS));
     for (uint16_t s = 0; s < SHARDS; s++) {
+        add_command(&b, skv_command_step(SKV_COMMAND_FREEZE, s, 2));
         add_command(&b, skv_command_step(SKV_COMMAND_DROP, s, 2));
     }
     add_command(&b, config_command(3, OURS));
     struct skv_record record = {
-        .key = key("k"), .length = 2, .data = slice_text("ab")};
-    struct skv_install install = {
-        .shard = 1, .number = 3, .records = &record, .records_count = 1};
+        .key = key("k"), .span = 2, .length = 2, .data = slice_text("ab")};
+    struct skv_install install = {.shard = 1,
+                                  .number = 3,
+                                  .cursor = {.batches = 1, .key = key("k")},
+                                  .records = &record,
+                                  .records_count = 1};
     add_command(&b, skv_command_install(&install));
-    add_command(&b, skv_command_step(SKV_COMMAND_INSTALLED, 1, 3));
+    install.last = 1;
+    install.cursor.batches = 2;
+    add_command(&b, skv_command_install(&install));
     add_command(&b, skv_command_step(SKV_COMMAND_SETTLED, 1, 3));
     add_command(&b, skv_command_expire(DAY_US * 50, 1, 0));
     fuzz_seed(buf_slice(&b));
@@ -460,8 +471,12 @@ static void pull_seed(void)
     skv_pull_encode(&b, &pull);
     fuzz_seed(buf_slice(&b));
     buf_clear(&b);
-    pull.key = key("a");
-    pull.offset = 100;
+    pull.cursor.key = key("a");
+    pull.cursor.offset = 100;
+    skv_pull_encode(&b, &pull);
+    fuzz_seed(buf_slice(&b));
+    buf_clear(&b);
+    pull.cursor = (struct skv_cursor){.changes = 1};
     skv_pull_encode(&b, &pull);
     fuzz_seed(buf_slice(&b));
     buf_free(&b);
@@ -484,7 +499,7 @@ static bool pulled_is_good(const struct skv_pulled *p)
     return true;
 }
 
-static void install(struct group *g, struct slice part)
+static void install(struct group *g, struct slice part, uint64_t *batches)
 {
     struct arena a = {0};
     struct skv_pulled pulled;
@@ -492,6 +507,7 @@ static void install(struct group *g, struct slice part)
         pulled_is_good(&pulled)) {
         struct skv_install command = {.shard = 1,
                                       .number = 2,
+                                      .cursor = {.batches = ++*batches},
                                       .records = pulled.records,
                                       .records_count = pulled.records_count};
         must(run(g, skv_command_install(&command)));
@@ -520,10 +536,13 @@ static void arrival_run(struct slice input)
     struct slice part;
     group_new(&g, THEIRS);
     must(run(&g, config_command(2, OURS)));
+    uint64_t batches = 0;
     while (fuzz_part(&d, &part)) {
-        install(&g, part);
+        install(&g, part, &batches);
     }
-    must(run(&g, skv_command_step(SKV_COMMAND_INSTALLED, 1, 2)));
+    struct skv_install last = {
+        .shard = 1, .number = 2, .last = 1, .cursor = {.batches = batches + 1}};
+    must(run(&g, skv_command_install(&last)));
     live_on(&g);
     group_close(&g);
 }

@@ -425,8 +425,8 @@ static struct rsm_config config_of(struct lab_peer *p)
         config.peers[i].id = i + 1;
         sim_net_address(i, config.peers[i].address);
     }
-    if (is_slow(l)) {
-        config.append_size_max = 1;
+    if (is_slow(l) && !l->unreliable) {
+        config.append_size_max = 1; /* where messages overtake: too dear */
     }
     if ((l->options & LAB_SNAPSHOTS) != 0) {
         config.checkpoint_size_max = LAB_SNAPSHOT_INTERVAL * ENTRY_SIZE;

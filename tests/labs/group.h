@@ -32,9 +32,9 @@ enum lab_option {
     /* The row counts entries from 1: never a no-op. Without it, every second
      * seed runs as what ships does, with one at the start of each term. */
     LAB_EXACT = 4,
-    /* In half of the seeds disks and net are slow (but lose nothing) and a
-     * message carries one entry: so that a leader can die between the entries
-     * of an older term and its own (figure 8). */
+    /* In half of the seeds the disks are slow, and if the net is reliable it is
+     * slow, too, and a message carries one entry: so that a leader can die
+     * between the entries of an older term and its own (figure 8). */
     LAB_SLOW = 8,
 };
 

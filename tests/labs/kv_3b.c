@@ -164,24 +164,24 @@ static void all_three_linearizable(struct lab_run *run)
 static const struct lab_row rows[] = {
     {"K15", "TestSnapshotRPC3B", "InstallSnapshot RPC", snapshot_rpc, 0},
     {"K16", "TestSnapshotSize3B", "snapshot size is reasonable", snapshot_size,
-     100},
-    {"K17", "TestSpeed3B", "ops complete fast enough", speed, 100},
+     75},
+    {"K17", "TestSpeed3B", "ops complete fast enough", speed, 75},
     {"K18", "TestSnapshotRecover3B", "restarts, snapshots, one client", recover,
-     300},
+     75},
     {"K19", "TestSnapshotRecoverManyClients3B",
-     "restarts, snapshots, many clients", recover_many_clients, 300},
+     "restarts, snapshots, many clients", recover_many_clients, 75},
     {"K20", "TestSnapshotUnreliable3B",
-     "unreliable net, snapshots, many clients", unreliable, 300},
+     "unreliable net, snapshots, many clients", unreliable, 75},
     {"K21", "TestSnapshotUnreliableRecover3B",
      "unreliable net, restarts, snapshots, many clients", unreliable_recover,
-     300},
+     75},
     {"K22", "TestSnapshotUnreliableRecoverConcurrentPartition3B",
      "unreliable net, restarts, partitions, snapshots, many clients", all_three,
-     300},
+     75},
     {"K23", "TestSnapshotUnreliableRecoverConcurrentPartitionLinearizable3B",
      "unreliable net, restarts, partitions, snapshots, random keys, many "
      "clients",
-     all_three_linearizable, 300},
+     all_three_linearizable, 75},
 };
 
 LAB_TABLE(lab_kv_3b, "3B", rows);

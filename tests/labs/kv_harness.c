@@ -16,9 +16,9 @@ enum {
     LOOK_MS = 10,
 };
 
-/* A disk whose sync takes 3 ms, and sometimes 20. */
+/* A disk whose sync takes 6 ms, and sometimes 40. */
 static const struct sim_speed speeds[SIM_SPEEDS] = {
-    {"wal", 500, 20000, 0, 0},
+    {"wal", 1000, 40000, 0, 0},
     {"apply", 5, 500, 0, 0},
     {"snap", 50, 5000, 0, 0},
 };

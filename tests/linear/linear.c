@@ -13,7 +13,15 @@
  *     the read shows before it.
  *  3. A value with which some read not yet taken begins may not be destroyed:
  *     it will never be there again.
- *  4. Of a value with which no read begins, only the length matters. */
+ *  4. Of a value with which no read begins, only the length matters.
+ *
+ * And two more keep those without an answer, of which any may be taken
+ * anywhere, from being tried in each of so many ways that make no difference:
+ *
+ *  5. Of two that do the same, as far as anybody sees, the one that was called
+ *     first is taken first: the other may stand wherever it stood.
+ *  6. None is taken right before what overwrites all that it wrote, unseen: it
+ *     might as well have never happened. */
 #include "tests/linear/linear.h"
 
 #include <inttypes.h>
@@ -63,6 +71,7 @@ struct part {
 struct op {
     const struct linear_op *from;
     bool only_reads;
+    uint32_t twin; /* (5): the one before it, + 1; 0: none */
     struct part parts[LINEAR_PARTS];
 };
 
@@ -621,6 +630,34 @@ static void search_sort(struct search *s, uint32_t *count)
     *count = n;
 }
 
+static bool part_is_twin(const struct op *a, const struct op *b, uint32_t i)
+{
+    const struct part *p = &a->parts[i];
+    const struct part *q = &b->parts[i];
+    bool writes_bytes = p->kind == LINEAR_PUT || p->kind == LINEAR_APPEND;
+    bool seen = writes_bytes && (p->is_shown || q->is_shown);
+    bool same_number = p->kind != LINEAR_CMP_LENGTH || p->number == q->number;
+    return p->kind == q->kind && p->key == q->key && !seen && same_number &&
+           (!writes_bytes || p->data.size == q->data.size);
+}
+
+/* (5) `e` is the last of the list. */
+static void twin_find(struct search *s, const struct entry *e)
+{
+    struct op *op = &s->ops[e->op];
+    for (const struct entry *before = e->prev;
+         op->twin == 0 && before != &s->unknown; before = before->prev) {
+        const struct op *other = &s->ops[before->op];
+        uint32_t i = 0;
+        while (i < op->from->part_count &&
+               op->from->part_count == other->from->part_count &&
+               part_is_twin(op, other, i)) {
+            i++;
+        }
+        op->twin = i == op->from->part_count ? before->op + 1 : 0;
+    }
+}
+
 static void search_link(struct search *s)
 {
     uint32_t n = 0;
@@ -635,6 +672,9 @@ static void search_link(struct search *s)
         (*end)->next = e;
         e->prev = *end;
         *end = e;
+        if (end == &last_unknown) {
+            twin_find(s, e);
+        }
         if (e->is_return) {
             calls[e->op]->match = e;
         } else {
@@ -693,11 +733,53 @@ static void forget_bytes(const struct search *s, struct state *state)
     }
 }
 
+/* Does `op` replace the value of `key` without having looked at it? */
+static bool overwrites(const struct op *op, uint32_t key)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < op->from->part_count; i++) {
+        if (op->parts[i].key == key) {
+            if (op->parts[i].kind != LINEAR_PUT &&
+                op->parts[i].kind != LINEAR_DELETE) {
+                return false;
+            }
+            any = true;
+        }
+    }
+    return any && !op->from->conflict;
+}
+
+/* (6) */
+static bool makes_last_useless(const struct search *s, const struct op *op)
+{
+    if (s->depth == 0) {
+        return false;
+    }
+    const struct op *last = &s->ops[s->stack[s->depth - 1].call->op];
+    for (uint32_t i = 0; i < last->from->part_count; i++) {
+        enum linear_kind kind = last->parts[i].kind;
+        bool writes = kind == LINEAR_PUT || kind == LINEAR_APPEND ||
+                      kind == LINEAR_DELETE;
+        if (writes && !overwrites(op, last->parts[i].key)) {
+            return false;
+        }
+    }
+    return last->from->unknown;
+}
+
+static bool is_pointless(const struct search *s, const struct op *op)
+{
+    bool twin_waits =
+        op->twin != 0 &&
+        (s->set[(op->twin - 1) / 64] >> (op->twin - 1) % 64 & 1) == 0;
+    return twin_waits || makes_last_useless(s, op);
+}
+
 static bool search_try(struct search *s, struct entry *e, struct state *next)
 {
     const struct op *op = &s->ops[e->op];
     *next = s->state;
-    if (!op_step(op, next)) {
+    if (is_pointless(s, op) || !op_step(op, next)) {
         return false;
     }
     count_reads(s, op, UINT32_MAX);

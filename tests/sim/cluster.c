@@ -27,6 +27,12 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, i + 1);
         }
     }
+    uint32_t spares = c->plan.weights[FAULT_MEMBERS] > 0 ? SIM_SPARES : 0;
+    for (uint32_t g = 1; g <= c->plan.groups; g++) {
+        for (uint32_t i = 0; i < spares; i++) {
+            node_add(c, NODE_SERVER, g, c->plan.replicas + i + 1)->spare = true;
+        }
+    }
     node_add(c, NODE_ADMIN, 0, 0);
     c->clerk_first = c->node_count;
     for (uint32_t i = 0; i < c->plan.clerks; i++) {
@@ -69,7 +75,7 @@ static bool run_until(struct cluster *c, bool (*done)(struct cluster *c),
 
 static bool all_answered(struct cluster *c)
 {
-    return workload_idle(c->workload) && !c->admin_busy &&
+    return workload_idle(c->workload) && !c->admin_busy && members_settled(c) &&
            (c->cuts == NULL || cuts_idle(c->cuts));
 }
 
@@ -169,6 +175,7 @@ static void result_fill(struct cluster *c, struct result *out)
     out->messages = sim_wire_messages(c->wire);
     out->operations = workload_operations(c->workload, &out->unknown);
     out->changes = c->changes;
+    out->member_changes = c->member_changes;
     out->elections = verify_elections(c->verify);
     out->cuts = c->cuts != NULL ? cuts_taken(c->cuts) : 0;
     out->committed = verify_committed(c->verify);
@@ -199,7 +206,9 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->workload = workload_new(c);
     c->cuts = c->plan.cuts ? cuts_new(c) : NULL;
     c->clerk_started = clerk_started;
+    c->removed = members_removed;
     c->leader_seen = faults_leader_seen;
+    c->move_seen = faults_move_seen;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;
     world.after_arg = c;

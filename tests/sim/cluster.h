@@ -19,6 +19,8 @@ enum {
     SIM_GROUPS_MAX = 8,
     SIM_REPLICAS_MAX = 7,
     SIM_SPEEDS = 3, /* of a server: wal, apply, snap */
+    SIM_SPARES = 4, /* a group: nodes that may join it */
+    SIM_IDS_MAX = SIM_REPLICAS_MAX + SIM_SPARES,
     SIM_KEYS_MAX = 24,
 };
 
@@ -39,6 +41,9 @@ enum fault {
     FAULT_WEATHER, /* loss, delay, duplicates: worse or better */
     FAULT_ADMIN,   /* a group joins or leaves, a shard moves */
     FAULT_CLERK,   /* a clerk's process dies; another starts */
+    FAULT_MEMBERS, /* a replica is added, removed, replaced */
+    FAULT_WIPE,    /* a disk is lost, for good */
+    FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULTS
 };
 
@@ -50,6 +55,7 @@ struct plan {
     uint64_t duration_us; /* of the time of faults */
     size_t checkpoint_size_max, wal_segment_size, log_keep_size,
         append_size_max;
+    size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
@@ -80,6 +86,12 @@ struct node {
     struct ctl_client *admin;
     struct skv_clerk *clerk;
     bool doomed; /* a fault was planted that it must die of */
+    /* members.c */
+    bool spare;   /* may join its group; not started yet */
+    bool joining; /* its first life begins without a configuration */
+    bool leaving; /* its group is asked to go on without it */
+    bool wiped;   /* its disk was lost: it must not start again */
+    bool retired; /* removed: it does not start again */
     uint32_t deaths;
     /* verify.c: what it said and held, over all its lives */
     uint64_t seen_life;
@@ -109,12 +121,18 @@ struct cluster {
     struct cuts *cuts;                     /* NULL: none are taken */
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
-    bool healed;                           /* no more faults */
+    void (*removed)(void *node);           /* its rsm says so; may be NULL */
+    /* One group speaks to another about a shard; may be NULL. */
+    void (*move_seen)(struct node *from, struct node *to);
+    bool healed;      /* no more faults */
     uint32_t hunted;  /* bit gid: the next leader is to die */
+    bool move_hunted; /* somebody who next takes part in a move is to die */
     bool admin_busy;  /* a change is under way */
     uint32_t changes; /* asked of the controllers, and answered */
     uint32_t joined;  /* bit gid: it is in the configuration */
     uint32_t faults[FAULTS];
+    uint32_t changing; /* bit gid: its members are */
+    uint32_t member_changes;
 };
 
 struct result {
@@ -125,7 +143,7 @@ struct result {
     uint64_t virtual_us;
     uint64_t messages;
     uint32_t operations, unknown;
-    uint32_t changes, crashes, snapshots, elections;
+    uint32_t changes, member_changes, crashes, snapshots, elections;
     raft_index committed;
     uint32_t cuts;
 };
@@ -143,6 +161,7 @@ void node_end(
     struct node *n); /* frees what it runs, with its normal functions */
 void node_restart_later(struct node *n, uint64_t delay_us);
 bool node_is_server(const struct node *n); /* a replica of any group */
+bool node_is_member(const struct node *n); /* and nobody asked for less */
 /* NULL while it is down. */
 struct rsm *node_rsm(const struct node *n);
 struct node *cluster_leader(struct cluster *c, uint32_t gid);
@@ -155,8 +174,17 @@ void cluster_end_nodes(struct cluster *c); /* for good */
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);
 void faults_leader_seen(struct node *n);
+/* `from` asks `to` for a step of a move. */
+void faults_move_seen(struct node *from, struct node *to);
 void faults_heal(struct cluster *c); /* all at once, for good */
 void admin_join_first(struct cluster *c);
+
+/* ---- members.c ---- */
+void members_change(struct cluster *c);
+void members_wipe(struct cluster *c);
+void members_removed(void *node); /* its rsm says so */
+/* No change is under way, and who was removed has stopped. */
+bool members_settled(struct cluster *c);
 
 /* ---- verify.c ---- */
 struct verify *verify_new(struct cluster *c);

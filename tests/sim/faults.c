@@ -11,8 +11,13 @@
 
 static struct node *any_server(struct cluster *c)
 {
-    uint32_t servers = SIM_CONTROLLERS + c->plan.groups * c->plan.replicas;
-    return &c->nodes[sim_between(c->world, 0, servers - 1)];
+    for (;;) {
+        struct node *n =
+            &c->nodes[sim_between(c->world, 0, c->clerk_first - 2)];
+        if (!n->spare && !n->retired) {
+            return n;
+        }
+    }
 }
 
 /* A server, more often one that leads. */
@@ -28,7 +33,7 @@ static uint32_t down_in_group(struct cluster *c, uint32_t gid)
     uint32_t down = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        down += node_is_server(n) && n->gid == gid && n->env.dead;
+        down += node_is_member(n) && n->gid == gid && n->env.dead;
     }
     return down;
 }
@@ -82,16 +87,53 @@ void faults_leader_seen(struct node *n)
     }
 }
 
-static void crash_all(struct cluster *c)
+static void crash_group(struct cluster *c, uint32_t gid, uint64_t most_us)
 {
-    uint32_t gid = any_server(c)->gid;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
         if (node_is_server(n) && n->gid == gid && !n->env.dead) {
             node_crash(n, "power cut of the whole group");
-            node_restart_later(n, sim_delay(c->world, 20 * MS, 2 * SECOND));
+            node_restart_later(n, sim_delay(c->world, 20 * MS, most_us));
         }
     }
+}
+
+static void crash_all(struct cluster *c)
+{
+    crash_group(c, any_server(c)->gid, 2 * SECOND);
+}
+
+/* A move has few steps, and each may be the one after which a new leader, of
+ * either side, must go on: so wait for one, and strike around it. */
+static void hunt_move(struct cluster *c)
+{
+    c->move_hunted = true;
+}
+
+static void crash_mover(void *arg)
+{
+    struct node *n = arg;
+    struct cluster *c = n->cluster;
+    if (n->env.dead || c->healed) {
+        return;
+    }
+    if (sim_chance(c->world, 100)) {
+        crash_group(c, n->gid, 15 * SECOND); /* away for long */
+        return;
+    }
+    node_crash(n, "killed in a move");
+    node_restart_later(n, sim_delay(c->world, 20 * MS, 3 * SECOND));
+}
+
+void faults_move_seen(struct node *from, struct node *to)
+{
+    struct cluster *c = from->cluster;
+    if (!c->move_hunted || c->healed || !sim_chance(c->world, 250)) {
+        return;
+    }
+    c->move_hunted = false;
+    struct node *victim = sim_chance(c->world, 500) ? from : to;
+    sim_after(c->world, sim_delay(c->world, 0, 40 * MS), crash_mover, victim);
 }
 
 static void power(struct cluster *c)
@@ -285,12 +327,13 @@ static void admin_send(struct request *r)
 {
     struct cluster *c = r->cluster;
     struct node *admin = &c->nodes[c->clerk_first - 1];
-    struct ctl_server servers[SIM_REPLICAS_MAX];
-    char addresses[SIM_REPLICAS_MAX][NET_ADDRESS_SIZE_MAX];
+    struct ctl_server servers[SIM_IDS_MAX];
+    char addresses[SIM_IDS_MAX][NET_ADDRESS_SIZE_MAX];
     struct ctl_group group = {.gid = r->gid, .servers = servers};
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (n->kind == NODE_SERVER && n->gid == r->gid) {
+        if (n->kind == NODE_SERVER && n->gid == r->gid && !n->spare &&
+            !n->retired) {
             uint32_t at = group.servers_count++;
             sim_net_address(n->number, addresses[at]);
             servers[at] = (struct ctl_server){
@@ -340,7 +383,8 @@ static void admin(struct cluster *c)
     bool alone = (c->joined & (c->joined - 1)) == 0;
     if (!joined) {
         admin_request(c, CTL_JOIN, gid);
-    } else if (!alone && sim_chance(c->world, 400)) {
+    } else if (!alone && (c->changing >> gid & 1) == 0 &&
+               sim_chance(c->world, 400)) {
         admin_request(c, CTL_LEAVE, gid);
     } else {
         admin_request(c, CTL_MOVE, gid);
@@ -357,7 +401,8 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_MEND] = mend,           [FAULT_PAUSE] = pause_node,
     [FAULT_SLOW] = slow,           [FAULT_CLOCK] = clock_jump,
     [FAULT_WEATHER] = weather,     [FAULT_ADMIN] = admin,
-    [FAULT_CLERK] = clerk_crash,
+    [FAULT_CLERK] = clerk_crash,   [FAULT_MEMBERS] = members_change,
+    [FAULT_WIPE] = members_wipe,   [FAULT_MOVE] = hunt_move,
 };
 
 static enum fault draw(struct cluster *c)

@@ -24,6 +24,11 @@ bool node_is_server(const struct node *n)
     return n->kind == NODE_CONTROLLER || n->kind == NODE_SERVER;
 }
 
+bool node_is_member(const struct node *n)
+{
+    return node_is_server(n) && !n->spare && !n->retired && !n->leaving;
+}
+
 struct rsm *node_rsm(const struct node *n)
 {
     if (n->env.dead) {
@@ -91,7 +96,7 @@ static uint32_t peers_of(struct cluster *c, uint32_t gid,
     uint32_t count = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (node_is_server(n) && n->gid == gid) {
+        if (node_is_server(n) && n->gid == gid && !n->spare && !n->retired) {
             peers[count].id = n->id;
             sim_net_address(n->number, peers[count].address);
             count++;
@@ -121,6 +126,9 @@ static enum err controller_start(struct node *n)
         .log_keep_size = n->cluster->plan.log_keep_size,
         .append_size_max = n->cluster->plan.append_size_max,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
+        .identified = true,
+        .on_removed = n->cluster->removed,
+        .arg = n,
     };
     config.peer_count = peers_of(n->cluster, n->gid, config.peers);
     return ctl_replica_new(&config, &n->ctl);
@@ -137,11 +145,15 @@ static enum err server_start(struct node *n)
         .gid = n->gid,
         .id = n->id,
         .controller_count = SIM_CONTROLLERS,
+        .batch_size = n->cluster->plan.batch_size,
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
         .append_size_max = n->cluster->plan.append_size_max,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
+        .identified = true,
+        .on_removed = n->cluster->removed,
+        .arg = n,
     };
     config.peer_count = peers_of(n->cluster, n->gid, config.peers);
     controllers_of(n, config.controllers);
@@ -167,10 +179,11 @@ static void client_start(struct node *n)
 void node_start(struct node *n)
 {
     struct sim_world *w = n->cluster->world;
-    if (!n->env.dead) {
+    if (!n->env.dead || n->spare || n->retired) {
         return;
     }
-    if (n->env.life == 0) {
+    bool is_new = n->env.life == 0;
+    if (is_new) {
         /* Its crystal; clocks only go forward, so it is set once. */
         n->env.rate_ppm = (uint32_t)sim_between(w, 995000, 1005000);
     }
@@ -179,12 +192,25 @@ void node_start(struct node *n)
     sim_trace(w, "n%u starts: group %u, life %" PRIu64, n->number, n->gid,
               n->env.life);
     enum err rc = ERR_OK;
+    if (is_new && node_is_server(n)) {
+        rc = rsm_identity_make(sim_disk_seam(n->disk),
+                               n->kind == NODE_CONTROLLER ? 0 : n->gid, n->id,
+                               n->joining);
+        CHECK(rc == ERR_OK);
+    }
     switch (n->kind) {
     case NODE_CONTROLLER: rc = controller_start(n); break;
     case NODE_SERVER: rc = server_start(n); break;
     default: client_start(n);
     }
-    if (rc != ERR_OK) {
+    if (n->wiped) {
+        if (rc != ERR_NOTFOUND) {
+            sim_fail(w, "n%u lost its disk, and starts again: %s", n->number,
+                     err_name(rc));
+        }
+        n->retired = true;
+        node_crash(n, "it has no identity");
+    } else if (rc != ERR_OK) {
         sim_fail(w, "n%u of group %u does not start again: %s", n->number,
                  n->gid, err_name(rc));
     }
@@ -288,9 +314,13 @@ void cluster_after_event(void *arg, struct sim_env *env)
 void cluster_on_message(void *arg, uint32_t from, uint32_t to,
                         net_method method, struct slice body)
 {
-    (void)to;
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
+    bool moves = method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
+                 method == SKV_METHOD_SETTLE;
+    if (moves && c->move_seen != NULL) {
+        c->move_seen(&c->nodes[from], &c->nodes[to]);
+    }
 }
 
 /* ---- the end ---- */

@@ -62,6 +62,31 @@ static const struct scenario scenarios[] = {
       [FAULT_MEND] = 1,
       [FAULT_PARTITION] = 1,
       [FAULT_CLERK] = 1}},
+    {"members",
+     50 * MS,
+     1500 * MS,
+     {[FAULT_MEMBERS] = 10,
+      [FAULT_WIPE] = 2,
+      [FAULT_CRASH] = 4,
+      [FAULT_CRASH_LEADER] = 2,
+      [FAULT_CRASH_ALL] = 1,
+      [FAULT_PARTITION] = 1,
+      [FAULT_LEADER_CUT] = 2,
+      [FAULT_MEND] = 4,
+      [FAULT_PAUSE] = 1,
+      [FAULT_WEATHER] = 2,
+      [FAULT_ADMIN] = 2,
+      [FAULT_CLERK] = 1}},
+    {"moves",
+     20 * MS,
+     600 * MS,
+     {[FAULT_ADMIN] = 8,
+      [FAULT_MOVE] = 8,
+      [FAULT_CRASH] = 1,
+      [FAULT_LEADER_CUT] = 1,
+      [FAULT_MEND] = 2,
+      [FAULT_WEATHER] = 1,
+      [FAULT_CLERK] = 1}},
     {"slow",
      100 * MS,
      2000 * MS,
@@ -96,7 +121,10 @@ static const struct scenario scenarios[] = {
       [FAULT_CLOCK] = 1,
       [FAULT_WEATHER] = 4,
       [FAULT_ADMIN] = 6,
-      [FAULT_CLERK] = 2}},
+      [FAULT_MOVE] = 1,
+      [FAULT_CLERK] = 2,
+      [FAULT_MEMBERS] = 3,
+      [FAULT_WIPE] = 1}},
 };
 enum { SCENARIOS = sizeof scenarios / sizeof *scenarios, GROUPS_MAX = 3 };
 
@@ -123,6 +151,16 @@ static const struct scenario *scenario_of(struct rng *rng, const char *name)
     return NULL;
 }
 
+/* Moves that take long enough to be struck: many keys in few shards, a few of
+ * them at a time. */
+static void plan_moves(struct plan *p, struct rng *rng)
+{
+    p->groups = (uint32_t)rng_between(rng, 2, SIM_GROUPS_MAX);
+    p->shards = (uint32_t)rng_between(rng, 1, 4);
+    p->keys = 2 * (uint32_t)rng_between(rng, 4, SIM_KEYS_MAX / 2);
+    p->batch_size = rng_between(rng, 1, 1500);
+}
+
 bool plan_make(struct plan *p, uint64_t seed, const char *name)
 {
     struct rng rng = {.state = seed ^ 0x706c616e};
@@ -147,11 +185,15 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->wal_segment_size = rng_chance(&rng, 500) ? 16384 : 262144;
     p->log_keep_size = rng_chance(&rng, 500) ? 1 : 8192;
     p->append_size_max = rng_chance(&rng, 300) ? 1 : 0; /* one entry each */
+    p->batch_size = rng_chance(&rng, 700) ? rng_between(&rng, 1, 2000) : 0;
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
     p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 300);
     if (p->cuts && p->keys < 8) {
         p->keys = 8; /* holds make callers give up: more histories to check */
+    }
+    if (p->weights[FAULT_MOVE] > 1) {
+        plan_moves(p, &rng);
     }
     return true;
 }

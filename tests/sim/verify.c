@@ -30,7 +30,7 @@ struct committed {
 /* Of each term: who led, and for whom each node voted. */
 struct term_record {
     raft_id leader;
-    raft_id votes[SIM_REPLICAS_MAX + 1]; /* by voter */
+    raft_id votes[SIM_IDS_MAX + 1]; /* by voter */
 };
 
 struct group_record {
@@ -413,7 +413,7 @@ static bool group_settled(struct cluster *c, uint32_t gid)
     raft_index applied = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (!node_is_server(n) || n->gid != gid) {
+        if (!node_is_member(n) || n->gid != gid) {
             continue;
         }
         struct rsm *rsm = node_rsm(n);
@@ -450,7 +450,7 @@ static void group_compare(struct cluster *c, uint32_t gid)
     struct digest all = {0};
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (n->kind != NODE_SERVER || n->gid != gid) {
+        if (n->kind != NODE_SERVER || n->gid != gid || !node_is_member(n)) {
             continue;
         }
         struct digest d = digest_of(n);

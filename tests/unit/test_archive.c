@@ -34,9 +34,10 @@ static enum err to_buf(void *arg, struct slice bytes)
     return ERR_OK;
 }
 
-static struct skv_record record(struct arena *a, uint16_t shard, uint64_t n,
-                                uint64_t offset, uint64_t length,
-                                const char *data)
+/* What comes behind the data, up to `end`, is zeros. */
+static struct skv_record part(struct arena *a, uint16_t shard, uint64_t n,
+                              uint64_t offset, uint64_t end, uint64_t length,
+                              const char *data)
 {
     uint8_t *key = arena_alloc(a, 10);
     set_be64(key, (uint64_t)shard << 48 | n);
@@ -44,8 +45,15 @@ static struct skv_record record(struct arena *a, uint16_t shard, uint64_t n,
     key[9] = (uint8_t)n;
     return (struct skv_record){.key = slice_of(key, 10),
                                .offset = offset,
+                               .span = end - offset,
                                .length = length,
                                .data = slice_text(data)};
+}
+
+static struct skv_record record(struct arena *a, uint16_t shard, uint64_t n,
+                                uint64_t length, const char *data)
+{
+    return part(a, shard, n, 0, length, length, data);
 }
 
 /* Two shards; small values, a large one with a hole, an empty one. */
@@ -56,12 +64,12 @@ static void archive_make(struct buf *out)
     struct skv_archive_head head = {
         .id = 7, .wall_us = 8, .shard_count = 2, .config = slice_text("cfg")};
     struct skv_record first[] = {
-        record(&a, 0, 1, 0, 5, "small"),
-        record(&a, 0, 2, 0, 1000000, "large"),
-        record(&a, 0, 2, 500000, 1000000, "more"),
-        record(&a, 0, 3, 0, 0, ""),
+        record(&a, 0, 1, 5, "small"),
+        part(&a, 0, 2, 0, 500000, 1000000, "large"),
+        part(&a, 0, 2, 500000, 1000000, 1000000, "more"),
+        record(&a, 0, 3, 0, ""),
     };
-    struct skv_record second[] = {record(&a, 1, 9, 0, 6, "second")};
+    struct skv_record second[] = {record(&a, 1, 9, 6, "second")};
     skv_archive_begin(&w, &head);
     skv_archive_add(&w, &(struct skv_archive_data){
                             .shard = 0, .records = first, .records_count = 2});
@@ -213,13 +221,19 @@ static void records_that_make_no_sense_are_refused(void **state)
 {
     struct arena a = {0};
     struct skv_record bad[][2] = {
-        {record(&a, 0, 2, 0, 1, "b"), record(&a, 0, 1, 0, 1, "a")},
-        {record(&a, 0, 1, 0, 1, "a"), record(&a, 0, 1, 0, 1, "a")},
-        {record(&a, 0, 1, 0, 1, "a"), record(&a, 1, 2, 0, 1, "a")},
-        {record(&a, 0, 1, 0, 1, "a"), record(&a, 0, 2, 9, 9000, "a")},
-        {record(&a, 0, 1, 0, 9000, "a"), record(&a, 0, 1, 5, 8000, "a")},
-        {record(&a, 0, 0, 0, 1, "a"), record(&a, 0, 1, 0, 1, "a")},
-        {record(&a, 0, 1, 0, 9, "a"), record(&a, 0, 2, 0, 1, "a")},
+        {record(&a, 0, 2, 1, "b"), record(&a, 0, 1, 1, "a")},
+        {record(&a, 0, 1, 1, "a"), record(&a, 0, 1, 1, "a")},
+        {record(&a, 0, 1, 1, "a"), record(&a, 1, 2, 1, "a")},
+        {record(&a, 0, 1, 1, "a"), part(&a, 0, 2, 9, 9000, 9000, "a")},
+        {part(&a, 0, 1, 0, 5, 9000, "a"), part(&a, 0, 1, 5, 8000, 8000, "a")},
+        {part(&a, 0, 1, 0, 5, 9000, "a"), part(&a, 0, 1, 6, 9000, 9000, "a")},
+        {part(&a, 0, 1, 0, 5, 9000, "a"), part(&a, 0, 1, 4, 9000, 9000, "a")},
+        {part(&a, 0, 1, 0, 5, 9000, "a"), part(&a, 0, 1, 5, 8999, 9000, "a")},
+        {part(&a, 0, 1, 0, 5, 9000, "a"), record(&a, 0, 2, 1, "b")},
+        {record(&a, 0, 0, 1, "a"), record(&a, 0, 1, 1, "a")},
+        {part(&a, 0, 1, 0, 1, 9, "a"), record(&a, 0, 2, 1, "a")},
+        {{.key = record(&a, 0, 1, 0, "").key, .gone = 1},
+         record(&a, 0, 2, 1, "a")},
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

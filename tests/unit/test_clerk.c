@@ -451,6 +451,60 @@ static void a_wrong_group_makes_it_fetch_the_newer_configuration(void **state)
     world_fini(&w);
 }
 
+/* A group with one server, as a refusal names it. */
+static void encode_owner(struct buf *b, ctl_gid gid, const char *address)
+{
+    struct ctl_server server = {.id = 1, .address = slice_text(address)};
+    struct ctl_group group = {
+        .gid = gid, .servers = &server, .servers_count = 1};
+    buf_clear(b);
+    ctl_group_encode(b, &group);
+}
+
+/* Wrong if it asked the owner in the configuration for ever, if it kept a
+ * detour to servers that are gone, or if it believed nonsense. */
+static void whoever_refuses_a_shard_says_whom_to_ask(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0};
+    struct skv_request r;
+    struct buf b = {0};
+    world_init(&w);
+    job_add(&j, 0, SKV_PUT);
+    job_start(&w, &j);
+    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_int_equal(c->address[0], 'a');
+    struct skv_reply reply = {.rc = ERR_WRONGGROUP, .config_number = 1};
+    encode_owner(&b, 2, "z:1");
+    reply.owner = buf_slice(&b);
+    answer(&w, c, &reply);
+    c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_string_equal(c->address, "z:1");
+    assert_int_equal(r.sequence, 1);
+    /* There nobody answers: back to the configuration's. */
+    sn_answer(&w.sn, c, ERR_CLOSED, slice_of(NULL, 0));
+    c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_int_equal(c->address[0], 'a');
+    /* Without servers, and not a group at all. */
+    struct ctl_group none = {.gid = 2};
+    buf_clear(&b);
+    ctl_group_encode(&b, &none);
+    reply.owner = buf_slice(&b);
+    answer(&w, c, &reply);
+    c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_int_equal(c->address[0], 'a');
+    reply.owner = slice_text("nonsense");
+    answer(&w, c, &reply);
+    c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_int_equal(c->address[0], 'a');
+    answer_ok(&w, c, &r, 0);
+    assert_int_equal(j.txn.rc, ERR_OK);
+    buf_free(&b);
+    job_fini(&j);
+    world_fini(&w);
+}
+
 static void a_shard_of_nobody_waits_for_an_owner(void **state)
 {
     (void)state;
@@ -1161,6 +1215,7 @@ int main(void)
         cmocka_unit_test(pauses_grow_and_are_bounded),
         cmocka_unit_test(first_never_passes_an_unanswered_number),
         cmocka_unit_test(a_wrong_group_makes_it_fetch_the_newer_configuration),
+        cmocka_unit_test(whoever_refuses_a_shard_says_whom_to_ask),
         cmocka_unit_test(a_shard_of_nobody_waits_for_an_owner),
         cmocka_unit_test(a_conflict_is_final_and_names_the_compare),
         cmocka_unit_test(an_expired_session_is_renewed_only_when_that_is_safe),

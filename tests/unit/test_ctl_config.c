@@ -179,6 +179,33 @@ static void a_long_random_walk_keeps_every_rule(void **state)
 }
 
 /* Wrong if a second move put the first shard back for evenness' sake. */
+/* Wrong if a group's new servers move a shard, or are lost in the history. */
+static void a_groups_servers_change_and_no_shard_moves(void **state)
+{
+    (void)state;
+    struct arena a = {0};
+    struct ctl_config c0 = empty(&a, 8);
+    struct ctl_config c1, c2;
+    struct ctl_group two[2] = {group_of(9), group_of(4)};
+    assert_int_equal(ctl_config_join(&a, &c0, two, 2, &c1), ERR_OK);
+    struct ctl_server one = {.id = 77, .address = slice_text("new:1")};
+    struct ctl_group now = {.gid = 9, .servers = &one, .servers_count = 1};
+    assert_int_equal(ctl_config_servers(&a, &c1, &now, &c2), ERR_OK);
+    assert_int_equal(c2.number, c1.number + 1);
+    assert_int_equal(c2.groups[1].servers_count, 1);
+    assert_int_equal(c2.groups[1].servers[0].id, 77);
+    assert_true(ctl_group_same(&c2.groups[0], &c1.groups[0]));
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(c2.shards[i].gid, c1.shards[i].gid);
+    }
+    assert_int_equal(ctl_config_servers(&a, &c2, &now, &c2), ERR_EXISTS);
+    now.servers_count = 0;
+    assert_int_equal(ctl_config_servers(&a, &c2, &now, &c2), ERR_INVALID);
+    now = (struct ctl_group){.gid = 5, .servers = &one, .servers_count = 1};
+    assert_int_equal(ctl_config_servers(&a, &c1, &now, &c2), ERR_NOTFOUND);
+    arena_free(&a);
+}
+
 static void a_move_stands_until_the_next_join_or_leave(void **state)
 {
     (void)state;
@@ -264,6 +291,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rebalance_is_the_best_of_all_even_ones),
         cmocka_unit_test(a_long_random_walk_keeps_every_rule),
+        cmocka_unit_test(a_groups_servers_change_and_no_shard_moves),
         cmocka_unit_test(a_move_stands_until_the_next_join_or_leave),
         cmocka_unit_test(what_makes_no_sense_is_refused),
         cmocka_unit_test(a_configuration_survives_its_wire_form),

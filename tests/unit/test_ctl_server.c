@@ -8,15 +8,16 @@
 #include <string.h>
 
 /* The server's own calls to the rsm go to the fake below. */
-#define rsm_new        fake_new
-#define rsm_free       fake_free
-#define rsm_propose    fake_propose
-#define rsm_read       fake_read
-#define rsm_read_local fake_read_local
-#define rsm_handle     fake_handle
-#define rsm_peer_down  fake_peer_down
-#define rsm_is_leader  fake_is_leader
-#define rsm_status     fake_status
+#define rsm_new         fake_new
+#define rsm_free        fake_free
+#define rsm_propose     fake_propose
+#define rsm_read        fake_read
+#define rsm_read_local  fake_read_local
+#define rsm_handle      fake_handle
+#define rsm_peer_down   fake_peer_down
+#define rsm_is_leader   fake_is_leader
+#define rsm_status      fake_status
+#define rsm_member_list fake_member_list
 /* The struct of the same name is renamed with the function: in one file, both
  * sides agree. */
 #include "shardctrler/server.c"
@@ -89,6 +90,16 @@ void fake_peer_down(struct rsm *r, const char *address)
 bool fake_is_leader(const struct rsm *r)
 {
     return r->leader;
+}
+
+uint32_t fake_member_list(const struct rsm *r,
+                          struct rsm_member members[RAFT_PEERS_MAX])
+{
+    (void)r;
+    for (uint32_t i = 0; i < 3; i++) {
+        members[i] = (struct rsm_member){.id = i + 1, .role = RSM_VOTER};
+    }
+    return 3;
 }
 
 void fake_status(const struct rsm *r, struct rsm_status *status)

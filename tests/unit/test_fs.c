@@ -236,6 +236,22 @@ static void mkdir_counts_and_spreads(void **state)
     assert_int_equal(attr_of(R).nlink, 10);
 }
 
+/* A group has shards that lie side by side: no few directories may all be in
+ * the lower or the upper half. */
+static void a_few_directories_are_in_several_groups(void **state)
+{
+    (void)state;
+    uint32_t run = 0, upper = 2;
+    for (uint32_t i = 0; i < 16; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "h%u", i);
+        uint32_t half = mkdir_at(R, name) >> 48 >= 4;
+        run = half == upper ? run + 1 : 1;
+        upper = half;
+        assert_true(run <= 2);
+    }
+}
+
 static void setgid_directories_pass_their_group_on(void **state)
 {
     (void)state;
@@ -1092,6 +1108,7 @@ int main(void)
         T(create_gives_what_lookup_finds),
         T(names_have_1_to_255_bytes),
         T(mkdir_counts_and_spreads),
+        T(a_few_directories_are_in_several_groups),
         T(setgid_directories_pass_their_group_on),
         T(symlinks_keep_their_target),
         T(hard_links_share_an_inode_across_shards),

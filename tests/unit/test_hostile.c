@@ -485,39 +485,69 @@ static void only_servers_of_the_group_speak_raft(void **state)
 
 /* Half of the shards go to group 2, which is not there: they stay frozen here.
  * Another group may neither have them, nor have them dropped. */
-static void a_frozen_shard_is_for_its_new_owner_alone(void **state)
+/* A shard that leaves for group 2, once the log says so. */
+static int shard_that_leaves(void)
+{
+    for (int i = 0; i < TRIES; i++) {
+        for (uint16_t shard = 0; shard < SHARDS; shard++) {
+            struct buf b = {0};
+            skv_pull_encode(&b,
+                            &(struct skv_pull){.shard = shard, .number = 2});
+            if (call_as("g2", skv_end.address, SKV_METHOD_PULL, &b) == ERR_OK) {
+                buf_free(&b);
+                return shard;
+            }
+            buf_free(&b);
+        }
+        usleep(10000);
+    }
+    return -1;
+}
+
+static void a_leaving_shard_is_for_its_new_owner_alone(void **state)
 {
     (void)state;
-    struct buf pull = {0}, settle = {0};
     join(2, "127.0.0.1:1", 2);
-    int shard = shard_with(ERR_WRONGGROUP);
+    int shard = shard_that_leaves();
     assert_true(shard >= 0);
-    struct skv_pull p = {.shard = (uint16_t)shard, .number = 2};
-    struct skv_step s = {.shard = (uint16_t)shard, .number = 2};
-    skv_pull_encode(&pull, &p);
-    skv_step_encode(&settle, &s);
+    struct buf pull = {0}, count = {0}, step = {0};
+    skv_pull_encode(&pull,
+                    &(struct skv_pull){.shard = (uint16_t)shard, .number = 2});
+    skv_count_encode(
+        &count, &(struct skv_count){.shard = (uint16_t)shard, .number = 2});
+    skv_step_encode(&step,
+                    &(struct skv_step){.shard = (uint16_t)shard, .number = 2});
+    const struct {
+        net_method method;
+        struct buf *body;
+    } calls[] = {{SKV_METHOD_PULL, &pull},
+                 {SKV_METHOD_COUNT, &count},
+                 {SKV_METHOD_FREEZE, &step},
+                 {SKV_METHOD_SETTLE, &step}};
     static const char *const others[] = {"g3", "ctl", "g1"};
     for (int i = 0; i < 3; i++) {
         log_may_speak();
-        assert_int_equal(
-            call_as(others[i], skv_end.address, SKV_METHOD_PULL, &pull),
-            ERR_DENIED);
-        char *words = mem_printf("method=0x33 from=127.0.0.1:");
-        assert_true(was_said(words));
-        mem_free(words);
-        assert_int_equal(
-            call_as(others[i], skv_end.address, SKV_METHOD_SETTLE, &settle),
-            ERR_DENIED);
-        assert_true(was_said("method=0x34"));
+        for (int k = 0; k < 4; k++) {
+            assert_int_equal(call_as(others[i], skv_end.address,
+                                     calls[k].method, calls[k].body),
+                             ERR_DENIED);
+            if (k == 0) { /* the lines of the others may be held back */
+                assert_true(was_said("method=0x33 from=127.0.0.1:"));
+            }
+        }
     }
+    assert_int_equal(call_as("g2", skv_end.address, SKV_METHOD_FREEZE, &step),
+                     ERR_OK);
+    assert_int_equal(shard_with(ERR_WRONGGROUP), shard);
     assert_int_equal(call_as("g2", skv_end.address, SKV_METHOD_PULL, &pull),
                      ERR_OK);
-    assert_int_equal(call_as("g2", skv_end.address, SKV_METHOD_SETTLE, &settle),
+    assert_int_equal(call_as("g2", skv_end.address, SKV_METHOD_SETTLE, &step),
                      ERR_OK);
     assert_int_equal(call_as("g2", skv_end.address, SKV_METHOD_PULL, &pull),
                      ERR_INVALID); /* it goes */
     buf_free(&pull);
-    buf_free(&settle);
+    buf_free(&count);
+    buf_free(&step);
     still_serves();
 }
 
@@ -528,7 +558,7 @@ int main(void)
         cmocka_unit_test(only_an_admin_changes_the_configuration),
         cmocka_unit_test(a_client_may_not_call_what_is_for_servers),
         cmocka_unit_test(only_servers_of_the_group_speak_raft),
-        cmocka_unit_test(a_frozen_shard_is_for_its_new_owner_alone),
+        cmocka_unit_test(a_leaving_shard_is_for_its_new_owner_alone),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -5,6 +5,8 @@
 
 #include <cmocka.h>
 
+#include <string.h>
+
 #include "base/rng.h"
 #include "tests/linear/linear.h"
 
@@ -168,6 +170,31 @@ static void compares_are_true_or_refuse(void **state)
                   append_if(3, 9, 1, "c", false));
 }
 
+/* Any of 24 appends could be what a length tells of. */
+static void alike_without_an_answer_are_tried_once(void **state)
+{
+    (void)state;
+    struct linear_op ops[27] = {put(1, 2, "start")};
+    for (uint32_t i = 0; i < 24; i++) {
+        static char tokens[24][3];
+        tokens[i][0] = '<';
+        tokens[i][1] = (char)('A' + i);
+        ops[1 + i] = unknown(append(3 + i, 0, tokens[i], 0));
+    }
+    ops[25] = append(50, 51, "end", 5 + 2 * 7);
+    ops[26] = append(52, 53, "END", 5 + 2 * 7 + 3 + 2);
+    struct buf why = {0};
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_OK);
+    ops[26].parts[0].number++; /* half a one */
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_BAD);
+    ops[26].parts[0].number = 5 + 2 * 24 + 3 + 2; /* one too many */
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_BAD);
+    ops[24].call = 60; /* the last one can no longer be before the end */
+    ops[26].parts[0].number = 5 + 2 * 24 + 3;
+    assert_int_equal(linear_check(ops, 27, 10000, &why), LINEAR_BAD);
+    buf_free(&why);
+}
+
 static void no_budget_is_no_answer(void **state)
 {
     (void)state;
@@ -225,6 +252,130 @@ static void made_histories(void **state)
     }
 }
 
+/* ---- small histories, against a search without any cleverness ---- */
+
+enum { SMALL_OPS = 9, SMALL_VALUE_MAX = 64 };
+
+struct small_value {
+    bool exists;
+    uint32_t size;
+    uint8_t bytes[SMALL_VALUE_MAX];
+};
+
+static bool small_step(const struct linear_op *op, struct small_value *v)
+{
+    const struct linear_part *p = &op->parts[0];
+    uint32_t size = (uint32_t)p->data.size;
+    switch (p->kind) {
+    case LINEAR_GET:
+        return op->unknown ||
+               (p->exists == v->exists &&
+                (!v->exists ||
+                 (size == v->size &&
+                  (size == 0 || memcmp(p->data.data, v->bytes, size) == 0))));
+    case LINEAR_PUT:
+    case LINEAR_DELETE: v->size = 0; break;
+    case LINEAR_APPEND:
+        if (!op->unknown && p->number != v->size) {
+            return false;
+        }
+        break;
+    case LINEAR_CMP_LENGTH: return false; /* not made here */
+    }
+    v->exists = p->kind != LINEAR_DELETE;
+    if (size > 0) {
+        memcpy(v->bytes + v->size, p->data.data, size);
+    }
+    v->size += size;
+    return true;
+}
+
+/* Tries every order; `done` has a bit an operation. */
+static bool small_search(const struct linear_op *ops, uint32_t done,
+                         const struct small_value *v)
+{
+    uint64_t first_return = UINT64_MAX;
+    for (uint32_t i = 0; i < SMALL_OPS; i++) {
+        if ((done >> i & 1) == 0 && !ops[i].unknown &&
+            ops[i].ret < first_return) {
+            first_return = ops[i].ret;
+        }
+    }
+    if (first_return == UINT64_MAX) {
+        return true;
+    }
+    for (uint32_t i = 0; i < SMALL_OPS; i++) {
+        struct small_value next = *v;
+        if ((done >> i & 1) == 0 && ops[i].call <= first_return &&
+            small_step(&ops[i], &next) &&
+            small_search(ops, done | 1u << i, &next)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A history of a register that behaves, some of it without an answer, some of
+ * that never executed; then perhaps one answer is changed. */
+static void small_make(struct rng *rng, struct arena *arena,
+                       struct linear_op ops[SMALL_OPS])
+{
+    struct small_value v = {0};
+    for (uint32_t i = 0; i < SMALL_OPS; i++) {
+        uint64_t at = 100 + 10 * i;
+        enum linear_kind kind =
+            (enum linear_kind)(LINEAR_GET + rng_below(rng, 4));
+        kind = kind == LINEAR_DELETE && rng_chance(rng, 600) ? LINEAR_APPEND
+                                                             : kind;
+        struct linear_op *op = &ops[i];
+        *op = op_of(kind, at - rng_below(rng, 45), at + rng_below(rng, 45),
+                    kind == LINEAR_DELETE ? NULL : "");
+        op->unknown = kind != LINEAR_GET && rng_chance(rng, 450);
+        if (kind == LINEAR_PUT || kind == LINEAR_APPEND) {
+            uint8_t token[3] = {'[', (uint8_t)('a' + i), ']'};
+            op->parts[0].data = arena_copy(arena, slice_of(token, 3));
+        }
+        op->parts[0].number = v.size;
+        if (kind == LINEAR_GET) {
+            op->parts[0].exists = v.exists;
+            op->parts[0].data = arena_copy(arena, slice_of(v.bytes, v.size));
+        } else if (!op->unknown || rng_chance(rng, 500)) {
+            assert_true(small_step(op, &v));
+        }
+    }
+    struct linear_op *changed = &ops[rng_below(rng, SMALL_OPS)];
+    if (rng_chance(rng, 500) && !changed->unknown) {
+        changed->parts[0].number += 3;
+        size_t size = changed->parts[0].data.size;
+        if (changed->parts[0].kind == LINEAR_GET && size >= 3) {
+            changed->parts[0].data.size = size - 3;
+        }
+    }
+}
+
+static void as_a_search_of_every_order_decides(void **state)
+{
+    (void)state;
+    struct rng rng = {.state = 11};
+    uint32_t good = 0;
+    enum { ROUNDS = 6000 };
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        struct arena arena = {0};
+        struct linear_op ops[SMALL_OPS];
+        small_make(&rng, &arena, ops);
+        struct small_value empty = {0};
+        bool expected = small_search(ops, 0, &empty);
+        if (check(ops, SMALL_OPS) != (expected ? LINEAR_OK : LINEAR_BAD)) {
+            fail_msg("round %u: every order says %s", round,
+                     expected ? "linearizable" : "not linearizable");
+        }
+        good += expected;
+        arena_free(&arena);
+    }
+    /* Both kinds must come, or this shows nothing. */
+    assert_in_range(good, ROUNDS / 5, ROUNDS - ROUNDS / 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -234,8 +385,10 @@ int main(void)
         cmocka_unit_test(without_an_answer_any_time_later_or_never),
         cmocka_unit_test(two_keys_change_together),
         cmocka_unit_test(compares_are_true_or_refuse),
+        cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
+        cmocka_unit_test(as_a_search_of_every_order_decides),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -320,6 +320,34 @@ static void a_prevote_is_granted_at_once_when_there_is_no_leader(void **state)
     raft_free(b.r);
 }
 
+/* A request or its answer may be lost; waiting for the next attempt would cost
+ * an election timeout. Who has answered is left alone. */
+static void who_has_not_answered_is_asked_again(void **state)
+{
+    (void)state;
+    struct box b = box_of(1, 5, 2, "12");
+    tick(&b);
+    uint64_t begun_ms = b.now_ms;
+    recv(&b, (struct raft_msg){
+                 .type = RAFT_MSG_PREVOTE_REPLY, .from = 2, .term = 3});
+    tick(&b);
+    assert_in_range(b.now_ms - begun_ms, 1, 100);
+    assert_null(sent(&b, RAFT_MSG_PREVOTE, 2));
+    assert_non_null(sent(&b, RAFT_MSG_PREVOTE, 3));
+    assert_int_equal(status(&b).role, RAFT_PRECANDIDATE);
+
+    recv(&b, (struct raft_msg){
+                 .type = RAFT_MSG_PREVOTE_REPLY, .from = 3, .term = 3});
+    persist(&b);
+    recv(&b,
+         (struct raft_msg){.type = RAFT_MSG_VOTE_REPLY, .from = 4, .term = 3});
+    tick(&b);
+    assert_null(sent(&b, RAFT_MSG_VOTE, 4));
+    assert_non_null(sent(&b, RAFT_MSG_VOTE, 3));
+    assert_int_equal(status(&b).term, 3);
+    raft_free(b.r);
+}
+
 static void a_broken_connection_starts_the_prevote_within_ms(void **state)
 {
     (void)state;
@@ -1341,6 +1369,7 @@ int main(void)
         cmocka_unit_test(a_candidate_asks_and_counts_itself_only_from_disk),
         cmocka_unit_test(a_prevote_disturbs_nobody),
         cmocka_unit_test(a_prevote_is_granted_at_once_when_there_is_no_leader),
+        cmocka_unit_test(who_has_not_answered_is_asked_again),
         cmocka_unit_test(a_broken_connection_starts_the_prevote_within_ms),
         cmocka_unit_test(
             two_that_run_into_each_other_after_a_hint_try_again_soon),

@@ -1,0 +1,89 @@
+#!/bin/bash
+# Moves a shard of 1 GiB between two groups while 16 clients write to it, and
+# others to shards that stay: how long does any of the 16 wait at most, and how
+# much slower are the others meanwhile? Both are also measured before the move,
+# as this machine's disk has its own pauses. Prints one JSON object.
+#   KEYS=100000 FILES=600   of 4 KiB and of 1 MiB
+#   PAUSE=16                each of the 16 begins a write that often, in ms
+#   LOAD=90                 seconds of load; the move must be over by then
+set -eu
+cd "$(dirname "$0")/../.."
+F=$PWD/build/release/flotilla
+W=$(mktemp -d /tmp/flotilla-migrate.XXXXXX)
+C=$W/cluster PORT=${PORT:-$((20000 + RANDOM % 10000))}
+keys=${KEYS:-100000} files=${FILES:-600} pause=${PAUSE:-16} load_s=${LOAD:-90}
+shard=7 stays=8 elsewhere=100 # of group 1, 1 and 2
+jobs=()
+cleanup() {
+    for job in "${jobs[@]}"; do kill "$job" 2>/dev/null || true; done
+    "$F" down --cluster "$C" >/dev/null 2>&1 || true
+    rm -rf "$W"
+}
+trap cleanup EXIT
+trap 'exit 1' INT TERM
+
+bench() { "$F" bench --cluster "$C" "$@" kv 2>>"$W/err"; }
+fill() { bench --ops fill --shard $shard "$@"; }
+on_shard() { # on_shard SECONDS
+    bench --ops put --shard $shard --name small --keys "$keys" --sizes 4096 \
+        --clients 16 --pause "$pause" --slow 100 --seconds "$1"
+}
+others() { # others SECONDS: a row for each of two shards, at once
+    bench --ops put --shard $stays --sizes 100 --clients 2 --seconds "$1" &
+    bench --ops put --shard $elsewhere --sizes 100 --clients 2 --seconds "$1"
+    wait $!
+}
+started() { date +%s.%N; }
+
+"$F" up --cluster "$C" --no-mount --port "$PORT" >/dev/null
+fill --name small --keys "$keys" --sizes 4096
+fill --name large --keys "$files" --sizes 1048576
+sleep 6 # until all of it is on disk
+
+on_shard 12 >"$W/before" & jobs+=($!)
+others 11 >"$W/others-before"
+wait "${jobs[-1]}"
+
+on_shard "$load_s" >"$W/during" & jobs+=($!)
+load=$!
+sleep 3
+begin=$(started)
+"$F" shards --cluster "$C" --wait move $shard 2 >"$W/move" & jobs+=($!)
+move=$!
+: >"$W/others-during"
+while kill -0 $move 2>/dev/null; do
+    others 4 >"$W/row"
+    # A row that the end of the move cut short would say little.
+    if kill -0 $move 2>/dev/null || [ ! -s "$W/others-during" ]; then
+        cat "$W/row" >>"$W/others-during"
+    fi
+done
+wait $move
+wait_end=$(started)
+wait $load
+grep -ah 'arrived shard=' "$C"/log/g2-*.log | tail -1 >"$W/arrived"
+[ -z "${SLOW:-}" ] || grep 'a request took' "$W/err" | sort | uniq -c >&2 || true
+python3 - "$W" "$begin" "$wait_end" "$keys" "$files" <<'END'
+import json, sys
+w, begin, end, keys, files = sys.argv[1:]
+rows = lambda name: [json.loads(line) for line in open(f"{w}/{name}")]
+before, during = rows("before")[0], rows("during")[0]
+rate = lambda name: sum(r["ops_per_s"] for r in rows(name)) / len(rows(name)) * 2
+assert before["errors"] == during["errors"] == 0, (before, during)
+arrived = dict(word.split("=") for word in open(f"{w}/arrived").read().split()
+               if "=" in word)
+old, new = rate("others-before"), rate("others-during")
+print(json.dumps({
+    "MiB": (int(keys) * 4096 + int(files) * (1 << 20)) >> 20,
+    "writes_per_s": round(during["ops_per_s"]),
+    "move_s": round(float(end) - float(begin), 1),
+    "frozen_ms": int(arrived["frozen_ms"]),
+    "batches": int(arrived["batches"]),
+    "copy_s": int(arrived["copy_ms"]) / 1000,
+    "changes_s": int(arrived["changes_ms"]) / 1000,
+    "longest_wait_before_ms": round(before["max_ms"]),
+    "longest_wait_ms": round(during["max_ms"]),
+    "p99_before_ms": before["p99_ms"], "p99_ms": during["p99_ms"],
+    "others_before_per_s": round(old), "others_per_s": round(new),
+    "others_ratio": round(new / old, 2)}))
+END

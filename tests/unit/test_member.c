@@ -1,0 +1,127 @@
+/* Who is in a group: the bytes of a configuration, the identity of a data
+ * directory. Changes under faults are in tests/sim (scenario members). */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <string.h>
+
+#include "raft/raft.h"
+#include "rsm/rsm_int.h"
+#include "tests/lib/faultdisk.h"
+
+static struct raft_conf sample(void)
+{
+    return (struct raft_conf){
+        .voters = {1, 2, 4},
+        .voter_count = 3,
+        .old = {1, 2, 3},
+        .old_count = 3,
+        .learners = {7},
+        .learner_count = 1,
+        .places = {{.id = 1, .address = "a:1"}, {.id = 7, .address = "b:2"}},
+        .place_count = 2,
+        .last_id = 9};
+}
+
+static enum err round_trip(const struct raft_conf *from, struct raft_conf *to)
+{
+    struct buf b = {0};
+    raft_conf_encode(&b, from);
+    enum err rc = raft_conf_decode(buf_slice(&b), to);
+    buf_free(&b);
+    return rc;
+}
+
+static void places_and_the_last_id_survive_their_bytes(void **state)
+{
+    (void)state;
+    struct raft_conf from = sample(), to;
+    assert_int_equal(round_trip(&from, &to), ERR_OK);
+    assert_memory_equal(&from, &to, sizeof from);
+    assert_int_equal(raft_conf_last_id(&to), 9);
+    from.last_id = 0; /* as a log written before there was one */
+    assert_int_equal(raft_conf_last_id(&from), 7);
+}
+
+/* Bytes from a peer or a disk: an address that is empty, of a stranger, or
+ * given twice is refused, and so is every cut of good bytes. */
+static void places_that_make_no_sense_are_refused(void **state)
+{
+    (void)state;
+    struct raft_conf c = sample(), to;
+    c.places[1].id = 5;
+    assert_int_equal(round_trip(&c, &to), ERR_CORRUPT);
+    c = sample();
+    c.places[1].id = 1;
+    assert_int_equal(round_trip(&c, &to), ERR_CORRUPT);
+    c = sample();
+    c.places[0].address[0] = '\0';
+    assert_int_equal(round_trip(&c, &to), ERR_CORRUPT);
+    c = sample();
+    struct buf b = {0};
+    raft_conf_encode(&b, &c);
+    for (size_t size = 0; size < b.size; size++) {
+        assert_int_equal(raft_conf_decode(slice_of(b.data, size), &to),
+                         ERR_CORRUPT);
+    }
+    buf_free(&b);
+}
+
+static enum err check(struct disk *disk, uint32_t group, raft_id id,
+                      struct rsm *r)
+{
+    *r = (struct rsm){
+        .config = {.disk = disk, .group = group, .id = id, .identified = true}};
+    return rsm_identity_check(r);
+}
+
+/* Wrong if a wiped data directory starts: the replica would vote again in terms
+ * in which it has voted. */
+static void without_its_identity_nobody_starts(void **state)
+{
+    (void)state;
+    struct faultdisk *f = faultdisk_new();
+    struct disk *disk = faultdisk_disk(f);
+    struct rsm r;
+    assert_int_equal(check(disk, 1, 2, &r), ERR_NOTFOUND);
+    assert_int_equal(rsm_identity_make(disk, 1, 2, false), ERR_OK);
+    assert_int_equal(rsm_identity_make(disk, 1, 2, false), ERR_OK);
+    assert_int_equal(rsm_identity_make(disk, 1, 3, false), ERR_EXISTS);
+    assert_int_equal(check(disk, 1, 2, &r), ERR_OK);
+    assert_false(r.identity.joining);
+    assert_int_equal(rsm_identity_log(&r, true), ERR_OK);
+    /* It was started: from now on the log must be there. */
+    assert_int_equal(check(disk, 1, 2, &r), ERR_OK);
+    assert_int_equal(rsm_identity_log(&r, false), ERR_OK);
+    assert_int_equal(rsm_identity_log(&r, true), ERR_NOTFOUND);
+    assert_int_equal(check(disk, 1, 4, &r), ERR_INVALID);
+    assert_int_equal(check(disk, 3, 2, &r), ERR_INVALID);
+    /* A flipped bit anywhere is seen. */
+    for (uint64_t at = 0; at < 28; at++) {
+        struct disk_file *file = NULL;
+        uint8_t byte = 0;
+        assert_int_equal(disk->ops->open(disk, "identity", false, &file),
+                         ERR_OK);
+        assert_int_equal(disk->ops->read(file, at, &byte, 1), ERR_OK);
+        byte ^= 1;
+        struct slice part = slice_of(&byte, 1);
+        assert_int_equal(disk->ops->write(file, at, &part, 1), ERR_OK);
+        assert_int_equal(check(disk, 1, 2, &r), ERR_CORRUPT);
+        byte ^= 1;
+        assert_int_equal(disk->ops->write(file, at, &part, 1), ERR_OK);
+        disk->ops->close(file);
+    }
+    faultdisk_free(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(places_and_the_last_id_survive_their_bytes),
+        cmocka_unit_test(places_that_make_no_sense_are_refused),
+        cmocka_unit_test(without_its_identity_nobody_starts),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
