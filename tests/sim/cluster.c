@@ -177,7 +177,9 @@ static void result_fill(struct cluster *c, struct result *out)
     out->changes = c->changes;
     out->member_changes = c->member_changes;
     out->elections = verify_elections(c->verify);
-    out->cuts = c->cuts != NULL ? cuts_taken(c->cuts) : 0;
+    if (c->cuts != NULL) {
+        out->cuts = cuts_taken(c->cuts, &out->cuts_moving);
+    }
     out->committed = verify_committed(c->verify);
     for (uint32_t i = 0; i < c->node_count; i++) {
         out->crashes += c->nodes[i].deaths;

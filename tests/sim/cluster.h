@@ -145,7 +145,7 @@ struct result {
     uint32_t operations, unknown;
     uint32_t changes, member_changes, crashes, snapshots, elections;
     raft_index committed;
-    uint32_t cuts;
+    uint32_t cuts, cuts_moving; /* with a shard on its way */
 };
 
 /* One whole run; prints the tail of the trace when it fails. */
@@ -221,6 +221,6 @@ bool cuts_idle(const struct cuts *k);
 void cuts_last(struct cuts *k);
 bool cuts_last_taken(const struct cuts *k);
 void cuts_end(struct cuts *k); /* before the administrator's node ends */
-uint32_t cuts_taken(const struct cuts *k);
+uint32_t cuts_taken(const struct cuts *k, uint32_t *moving);
 
 #endif

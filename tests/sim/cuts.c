@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "shardkv/cut.h"
+#include "shardkv/server_int.h"
 #include "tests/sim/cluster.h"
 
 #define MS UINT64_C(1000)
@@ -56,7 +57,7 @@ struct cuts {
     struct arena arena; /* what was read */
     struct skv_record *records;
     uint32_t record_count, record_capacity;
-    uint32_t taken, failed;
+    uint32_t taken, moving, failed;
     bool last_taken;
     uint32_t silent; /* no word from the administrator gets to this node */
 };
@@ -282,17 +283,35 @@ static void check_same(struct cuts *k, struct skv_store *s, uint32_t shard)
     }
 }
 
-static void check_quiet(struct cuts *k)
+/* The leader of who served the shard in the cut, if it has come to the newest
+ * configuration, and is not going to give the shard away. */
+static struct node *keeper(const struct cuts *k, uint32_t shard)
 {
     uint32_t count = 0;
     const struct skv_cut_group *groups = skv_cutter_groups(k->cutter, &count);
+    struct node *n = cluster_leader(
+        k->cluster, groups[skv_cutter_owner(k->cutter, shard)].gid);
+    if (n == NULL || n->skv == NULL) {
+        return NULL;
+    }
+    const struct skv_fsm *f = n->skv->fsm;
+    bool keeps = f->config.number == skv_cutter_config(k->cutter)->number &&
+                 f->shards[shard].state == SKV_SHARD_SERVING;
+    return keeps ? n : NULL;
+}
+
+/* False: not quiet yet. */
+static bool check_quiet(struct cuts *k)
+{
     for (uint32_t s = 0; s < k->cluster->plan.shards; s++) {
-        uint32_t gid = groups[skv_cutter_owner(k->cutter, s)].gid;
-        struct node *n = cluster_leader(k->cluster, gid);
-        if (n != NULL) {
-            check_same(k, n->store, s);
+        if (keeper(k, s) == NULL) {
+            return false;
         }
     }
+    for (uint32_t s = 0; s < k->cluster->plan.shards; s++) {
+        check_same(k, keeper(k, s)->store, s);
+    }
+    return true;
 }
 
 /* ---- taking ---- */
@@ -305,18 +324,31 @@ static void take_later(struct cuts *k)
     sim_after(w, sim_between(w, 50 * MS, 2000 * MS), take, k);
 }
 
+/* Does somebody serve a shard that is another's by the configuration? */
+static bool is_moving(const struct cuts *k)
+{
+    const struct ctl_config *config = skv_cutter_config(k->cutter);
+    uint32_t count = 0;
+    const struct skv_cut_group *groups = skv_cutter_groups(k->cutter, &count);
+    for (uint32_t s = 0; s < config->shards_count; s++) {
+        if (groups[skv_cutter_owner(k->cutter, s)].gid !=
+            config->shards[s].gid) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void take_over(struct cuts *k, bool read)
 {
     k->taken += read;
+    k->moving += read && is_moving(k);
     k->failed += !read;
     if (read) {
         check_chains(k);
         check_bank(k);
     }
-    if (read && k->last) {
-        check_quiet(k);
-        k->last_taken = true;
-    }
+    k->last_taken = read && k->last && check_quiet(k);
     skv_cutter_close(k->cutter);
     k->taking = false;
     k->reading = true;
@@ -484,7 +516,8 @@ void cuts_end(struct cuts *k)
     }
 }
 
-uint32_t cuts_taken(const struct cuts *k)
+uint32_t cuts_taken(const struct cuts *k, uint32_t *moving)
 {
+    *moving = k->moving;
     return k->taken;
 }
