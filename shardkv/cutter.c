@@ -31,7 +31,8 @@ enum {
     LOOK_CALL_MS = 10000,
     ATTEMPT_US = 3000000,
     ROUND_PAUSE_US = 50000,
-    DRAIN_PAUSE_US = 5000,
+    DRAIN_PAUSE_MIN_US = 5000, /* doubled each time: each is in the log */
+    DRAIN_PAUSE_MAX_US = 160000,
     AGAIN_PAUSE_US = 200000,
     KEEP_US = 5000000,
     BACK_MAX = 64, /* configurations */
@@ -93,6 +94,7 @@ struct skv_cutter {
     struct leg legs[CTL_GROUPS_MAX]; /* one of each group */
     uint32_t group_count;
     uint32_t running; /* legs */
+    uint64_t drain_pause_us;
     struct look *looks;
 };
 
@@ -351,9 +353,12 @@ static bool drain(struct skv_cutter *c)
     bool waits = false;
     for (uint32_t i = 0; i < c->group_count; i++) {
         if (c->legs[i].reply.prepared > 0) {
-            leg_start(&c->legs[i], DRAIN_PAUSE_US);
+            leg_start(&c->legs[i], c->drain_pause_us);
             waits = true;
         }
+    }
+    if (c->drain_pause_us < DRAIN_PAUSE_MAX_US) {
+        c->drain_pause_us *= 2;
     }
     return waits;
 }
@@ -505,6 +510,7 @@ static void attempt(struct skv_cutter *c)
     forget(c);
     c->id = next_id(c);
     c->floor = c->id;
+    c->drain_pause_us = DRAIN_PAUSE_MIN_US;
     c->querying = true;
     ctl_client_query(c->ctl, CTL_LATEST, 0, ATTEMPT_US / 1000, on_config, c);
 }

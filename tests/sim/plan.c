@@ -197,5 +197,8 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);
     }
+    if (p->cuts && p->batch_size < 400) {
+        p->batch_size = 400; /* else a move never catches up with the bank */
+    }
     return true;
 }
