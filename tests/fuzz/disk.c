@@ -346,8 +346,8 @@ static enum err archive_from(void *arg, void *to, size_t size_max, size_t *size)
     *size = left->size < size_max ? left->size : size_max;
     if (*size > 0) {
         memcpy(to, left->data, *size);
+        *left = slice_of(left->data + *size, left->size - *size);
     }
-    *left = slice_of(left->data + *size, left->size - *size);
     return ERR_OK;
 }
 
