@@ -104,6 +104,7 @@ struct skv_lmdb {
 struct skv_view {
     struct skv_generation *gen;
     MDB_txn *txn;
+    struct skv_undo *undo; /* NULL: bytes of blobs may be newer */
 };
 
 /* A value as its record says. */
@@ -157,6 +158,8 @@ MUST_USE enum err skv_stored_decode(const struct skv_generation *g,
                                     struct slice bytes, struct skv_stored *out);
 struct skv_value skv_stored_value(const struct skv_stored *r);
 
+bool skv_has_prefix(struct slice key, struct slice prefix);
+
 /* Begins the read transaction if there is none; ends it. */
 MUST_USE enum err skv_lmdb_begin(struct skv_lmdb *s);
 void skv_lmdb_end(struct skv_lmdb *s);
@@ -205,6 +208,17 @@ enum err skv_lmdb_view_read(struct skv_store *store, struct skv_view *v,
                             enum err (*write)(void *arg, struct slice bytes),
                             void *arg);
 void skv_lmdb_view_close(struct skv_store *store, struct skv_view *v);
+enum err skv_lmdb_view_open_exact(struct skv_store *store,
+                                  struct skv_view **out);
+enum err skv_lmdb_view_scan(struct skv_store *store, struct skv_view *v,
+                            struct slice prefix, struct slice from,
+                            skv_scan_fn *each, void *arg);
+enum err skv_lmdb_view_value(struct skv_store *store, struct skv_view *v,
+                             struct slice key, uint64_t offset, void *to,
+                             size_t size, size_t *got);
+enum err skv_lmdb_view_skip(struct skv_store *store, struct skv_view *v,
+                            struct slice key, uint64_t offset,
+                            uint64_t *data_at);
 
 /* ---- store_lmdb_install.c ---- */
 

@@ -254,7 +254,7 @@ static enum err pass(struct skv_lmdb *s, struct source from[SOURCES],
     return rc;
 }
 
-static bool has_prefix(struct slice key, struct slice prefix)
+bool skv_has_prefix(struct slice key, struct slice prefix)
 {
     return key.size >= prefix.size &&
            (prefix.size == 0 ||
@@ -266,7 +266,7 @@ static enum err merge(struct skv_lmdb *s, struct source from[SOURCES],
 {
     const struct source *at = least(from);
     enum err rc = ERR_OK;
-    while (rc == ERR_OK && at != NULL && has_prefix(at->at.key, prefix)) {
+    while (rc == ERR_OK && at != NULL && skv_has_prefix(at->at.key, prefix)) {
         struct skv_delta_entry e = at->at;
         struct skv_stored r;
         if (!e.removed) {
