@@ -11,7 +11,9 @@
 # make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
 # make fuzz              each decoder for FUZZ_SECONDS=600 under libFuzzer; TARGET=name: one
+# make test-disk         full and damaged disks under real processes (as root)
 # make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
+# make bench-slow        puts while one follower is halted, or its disk is slow
 # make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
@@ -74,7 +76,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-migrate lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-migrate test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -178,6 +180,11 @@ clean-cluster: down
 test: test-deps
 	@RUN='$(RUN)' tests/run.sh
 
+# Mounts small disks of its own, so it needs root.
+test-disk: deps
+	@$(MAKE) -s -j2 all
+	@tests/e2e/disk.sh
+
 # ROUNDS, SECONDS_EACH, CLIENTS, SIZES and more: see the script.
 bench: deps
 	@tests/lib/install.sh $(BENCH_PACKAGES)
@@ -189,6 +196,11 @@ bench-gap: deps
 	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
+
+# One replica that is slow must not make its group slow.
+bench-slow: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/slow.sh
 
 # The replicated log alone, beside the limits of disk and net.
 bench-log: deps

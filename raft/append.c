@@ -49,6 +49,14 @@ static uint32_t next_batch(const struct raft *r, const struct raft_progress *p)
                         RAFT_MSG_ENTRIES_MAX, r->append_size_max);
 }
 
+/* All that a follower without space takes: so that a new leader can commit
+ * something in its term, and then answer reads. */
+static bool is_noop(const struct raft *r, raft_index index)
+{
+    return index == raft_log_last(&r->log) && index > r->log.base &&
+           raft_log_at(&r->log, index)->type == RAFT_ENTRY_NOOP;
+}
+
 void raft_append_replicate(struct raft *r, struct raft_progress *p)
 {
     if (p->state == RAFT_PROGRESS_SNAPSHOT ||
@@ -56,6 +64,9 @@ void raft_append_replicate(struct raft *r, struct raft_progress *p)
         return;
     }
     raft_index last = raft_log_last(&r->log);
+    if (p->full && !is_noop(r, p->next)) {
+        return; /* it would not take it; heartbeats ask whether it has space */
+    }
     if (p->next <= r->log.base) {
         raft_install_need(r, p);
     } else if (p->state == RAFT_PROGRESS_PROBE && p->next <= last) {
@@ -143,6 +154,7 @@ enum err raft_recv_append_reply(struct raft *r, const struct raft_msg *m)
         return ERR_INVALID;
     }
     p->heard_ms = r->now_ms;
+    p->full = m->full;
     if (m->read_round > p->read_round) {
         p->read_round = m->read_round;
         raft_read_advance(r);
@@ -180,6 +192,7 @@ void raft_append_acknowledge(struct raft *r)
                      .match = match,
                      .last_index = raft_log_last(&r->log),
                      .read_round = r->leader_round,
+                     .full = r->full,
                  });
     r->ack_owed = match < agreed(r);
 }
@@ -195,6 +208,7 @@ static void refuse(struct raft *r, const struct raft_msg *m)
         .reject = true,
         .last_index = raft_log_last(&r->log),
         .read_round = r->leader_round,
+        .full = r->full,
     };
     if (raft_log_term(&r->log, m->log_index, &reply.conflict_term)) {
         reply.conflict_index = raft_log_first_of(&r->log, reply.conflict_term);
@@ -241,6 +255,11 @@ static enum err merge(struct raft *r, const struct raft_msg *m)
     return ERR_OK;
 }
 
+static bool is_one_noop(const struct raft_msg *m)
+{
+    return m->entry_count == 1 && m->entries[0].type == RAFT_ENTRY_NOOP;
+}
+
 static bool prev_fits(const struct raft *r, const struct raft_msg *m)
 {
     /* Before the base all is committed, so it is the same everywhere. */
@@ -271,11 +290,12 @@ enum err raft_recv_append(struct raft *r, const struct raft_msg *m)
     if (r->installing && m->entry_count > 0) {
         return ERR_OK; /* the snapshot would take them away again */
     }
-    enum err rc = merge(r, m);
+    bool takes = !r->full || m->entry_count == 0 || is_one_noop(m);
+    enum err rc = takes ? merge(r, m) : ERR_OK;
     if (rc != ERR_OK) {
         return rc;
     }
-    raft_index end = m->log_index + m->entry_count;
+    raft_index end = m->log_index + (takes ? m->entry_count : 0);
     if (end > r->leader_match && end <= raft_log_last(&r->log)) {
         r->leader_match = end;
     }
@@ -286,7 +306,7 @@ enum err raft_recv_append(struct raft *r, const struct raft_msg *m)
     /* One answer, when the disk has it; at once when there is nothing to wait
      * for, or when a read waits for our word and not for our disk. */
     r->ack_owed = true;
-    if (m->entry_count == 0 || confirms_read || end <= r->persisted) {
+    if (m->entry_count == 0 || confirms_read || !takes || end <= r->persisted) {
         raft_append_acknowledge(r);
     }
     return ERR_OK;

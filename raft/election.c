@@ -229,7 +229,7 @@ void raft_election_tick(struct raft *r)
         }
         return;
     }
-    if (r->installing || !raft_conf_may_campaign(r)) {
+    if (r->installing || r->full || !raft_conf_may_campaign(r)) {
         raft_election_reset_timer(r); /* learners and strangers wait */
     } else if (raft_lease_promised(r)) {
         set_hint_timer(r, r->promised_ms);
@@ -247,6 +247,16 @@ void raft_election_peer_down(struct raft *r, raft_id peer)
     r->hint_tries = HINT_TRIES;
     if (r->now_ms + HINT_PAUSE_MS_MAX < r->election_due_ms) {
         set_hint_timer(r, r->now_ms);
+    }
+}
+
+/* Without room for a vote there is no winning, and a leader that can store
+ * nothing is none. What was begun is left to others. */
+void raft_election_full(struct raft *r, bool full)
+{
+    r->full = full;
+    if (full && (r->role == RAFT_PRECANDIDATE || r->role == RAFT_CANDIDATE)) {
+        raft_become_follower(r, r->term, 0);
     }
 }
 
@@ -327,7 +337,7 @@ void raft_recv_vote_reply(struct raft *r, const struct raft_msg *m)
 void raft_recv_timeout_now(struct raft *r, const struct raft_msg *m)
 {
     if (r->role != RAFT_FOLLOWER || r->leader != m->from || r->installing ||
-        !raft_conf_may_campaign(r)) {
+        r->full || !raft_conf_may_campaign(r)) {
         return;
     }
     r->transferred = true;

@@ -35,6 +35,21 @@ static uint64_t heard_from(const struct raft *r, raft_id id)
     return 0;
 }
 
+static uint64_t has_space(const struct raft *r, raft_id id)
+{
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        if (r->peers[i].id == id) {
+            return !r->peers[i].full;
+        }
+    }
+    return id != r->id || !r->full;
+}
+
+bool raft_has_space(const struct raft *r)
+{
+    return raft_quorum(r, has_space) == 1;
+}
+
 /* Check-quorum (thesis 6.2): "a leader steps down if an election timeout
  * elapses without a successful round of heartbeats to a majority". */
 static uint64_t quorum_due_ms(const struct raft *r)
@@ -156,14 +171,14 @@ static void send_timeout_now(struct raft *r, raft_id to)
                  });
 }
 
-/* The voter with the longest log that answers; 0 if none does. */
+/* The voter with the longest log that answers and has room; 0: none. */
 static raft_id best_successor(const struct raft *r)
 {
     const struct raft_progress *best = NULL;
     for (uint32_t i = 0; i < r->peer_count; i++) {
         const struct raft_progress *p = &r->peers[i];
         if (raft_conf_votes(raft_conf_now(r), p->id) &&
-            raft_progress_active(r, p) &&
+            raft_progress_active(r, p) && !p->full &&
             (best == NULL || p->match > best->match)) {
             best = p;
         }

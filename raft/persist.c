@@ -8,14 +8,15 @@
  *  2. `pending` rises in seq and in last.
  *  3. `hard_seq` is the update with the newest term and vote. Nothing that
  *     speaks for this term leaves before it is done, except a pre-vote, which
- *     promises nothing. */
+ *     promises nothing. It may be done before the entries of older updates (on
+ *     a full disk): nobody was told of those, so a crash may take them. */
 #include <string.h>
 
 #include "raft/raft_int.h"
 
 bool raft_hard_state_stored(const struct raft *r)
 {
-    return r->hard_seq <= r->persist_done;
+    return r->hard_seq <= r->vote_done;
 }
 
 void raft_persist_append(struct raft *r, raft_term term,
@@ -135,13 +136,32 @@ static void release_held(struct raft *r)
 {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < r->held_count; i++) {
-        if (r->held[i].seq > r->persist_done) {
+        if (r->held[i].seq > r->vote_done) {
             r->held[kept++] = r->held[i];
         } else if (r->held[i].msg.term == r->term) {
             raft_send(r, r->held[i].msg);
         } /* else nobody waits for it any more */
     }
     r->held_count = kept;
+}
+
+static void vote_stored(struct raft *r, uint64_t seq)
+{
+    r->vote_done = seq > r->vote_done ? seq : r->vote_done;
+    release_held(r);
+    raft_election_stored(r);
+}
+
+enum err raft_persist_vote_done(struct raft *r, uint64_t seq)
+{
+    if (seq > r->persist_issued) {
+        return ERR_INVALID;
+    }
+    vote_stored(r, seq);
+    if (r->role == RAFT_FOLLOWER && r->ack_owed) {
+        raft_append_acknowledge(r);
+    }
+    return ERR_OK;
 }
 
 enum err raft_persist_done(struct raft *r, uint64_t seq)
@@ -162,8 +182,7 @@ enum err raft_persist_done(struct raft *r, uint64_t seq)
     if (r->pending_count == 0) {
         r->pending_head = 0;
     }
-    release_held(r);
-    raft_election_stored(r);
+    vote_stored(r, seq);
     if (r->role == RAFT_LEADER && r->persisted > before) {
         raft_commit_advance(r);
     }

@@ -236,6 +236,7 @@ static enum err dispatch(struct raft *r, const struct raft_event *ev)
     case RAFT_EV_PROPOSE:
         return raft_propose(r, ev->u.propose.entries, ev->u.propose.count);
     case RAFT_EV_PERSISTED: return raft_persist_done(r, ev->u.persisted);
+    case RAFT_EV_VOTE_STORED: return raft_persist_vote_done(r, ev->u.persisted);
     case RAFT_EV_READ: return raft_read_add(r, ev->u.read);
     case RAFT_EV_TRANSFER: return raft_transfer(r, ev->u.peer);
     case RAFT_EV_PEER_DOWN: peer_down(r, ev->u.peer); return ERR_OK;
@@ -245,6 +246,7 @@ static enum err dispatch(struct raft *r, const struct raft_event *ev)
     case RAFT_EV_SNAPSHOT_SENT:
         return raft_install_sent(r, ev->u.sent.peer, ev->u.sent.index,
                                  ev->u.sent.ok);
+    case RAFT_EV_FULL: raft_election_full(r, ev->u.full); return ERR_OK;
     }
     return ERR_INVALID;
 }
@@ -346,6 +348,7 @@ static void peer_status(const struct raft *r, struct raft_status *s)
             .next = p->next,
             .snapshot = p->state == RAFT_PROGRESS_SNAPSHOT,
             .active = raft_progress_active(r, p),
+            .full = p->full,
         };
     }
 }

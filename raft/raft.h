@@ -104,6 +104,7 @@ struct raft_msg {
     raft_index match;     /* APPEND_REPLY accepted: on the follower's disk */
     bool reject;          /* replies: refused */
     bool transfer;        /* VOTE: by leadership transfer: ignore stickiness */
+    bool full;  /* APPEND_REPLY: the sender's disk takes nothing now */
     bool lease; /* APPEND: the leader relies on a promise (raft/lease.c) */
     raft_term conflict_term;   /* APPEND_REPLY refused: XTerm, 0 if none */
     raft_index conflict_index; /* XIndex: first index of XTerm */
@@ -151,6 +152,11 @@ enum raft_event_type {
     RAFT_EV_SNAPSHOT_INSTALLED, /* the state machine and the log were replaced
                                    by the snapshot at {index, term, conf} */
     RAFT_EV_SNAPSHOT_SENT,      /* streaming to `peer` ended; see `ok` */
+    RAFT_EV_VOTE_STORED, /* the disk holds the hard states of all updates up to
+                            `persisted`, but maybe not their entries */
+    /* Our disk takes no commands now, or does again: the raft does not campaign
+     * and takes no-ops only, and says so to the leader. */
+    RAFT_EV_FULL, /* our disk takes nothing now, or does again */
 };
 
 struct raft_event {
@@ -163,9 +169,11 @@ struct raft_event {
             const struct raft_entry *entries;
             uint32_t count;
         } propose;
-        uint64_t persisted; /* PERSISTED: an update's persist_seq */
-        uint64_t read;      /* READ: the caller's name for it, given back */
-        raft_id peer;       /* TRANSFER (0: to the best one), PEER_DOWN */
+        uint64_t
+            persisted; /* PERSISTED, VOTE_STORED: an update's persist_seq */
+        uint64_t read; /* READ: the caller's name for it, given back */
+        bool full;     /* FULL */
+        raft_id peer;  /* TRANSFER (0: to the best one), PEER_DOWN */
         struct {
             raft_index index;
             raft_term term;
@@ -299,10 +307,15 @@ struct raft_status {
         raft_index next;
         bool snapshot; /* waits for one */
         bool active;   /* heard from within an election timeout */
+        bool full;     /* its disk takes nothing now */
     } peers[RAFT_PEERS_MAX];
 };
 
 void raft_status(const struct raft *r, struct raft_status *status);
+
+/* Leader: do the replicas that have not said that their disk is full make up a
+ * majority? Without one nothing new is committed for now. */
+bool raft_has_space(const struct raft *r);
 const char *raft_role_text(enum raft_role role);
 
 /* The wire form of a message (docs/wire.md). decode: entries are new, ref'd

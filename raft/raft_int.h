@@ -87,6 +87,7 @@ struct raft_progress {
     uint64_t heard_ms;
     uint64_t sent_ms; /* the last APPEND */
     uint64_t read_round;
+    bool full; /* said so when last heard */
 };
 
 struct raft_progress *raft_progress_of(struct raft *r, raft_id id);
@@ -139,8 +140,9 @@ struct raft {
 
     /* persist.c */
     uint64_t persist_issued, persist_done;
-    uint64_t hard_seq;      /* the update with the term and vote of now */
-    bool hard_dirty;        /* changed in this step */
+    uint64_t vote_done; /* hard states alone: may be ahead of persist_done */
+    uint64_t hard_seq;  /* the update with the term and vote of now */
+    bool hard_dirty;    /* changed in this step */
     raft_index append_from; /* first index changed in this step; 0: none */
     raft_index persisted;
     struct raft_pending *pending;
@@ -161,6 +163,7 @@ struct raft {
     bool ack_owed;
     uint64_t promised_ms; /* lease.c: until then no vote for others */
     bool installing;      /* between raft_install_begin() and its end */
+    bool full;            /* RAFT_EV_FULL: does not campaign, and says so */
 
     /* Leader */
     struct raft_progress peers[RAFT_PEERS_MAX];
@@ -205,6 +208,7 @@ void raft_persist_issue(struct raft *r, struct raft_update *update);
 /* Sends when the term and vote of now are on disk. */
 void raft_send_stored(struct raft *r, struct raft_msg msg);
 MUST_USE enum err raft_persist_done(struct raft *r, uint64_t seq);
+MUST_USE enum err raft_persist_vote_done(struct raft *r, uint64_t seq);
 
 /* election.c */
 void raft_become_follower(struct raft *r, raft_term term, raft_id leader);
@@ -213,6 +217,7 @@ void raft_election_tick(struct raft *r);
 uint64_t raft_election_next_tick(const struct raft *r);
 void raft_election_stored(struct raft *r);
 void raft_election_peer_down(struct raft *r, raft_id peer);
+void raft_election_full(struct raft *r, bool full);
 bool raft_election_sticky(const struct raft *r);
 void raft_recv_prevote(struct raft *r, const struct raft_msg *m);
 void raft_recv_prevote_reply(struct raft *r, const struct raft_msg *m);

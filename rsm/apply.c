@@ -8,7 +8,10 @@
  *     answers it.
  *  4. A follower lets committed entries wait for RSM_APPLY_LAZY_US, or for more
  *     of them: nobody waits for it, and waking a thread costs more than most
- *     entries. A leader lets none wait. */
+ *     entries. A leader lets none wait.
+ *  5. Want of space takes `submitted` and `applied` back to `durable`
+ *     (space.c); entries are then applied again, and nobody is answered twice.
+ */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -27,7 +30,10 @@ static void on_run(struct env_job *job)
 {
     struct apply_job *j = (struct apply_job *)job;
     struct rsm_fsm *fsm = j->rsm->config.fsm;
-    j->rc = fsm->ops->apply(fsm, j->entries, j->count);
+    if (rsm_space_enter(j->rsm, &j->rc)) {
+        j->rc = fsm->ops->apply(fsm, j->entries, j->count);
+        rsm_space_leave(j->rsm, j->rc);
+    }
 }
 
 static void answer(struct rsm *r, struct apply_job *j)
@@ -64,13 +70,16 @@ static void on_done(struct env_job *job)
     struct apply_job *j = (struct apply_job *)job;
     struct rsm *r = j->rsm;
     r->apply_running--;
-    if (j->rc != ERR_OK) {
+    bool waits = j->rc == ERR_NOSPACE && r->config.fsm->ops->rewind != NULL;
+    if (waits) {
+        rsm_space_wait(r, RSM_SPACE_STORE);
+    } else if (j->rc != ERR_OK) {
         rsm_die(r, j->rc, "applying an entry");
     } else {
         r->applied = j->entries[j->count - 1].index;
     }
     answer(r, j);
-    if (!rsm_stopped(r)) {
+    if (!rsm_stopped(r) && !waits) {
         rsm_checkpoint_applied(r, r->applied, j->size);
         rsm_leader_tell(r);
         if (r->config.on_applied != NULL) {
@@ -125,8 +134,9 @@ static bool may_wait(struct rsm *r)
 
 static bool submit_next(struct rsm *r)
 {
-    if (rsm_stopped(r) || r->installing || r->submitted >= r->commit ||
-        r->apply_running >= RSM_APPLY_JOBS_MAX || may_wait(r)) {
+    if (rsm_stopped(r) || r->installing || r->space.apply_held ||
+        r->submitted >= r->commit || r->apply_running >= RSM_APPLY_JOBS_MAX ||
+        may_wait(r)) {
         return false;
     }
     uint32_t count = 0;

@@ -129,7 +129,10 @@ static void on_run(struct env_job *job)
 {
     struct checkpoint_job *j = (struct checkpoint_job *)job;
     struct rsm_fsm *fsm = j->rsm->config.fsm;
-    j->rc = fsm->ops->checkpoint(fsm);
+    if (rsm_space_enter(j->rsm, &j->rc)) {
+        j->rc = fsm->ops->checkpoint(fsm);
+        rsm_space_leave(j->rsm, j->rc);
+    }
 }
 
 static void on_done(struct env_job *job)
@@ -137,7 +140,9 @@ static void on_done(struct env_job *job)
     struct checkpoint_job *j = (struct checkpoint_job *)job;
     struct rsm *r = j->rsm;
     r->checkpoint_running = false;
-    if (j->rc != ERR_OK) {
+    if (j->rc == ERR_NOSPACE) {
+        rsm_space_wait(r, RSM_SPACE_STORE);
+    } else if (j->rc != ERR_OK) {
         rsm_die(r, j->rc, "a checkpoint");
     } else if (!rsm_stopped(r)) {
         CHECK(r->applied >= j->index);
@@ -146,6 +151,7 @@ static void on_done(struct env_job *job)
         }
         r->checkpoint_size = r->applied_size;
         compact(r);
+        rsm_space_found(r, RSM_SPACE_STORE);
         rsm_checkpoint_pump(r);
     }
     mem_free(j);
@@ -166,7 +172,7 @@ static void submit(struct rsm *r)
 void rsm_checkpoint_pump(struct rsm *r)
 {
     if (rsm_stopped(r) || r->checkpoint_running || r->installing ||
-        r->applied <= r->durable) {
+        r->space.checkpoint_held || r->applied <= r->durable) {
         return;
     }
     uint64_t size = r->applied_size - r->checkpoint_size;
@@ -183,6 +189,9 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size)
 {
     uint64_t step = r->config.log_keep_size / 16;
     step = step < RSM_MARK_SIZE ? step : RSM_MARK_SIZE;
+    if (r->mark_count > 0 && index <= r->marks[r->mark_count - 1].index) {
+        return; /* applied again (space.c) */
+    }
     r->applied_size += size;
     if (r->mark_count == 0 ||
         r->applied_size - r->marks[r->mark_count - 1].size >= step) {

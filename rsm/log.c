@@ -1,6 +1,8 @@
 /* The queue of what the "wal" worker is to write. One job runs; updates that
  * come meanwhile gather in the next one, so that one sync covers them all
- * (group commit). Compactions and resets keep their place among them. */
+ * (group commit). Compactions and resets keep their place among them. A job
+ * that finds no space stays the first, and is tried again (space.c): what is
+ * behind it is not acknowledged either. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -18,6 +20,8 @@ static void job_free(struct rsm_log_job *j)
     mem_free(j);
 }
 
+static void on_done(struct env_job *job);
+
 static void on_run(struct env_job *job)
 {
     struct rsm_log_job *j = job_of(job);
@@ -26,7 +30,9 @@ static void on_run(struct env_job *job)
     case RSM_LOG_APPEND:
         j->rc = wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
                            j->entries, j->entry_count);
+        j->low = j->entry_count > 0 && rsm_space_is_low(j->rsm);
         break;
+    case RSM_LOG_VOTE: j->rc = wal_append(wal, &j->hard_state, NULL, 0); break;
     case RSM_LOG_COMPACT:
         j->rc = wal_compact(wal, j->index, j->term, &j->conf);
         break;
@@ -45,9 +51,73 @@ static bool is_brief(const struct rsm *r, const struct rsm_log_job *j)
            j->size <= RSM_BRIEF_SIZE;
 }
 
-static void pump(struct rsm *r)
+static struct rsm_log_job *job_new(struct rsm *r, enum rsm_log_kind kind)
 {
-    if (!r->log_running && r->log_head != NULL && !rsm_stopped(r)) {
+    struct rsm_log_job *j = mem_alloc(sizeof *j);
+    j->job.run = on_run;
+    j->job.done = on_done;
+    j->rsm = r;
+    j->kind = kind;
+    return j;
+}
+
+static void push_first(struct rsm *r, struct rsm_log_job *j)
+{
+    j->next = r->log_head;
+    r->log_head = j;
+    r->log_tail = r->log_tail == NULL ? j : r->log_tail;
+}
+
+/* The newest term and vote that wait behind entries: there is room for them in
+ * the log's reserve, so that a full replica still has a voice in who leads. */
+static bool voting_first(struct rsm *r)
+{
+    struct rsm_log_job *newest = NULL;
+    for (struct rsm_log_job *j = r->log_head; j != NULL; j = j->next) {
+        if (j->kind == RSM_LOG_VOTE) {
+            return false; /* it found no room either */
+        }
+        newest = j->kind == RSM_LOG_APPEND && j->with_hard_state ? j : newest;
+    }
+    if (newest == NULL || newest->vote_sent) {
+        return false;
+    }
+    newest->vote_sent = true;
+    struct rsm_log_job *vote = job_new(r, RSM_LOG_VOTE);
+    vote->hard_state = newest->hard_state;
+    vote->seq = newest->seq;
+    push_first(r, vote);
+    return true;
+}
+
+/* What cuts the log gives space back, so it need not wait for what waits for
+ * space: it names only entries that are stored. */
+static bool cutting_first(struct rsm *r)
+{
+    struct rsm_log_job *before = NULL;
+    struct rsm_log_job *j = r->log_head;
+    while (j != NULL &&
+           (j->kind == RSM_LOG_APPEND || j->kind == RSM_LOG_VOTE)) {
+        before = j;
+        j = j->next;
+    }
+    if (j == NULL || j->kind != RSM_LOG_COMPACT || j->tried) {
+        return false;
+    }
+    if (before != NULL) {
+        before->next = j->next;
+        r->log_tail = r->log_tail == j ? before : r->log_tail;
+        push_first(r, j);
+    }
+    return true;
+}
+
+void rsm_log_pump(struct rsm *r)
+{
+    if (r->log_running || r->log_head == NULL || rsm_stopped(r)) {
+        return;
+    }
+    if (!r->space.log_held || voting_first(r) || cutting_first(r)) {
         r->log_running = true;
         if (is_brief(r, r->log_head)) {
             env_worker_submit_brief(r->env, r->wal_worker, &r->log_head->job);
@@ -62,18 +132,32 @@ static void on_done(struct env_job *job)
     struct rsm_log_job *j = job_of(job);
     struct rsm *r = j->rsm;
     CHECK(r->log_head == j);
+    r->log_running = false;
+    r->wal_stats = j->stats;
+    if (j->rc == ERR_NOSPACE) {
+        j->tried = true;
+        rsm_space_wait(r, RSM_SPACE_LOG); /* the job stays the first */
+        rsm_log_pump(r);
+        return;
+    }
     r->log_head = j->next;
     if (r->log_head == NULL) {
         r->log_tail = NULL;
     }
-    r->log_running = false;
-    r->wal_stats = j->stats;
     if (j->rc != ERR_OK) {
         rsm_die(r, j->rc, "writing the log");
     } else if (!rsm_stopped(r)) {
-        pump(r); /* first: the disk should not wait for the core */
+        rsm_log_pump(r); /* first: the disk should not wait for the core */
         if (j->kind == RSM_LOG_APPEND) {
+            rsm_space_found(r, RSM_SPACE_LOG);
+            if (j->low) {
+                rsm_space_wait(r, RSM_SPACE_LOW);
+            }
             struct raft_event event = {.type = RAFT_EV_PERSISTED,
+                                       .u.persisted = j->seq};
+            (void)!rsm_step(r, &event, NULL);
+        } else if (j->kind == RSM_LOG_VOTE) {
+            struct raft_event event = {.type = RAFT_EV_VOTE_STORED,
                                        .u.persisted = j->seq};
             (void)!rsm_step(r, &event, NULL);
         } else if (j->kind == RSM_LOG_RESET) {
@@ -85,11 +169,7 @@ static void on_done(struct env_job *job)
 
 static struct rsm_log_job *push(struct rsm *r, enum rsm_log_kind kind)
 {
-    struct rsm_log_job *j = mem_alloc(sizeof *j);
-    j->job.run = on_run;
-    j->job.done = on_done;
-    j->rsm = r;
-    j->kind = kind;
+    struct rsm_log_job *j = job_new(r, kind);
     if (r->log_tail != NULL) {
         r->log_tail->next = j;
     } else {
@@ -145,21 +225,17 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update)
     if (update->hard_state_changed) {
         j->with_hard_state = true;
         j->hard_state = update->hard_state;
+        j->vote_sent = false;
     }
     if (update->append_count > 0) {
         cut(j, update->append[0].index);
         add_entries(j, update->append, update->append_count);
     }
     if (r->leading) {
-        pump(r);
+        rsm_log_pump(r);
     } else {
         rsm_flush_later(r); /* what comes in this turn shares a sync */
     }
-}
-
-void rsm_log_flush(struct rsm *r)
-{
-    pump(r);
 }
 
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
@@ -169,7 +245,7 @@ void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
     j->index = index;
     j->term = term;
     j->conf = *conf;
-    pump(r);
+    rsm_log_pump(r);
 }
 
 void rsm_log_reset(struct rsm *r, const struct snap_label *label)
@@ -178,7 +254,7 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label)
     j->index = label->index;
     j->term = label->term;
     j->conf = label->conf;
-    pump(r);
+    rsm_log_pump(r);
 }
 
 void rsm_log_close(struct rsm *r)

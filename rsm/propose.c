@@ -49,6 +49,7 @@ void rsm_propose_fail(struct rsm *r, struct rsm_proposal *p, enum err rc)
 
 void rsm_propose(struct rsm *r, struct rsm_proposal *p, struct bytes *command)
 {
+    enum err rc = ERR_OK;
     p->command = command;
     p->reply = (struct buf){0};
     if (rsm_stopped(r)) {
@@ -57,6 +58,8 @@ void rsm_propose(struct rsm *r, struct rsm_proposal *p, struct bytes *command)
         rsm_propose_fail(r, p, ERR_TOOBIG);
     } else if (!r->leading) {
         rsm_propose_fail(r, p, ERR_NOTLEADER);
+    } else if ((rc = rsm_space_admit(r)) != ERR_OK) {
+        rsm_propose_fail(r, p, rc);
     } else if (r->queued_count + r->waiting_count >= RSM_PROPOSALS_MAX) {
         rsm_propose_fail(r, p, ERR_BUSY);
     } else {

@@ -74,8 +74,14 @@ static void answer_list(struct rsm *r, struct rsm_read_list *list)
 static void on_run(struct env_job *job)
 {
     struct read_job *j = (struct read_job *)job;
+    enum err rc = ERR_OK;
+    bool whole = rsm_space_enter(j->rsm, &rc);
     for (struct rsm_read *rd = j->reads.head; rd != NULL; rd = rd->next) {
-        rd->run(rd);
+        if (whole) {
+            rd->run(rd);
+        } else {
+            rd->rc = ERR_BUSY;
+        }
     }
 }
 
@@ -172,6 +178,9 @@ void rsm_read_flush(struct rsm *r)
     if (rsm_stopped(r)) {
         return;
     }
+    if (rsm_space_hides(r)) {
+        fail_list(r, &r->reads_local, ERR_BUSY);
+    }
     submit(r, &r->reads_local);
     if (r->reads_queued.head != NULL) {
         ask(r);
@@ -204,7 +213,11 @@ void rsm_read_pump(struct rsm *r)
     struct rsm_read_list ready = {0};
     for (struct rsm_read_batch **at = &r->batches; *at != NULL;) {
         struct rsm_read_batch *b = *at;
-        if (b->granted && b->index <= r->submitted) {
+        bool hidden = b->granted && rsm_space_hides(r);
+        if (hidden) {
+            fail_list(r, &b->reads, ERR_BUSY);
+        }
+        if (hidden || (b->granted && b->index <= r->submitted)) {
             join(&ready, &b->reads);
             *at = b->next;
             mem_free(b);

@@ -106,6 +106,9 @@ enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
     if (r->want_noop) {
         rsm_leader_noop(r);
     }
+    if (r->space.group_since_ms != 0 && raft_has_space(r->raft)) {
+        r->space.group_since_ms = 0;
+    }
     rsm_apply_pump(r);
     if (rsm_member_is_due(r)) {
         rsm_flush_later(r);
@@ -147,7 +150,7 @@ static void on_flush(struct env_timer *t)
     rsm_read_answer_failed(r);
     rsm_leader_tell(r);
     rsm_member_pump(r);
-    rsm_log_flush(r);
+    rsm_log_pump(r);
 }
 
 /* --- From the network */
@@ -263,6 +266,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .proposals_waiting = r->waiting_count + r->queued_count,
     };
     raft_status(r->raft, &status->raft);
+    rsm_space_fill_status(r, status);
 }
 
 const struct raft *rsm_raft(const struct rsm *r)
@@ -282,6 +286,12 @@ static void set_defaults(struct rsm_config *c)
     }
     if (c->checkpoint_ms_max == 0) {
         c->checkpoint_ms_max = RSM_CHECKPOINT_MS_DEFAULT;
+    }
+    if (c->space_low == 0) {
+        c->space_low = RSM_SPACE_LOW_DEFAULT;
+    }
+    if (c->space_patience_ms == 0) {
+        c->space_patience_ms = RSM_SPACE_PATIENCE_MS_DEFAULT;
     }
     if (c->election_max_ms == 0) {
         c->election_max_ms = 1000;
@@ -303,6 +313,7 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     rsm_leader_init(r);
     rsm_apply_init(r);
     rsm_checkpoint_init(r);
+    rsm_space_init(r);
     enum err rc = rsm_identity_check(r);
     if (rc == ERR_OK) {
         rc = rsm_open_log(r);
@@ -330,6 +341,7 @@ void rsm_free(struct rsm *r)
     rsm_leader_close(r);
     rsm_apply_close(r);
     rsm_checkpoint_close(r);
+    rsm_space_close(r);
     rsm_outgoing_stop(r);
     rsm_incoming_stop(r);
     rsm_propose_fail_all(r, ERR_CLOSED);

@@ -83,7 +83,8 @@ struct rsm_entry {
 
 /* The user's state machine. Everything is called on the "apply" worker, except
  * snap_read() and snap_end() ("snap"). Errors other than those named end the
- * replica: it cannot go on from half an entry. */
+ * replica: it cannot go on from half an entry. ERR_NOSPACE does not: the
+ * replica waits for space (rsm/space.c). */
 struct rsm_fsm;
 struct rsm_fsm_ops {
     /* The last entry whose effects are on disk: replay begins after it. Called
@@ -100,9 +101,14 @@ struct rsm_fsm_ops {
     enum err (*snap_read)(struct rsm_fsm *fsm, void *view,
                           struct snap_sink *sink);
     void (*snap_end)(struct rsm_fsm *fsm, void *view);
+    /* apply(), checkpoint() or snap_begin() gave ERR_NOSPACE, maybe in the
+     * middle of an entry: back to the last checkpoint, as a restart goes;
+     * durable() names it, and the entries after it come again. NULL if
+     * ERR_NOSPACE never changes anything here: what failed is tried again. */
+    enum err (*rewind)(struct rsm_fsm *fsm);
     /* Replaces all state by the bytes of `source`, durably and atomically: a
-     * crash leaves the old state or the new. ERR_CORRUPT: the old state
-     * stands. */
+     * crash leaves the old state or the new. ERR_CORRUPT, ERR_NOSPACE: the old
+     * state stands. */
     enum err (*snap_install)(struct rsm_fsm *fsm, struct snap_source *source,
                              raft_index index, raft_term term);
 };
@@ -135,6 +141,10 @@ struct rsm_config {
     uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
+    uint64_t space_low; /* free bytes below which no entry is stored; 0: 32 MiB
+                         */
+    uint32_t space_patience_ms; /* how long a group without space makes writers
+                                   wait before they get ERR_NOSPACE; 0: 10 s */
     /* As leader, answer reads without asking a majority while a lease lasts
      * (raft/lease.c): safe only while no replica's clock runs more than
      * RAFT_LEASE_DRIFT_PERCENT faster than another's, or stands still. */
@@ -174,7 +184,8 @@ void rsm_step_down(struct rsm *r, uint32_t timeout_ms, void (*done)(void *arg),
 
 /* A proposal, embedded by the caller until done(). ERR_OK: applied, and
  * `reply` is what apply() wrote. ERR_NOTLEADER and ERR_CLOSED: it may or may
- * not be applied later. ERR_BUSY, ERR_TOOBIG: it will not. */
+ * not be applied later. ERR_BUSY, ERR_TOOBIG, ERR_NOSPACE (the disks of a
+ * majority are full): it will not. */
 struct rsm_proposal {
     void (*done)(struct rsm_proposal *p, enum err rc, struct slice reply);
     /* The rest is rsm's. */
@@ -230,7 +241,14 @@ struct rsm_status {
     uint64_t wal_bytes; /* written since start */
     uint64_t wal_syncs;
     uint32_t proposals_waiting;
+    bool full;           /* waits for space on its disk */
+    uint64_t space_free; /* bytes; UINT64_MAX: not known */
+    uint64_t space_low;
+    const char *disk_root; /* NULL: not a real one */
 };
+/* What to say of a full disk; empty if it is not. */
+void rsm_space_problem(const struct rsm_status *status, char *words,
+                       size_t size);
 void rsm_status(const struct rsm *r, struct rsm_status *status);
 /* The core, for tests that look at its log. */
 const struct raft *rsm_raft(const struct rsm *r);

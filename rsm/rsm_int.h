@@ -34,6 +34,10 @@ enum {
     RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 1000,
     RSM_MARK_SIZE = 64 << 10,
+    RSM_SPACE_LOW_DEFAULT = 32 << 20,
+    RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
+    RSM_SPACE_PAUSE_MIN_MS = 100,
+    RSM_SPACE_PAUSE_MAX_MS = 5000,
     RSM_HOLD_FACTOR = 8, /* times log_keep_size, for a slow follower */
     RSM_BOOK_MAX = 16,
     RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
@@ -73,17 +77,24 @@ MSG_STRUCT(rsm_gone, RSM_GONE_FIELDS);
 
 /* --- The log's queue (log.c) */
 
-enum rsm_log_kind { RSM_LOG_APPEND, RSM_LOG_COMPACT, RSM_LOG_RESET };
+enum rsm_log_kind {
+    RSM_LOG_APPEND,
+    RSM_LOG_VOTE, /* the hard state of an APPEND that waits for space */
+    RSM_LOG_COMPACT,
+    RSM_LOG_RESET
+};
 
 struct rsm_log_job {
     struct env_job job;
     struct rsm *rsm;
     enum rsm_log_kind kind;
+    bool tried; /* and found no space */
+    bool low;   /* little space was left after it */
     enum err rc;
     struct wal_stats stats;
     /* APPEND: several updates, one group commit. */
     uint64_t seq;
-    bool with_hard_state;
+    bool with_hard_state, vote_sent; /* its VOTE was made */
     struct raft_hard_state hard_state;
     struct raft_entry *entries; /* with references */
     uint32_t entry_count, entry_capacity;
@@ -113,6 +124,25 @@ struct rsm_identity {
     uint32_t group;
     raft_id id;
     bool joining, started;
+};
+
+/* Who waits for space on the disk (space.c). */
+struct rsm_space {
+    bool low;   /* little is left: no new entries */
+    bool log;   /* the first job of the log's queue is tried again */
+    bool store; /* the state machine went back to its last checkpoint */
+    bool snap;  /* no snapshot is taken */
+    bool full;  /* any of them; the core was told */
+    bool log_held, apply_held, checkpoint_held; /* until the pause is over */
+    bool rewinding, rewound; /* of apply_held: the job runs; it is done */
+    raft_index replay;       /* nobody reads until this is applied again */
+    uint32_t pause_ms;       /* grows with each failure */
+    uint64_t well_ms;        /* when space was found last */
+    uint64_t group_since_ms; /* leader: no majority has space; 0: one has */
+    struct env_timer timer;
+    bool timer_set;
+    bool half; /* the apply worker's: the state machine is half-way in an
+                  entry, until it has been rewound or replaced */
 };
 
 struct rsm_read_list {
@@ -183,6 +213,8 @@ struct rsm {
     struct rsm_mark *marks;
     uint32_t mark_count, mark_capacity;
 
+    struct rsm_space space;
+
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
     raft_id catching[RAFT_PEERS_MAX]; /* they were sent a snapshot just now */
@@ -241,11 +273,35 @@ MUST_USE enum err rsm_identity_log(struct rsm *r, bool is_new);
 
 /* log.c */
 void rsm_log_update(struct rsm *r, const struct raft_update *update);
-void rsm_log_flush(struct rsm *r); /* at the end of the loop's turn */
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
                      const struct raft_conf *conf);
 void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_close(struct rsm *r);
+void rsm_log_pump(struct rsm *r);
+
+/* space.c */
+enum rsm_space_user {
+    RSM_SPACE_LOW,
+    RSM_SPACE_LOG,
+    RSM_SPACE_STORE,
+    RSM_SPACE_SNAP
+};
+void rsm_space_init(struct rsm *r);
+void rsm_space_close(struct rsm *r);
+/* On a worker, before bytes that need room. */
+bool rsm_space_is_low(const struct rsm *r);
+/* On the loop: it got ERR_NOSPACE; it got room. */
+void rsm_space_wait(struct rsm *r, enum rsm_space_user user);
+void rsm_space_found(struct rsm *r, enum rsm_space_user user);
+/* May this be proposed now? ERR_OK, ERR_BUSY, ERR_NOSPACE. */
+enum err rsm_space_admit(struct rsm *r);
+/* On the apply worker, around a call of the state machine: false, and *rc is
+ * set, if it may not be called; what it gave. */
+bool rsm_space_enter(struct rsm *r, enum err *rc);
+void rsm_space_leave(struct rsm *r, enum err rc);
+/* Is the state not to be read for now? */
+bool rsm_space_hides(const struct rsm *r);
+void rsm_space_fill_status(const struct rsm *r, struct rsm_status *status);
 
 /* apply.c */
 void rsm_apply_init(struct rsm *r);

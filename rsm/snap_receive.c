@@ -187,6 +187,7 @@ static void run_install(struct env_job *job)
     }
     in->rc = c->fsm->ops->snap_install(c->fsm, snap_reader_source(reader),
                                        label.index, label.term);
+    in->rsm->space.half = in->rsm->space.half && in->rc != ERR_OK;
     snap_reader_free(reader);
 }
 
@@ -197,12 +198,17 @@ static void on_installed(struct env_job *job)
     if (!came_back(in)) {
         return;
     }
-    if (in->rc == ERR_CORRUPT || in->rc == ERR_VERSION) {
+    if (in->rc == ERR_CORRUPT || in->rc == ERR_VERSION ||
+        in->rc == ERR_NOSPACE) {
         log_error("rsm", "a received snapshot was refused: %s",
                   err_text(in->rc));
         r->installing = false;
         raft_install_abort(r->raft);
+        enum err rc = in->rc;
         end(in);
+        if (rc == ERR_NOSPACE) {
+            rsm_space_wait(r, RSM_SPACE_SNAP);
+        }
         rsm_apply_pump(r);
     } else if (in->rc != ERR_OK) {
         rsm_die(r, in->rc, "installing a snapshot");
@@ -221,6 +227,7 @@ void rsm_incoming_reset_done(struct rsm *r)
         r->commit = index;
     }
     rsm_checkpoint_installed(r, index);
+    r->space.replay = 0;
     rsm_propose_fail_upto(r, index);
     log_info("rsm",
              "installed a snapshot group=%u from=%" PRIu64 " index=%" PRIu64,
@@ -234,6 +241,7 @@ void rsm_incoming_reset_done(struct rsm *r)
     end(in);
     enum err rc = rsm_step(r, &event, NULL);
     CHECK(rc == ERR_OK || rsm_stopped(r));
+    rsm_space_found(r, RSM_SPACE_STORE);
     if (r->config.on_applied != NULL) {
         r->config.on_applied(r->config.arg);
     }
@@ -321,13 +329,20 @@ static void run_write(struct env_job *job)
 static void on_written(struct env_job *job)
 {
     struct rsm_incoming *in = (struct rsm_incoming *)job;
+    struct rsm *r = in->rsm;
     if (!came_back(in)) {
         return;
     }
-    if (in->rc != ERR_OK) {
+    if (in->rc == ERR_IO) {
+        rsm_die(r, in->rc, "writing a received snapshot");
+    } else if (in->rc != ERR_OK) {
+        bool full = in->rc == ERR_NOSPACE;
         log_warn("rsm", "cannot take a snapshot: %s", err_text(in->rc));
-        answer_held(in, RSM_CHUNK_REFUSED);
+        answer_held(in, full ? RSM_CHUNK_WAIT : RSM_CHUNK_REFUSED);
         end(in);
+        if (full) {
+            rsm_space_wait(r, RSM_SPACE_SNAP);
+        }
     } else if (in->offset == in->head.total) {
         begin_install(in);
     } else {
@@ -372,6 +387,8 @@ static bool answer_at_once(struct rsm *r, struct net_request *request,
         answer(r, request, RSM_CHUNK_WAIT, in->offset);
     } else if (!raft_wants_snapshot(r->raft, m->index, m->snap_term)) {
         answer(r, request, RSM_CHUNK_DONE, 0);
+    } else if (in == NULL && r->space.full) {
+        answer(r, request, RSM_CHUNK_WAIT, 0); /* it asks again, for little */
     } else if (in != NULL && (in->installing || in->busy)) {
         net_reply(r->config.net, request, ERR_BUSY, slice_of(NULL, 0));
     } else {

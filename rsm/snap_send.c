@@ -151,7 +151,10 @@ static void run_begin(struct env_job *job)
 {
     struct rsm_outgoing *o = (struct rsm_outgoing *)job;
     struct rsm_fsm *fsm = o->rsm->config.fsm;
-    o->rc = fsm->ops->snap_begin(fsm, &o->view);
+    if (rsm_space_enter(o->rsm, &o->rc)) {
+        o->rc = fsm->ops->snap_begin(fsm, &o->view);
+        rsm_space_leave(o->rsm, o->rc);
+    }
     o->has_view = o->rc == ERR_OK;
 }
 
@@ -245,6 +248,11 @@ static void on_begun(struct env_job *job)
     if (came_back(o)) {
         return;
     }
+    if (o->rc == ERR_NOSPACE) {
+        finish(o, false);
+        rsm_space_wait(r, RSM_SPACE_STORE);
+        return;
+    }
     if (o->rc != ERR_OK) {
         rsm_die(r, o->rc, "beginning a snapshot");
         return;
@@ -262,7 +270,12 @@ static void on_made(struct env_job *job)
         rsm_die(o->rsm, o->fsm_rc, "reading a snapshot");
     } else if (o->rc != ERR_OK) {
         log_warn("rsm", "cannot write a snapshot file: %s", err_text(o->rc));
+        struct rsm *r = o->rsm;
+        bool full = o->rc == ERR_NOSPACE;
         finish(o, false);
+        if (full) {
+            rsm_space_wait(r, RSM_SPACE_SNAP);
+        }
     } else {
         read_chunk(o);
     }

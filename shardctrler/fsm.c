@@ -197,8 +197,9 @@ static enum err fsm_snap_install(struct rsm_fsm *fsm,
     if (rc == ERR_OK) {
         struct ctl_state old = f->state;
         f->state = next;
-        next = old;
         rc = state_save(f, buf_slice(&bytes));
+        next = rc == ERR_OK ? old : f->state;
+        f->state = rc == ERR_OK ? f->state : old;
         publish(f);
     }
     ctl_state_fini(&next);

@@ -300,7 +300,10 @@ static void fill_problem(const struct rsm_status *status,
                          const struct rsm_member *members, uint32_t count,
                          char *words, size_t size)
 {
-    words[0] = '\0';
+    rsm_space_problem(status, words, size);
+    if (words[0] != '\0') {
+        return;
+    }
     if (status->raft.leader == 0) {
         snprintf(words, size,
                  "no leader known: do a majority run, and reach each other?");
@@ -325,7 +328,7 @@ static void handle_status(struct ctl_replica *r, struct net_request *request)
     struct rsm_status status;
     struct rsm_member members[RAFT_PEERS_MAX];
     struct ctl_peer peers[RAFT_PEERS_MAX];
-    char problem[160];
+    char problem[512];
     struct buf b = {0};
     rsm_status(r->rsm, &status);
     uint32_t count = rsm_member_list(r->rsm, members);
@@ -478,6 +481,7 @@ static enum err start(struct ctl_replica *r)
         .wal_segment_size = r->config.wal_segment_size,
         .log_keep_size = r->config.log_keep_size,
         .append_size_max = r->config.append_size_max,
+        .space_low = r->config.space_low,
         .on_leader = on_leader,
         .on_applied = on_applied,
         .identified = r->config.identified,

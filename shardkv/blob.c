@@ -385,10 +385,11 @@ enum err skv_blobs_sync(struct skv_blobs *b)
     } else {
         rc = sync_each(b);
     }
-    if (rc == ERR_OK) {
-        marks_clear(b);
+    if (rc != ERR_OK) {
+        return ERR_IO; /* also for want of space: nobody knows what is there */
     }
-    return rc;
+    marks_clear(b);
+    return ERR_OK;
 }
 
 /* ---- for a view ---- */

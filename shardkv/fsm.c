@@ -310,6 +310,14 @@ static enum err op_snap_install(struct rsm_fsm *fsm, struct snap_source *source,
     return rc == ERR_OK ? load(f) : rc;
 }
 
+static enum err op_rewind(struct rsm_fsm *fsm)
+{
+    struct skv_fsm *f = fsm_of(fsm);
+    f->view_wanted = 0;
+    enum err rc = f->store->ops->rewind(f->store);
+    return rc == ERR_OK ? load(f) : rc;
+}
+
 static const struct rsm_fsm_ops fsm_ops = {
     .durable = op_durable,
     .apply = op_apply,
@@ -317,6 +325,7 @@ static const struct rsm_fsm_ops fsm_ops = {
     .snap_begin = op_snap_begin,
     .snap_read = op_snap_read,
     .snap_end = op_snap_end,
+    .rewind = op_rewind,
     .snap_install = op_snap_install,
 };
 

@@ -399,6 +399,7 @@ static enum err start(struct skv_server *s)
         .wal_segment_size = s->config.wal_segment_size,
         .log_keep_size = s->config.log_keep_size,
         .append_size_max = s->config.append_size_max,
+        .space_low = s->config.space_low,
         .lease_reads = s->config.lease_reads,
         .on_leader = on_leader,
         .on_applied = on_applied,

@@ -65,7 +65,10 @@ static void fill_problem(const struct skv_server *s,
                          const struct rsm_member *members, uint32_t count,
                          char *words, size_t size)
 {
-    words[0] = '\0';
+    rsm_space_problem(status, words, size);
+    if (words[0] != '\0') {
+        return;
+    }
     if (status->raft.leader == 0) {
         snprintf(words, size,
                  "no leader known: do a majority run, and reach each other?");
@@ -92,7 +95,7 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
     struct ctl_peer peers[RAFT_PEERS_MAX];
     struct ctl_move moves[CTL_STATUS_MOVES_MAX];
     const struct skv_picture *p = &s->mover.picture;
-    char problem[160];
+    char problem[512];
     struct buf b = {0};
     rsm_status(s->rsm, &status);
     uint32_t count = rsm_member_list(s->rsm, members);

@@ -49,7 +49,8 @@ typedef bool skv_scan_fn(void *arg, struct slice key,
  * SKV_VALUE_SIZE_MAX. Any other error is this replica's own trouble and logged:
  * ERR_NOSPACE (the disk is full, or the LMDB file as large as it may be),
  * ERR_IO, ERR_CORRUPT. After one in a write, the store refuses writes and
- * checkpoints with it: close it, and a new open is at the last checkpoint. */
+ * checkpoints with it until it is rewound (ERR_NOSPACE) or closed and opened:
+ * both go back to the last checkpoint. */
 struct skv_store_ops {
     /* ERR_NOTFOUND. */
     enum err (*lookup)(struct skv_store *s, struct slice key,
@@ -75,6 +76,10 @@ struct skv_store_ops {
     /* Durable: all writes so far, with `index` and `term` in the same commit.
      */
     enum err (*checkpoint)(struct skv_store *s, uint64_t index, uint64_t term);
+    /* After ERR_NOSPACE: all writes since the last checkpoint are gone, and the
+     * store takes new ones; bytes of large values may be newer, as after a
+     * crash. A failed sync stays final. */
+    enum err (*rewind)(struct skv_store *s);
     /* The last checkpoint's. */
     void (*durable)(struct skv_store *s, uint64_t *index, uint64_t *term);
 
@@ -138,6 +143,9 @@ struct skv_mem_image {
     struct buf bytes;
     uint64_t index;
     uint64_t term;
+    /* Faults: so many more writes are taken, then ERR_NOSPACE. */
+    bool is_full;
+    uint32_t writes_left;
 };
 void skv_mem_image_fini(struct skv_mem_image *image);
 struct skv_store *skv_store_mem_open(struct skv_mem_image *image);

@@ -49,7 +49,7 @@ static enum err sync_dir(const char *path)
     }
     enum err rc = fsync(fd) == 0 ? ERR_OK : skv_system_failed("fsync", path);
     close(fd);
-    return rc;
+    return rc == ERR_OK ? ERR_OK : ERR_IO; /* final, also for want of space */
 }
 
 enum err skv_dir_lock(const char *dir, int *fd)

@@ -19,7 +19,10 @@
  * first and searches from the root only when the key is not there, and what the
  *     state machine names in one entry lies close together.
  *  7. After a failed write nothing is committed any more: half an operation
- *     must not become durable.
+ *     must not become durable. For want of space, op_rewind() throws away all
+ *     since the last checkpoint and begins anew; also after a failed commit:
+ *     whatever LMDB wrote in it, the next one writes again, each page, so no
+ *     sync is relied on that failed. A failed sync of a blob is final.
  *
  * Thread: LMDB ties a write transaction to a thread. The first call after open
  * and all later ones are the applier's; close may come from another thread only
@@ -28,9 +31,11 @@
  */
 #include "shardkv/store_int.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <lmdb.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -46,6 +51,7 @@ enum {
     BLOB_RECORD_SIZE = 1 + 8 + 8,
     RECORD_SIZE_MAX = 1 + SKV_INLINE_SIZE_MAX,
     INSTALL_COMMIT_SIZE = 32 << 20,
+    FULL_SIZE = 4 << 20, /* LMDB writes up to 64 pages at a time */
 };
 
 struct meta {
@@ -58,6 +64,7 @@ struct meta {
 struct generation {
     uint32_t refs; /* atomic */
     bool replaced; /* the last reference removes the directory */
+    bool map_full; /* LMDB's file is as large as it may be */
     char *path;
     MDB_env *env;
     MDB_dbi keys, bookkeeping, dead;
@@ -106,6 +113,13 @@ static struct slice slice_val(const MDB_val *v)
     return slice_of(v->mv_data, v->mv_size);
 }
 
+static bool disk_is_full(const char *path)
+{
+    struct statvfs st;
+    return statvfs(path, &st) == 0 &&
+           (uint64_t)st.f_bavail * st.f_frsize < FULL_SIZE;
+}
+
 /* What an LMDB failure means to us, logged here. */
 static enum err lmdb_failed(const struct generation *g, const char *what,
                             int code)
@@ -113,15 +127,23 @@ static enum err lmdb_failed(const struct generation *g, const char *what,
     log_error("shardkv", "store: %s failed path=%s error=%s", what, g->path,
               mdb_strerror(code));
     switch (code) {
-    case MDB_MAP_FULL: /* the size given at open; operators raise it */
+    case MDB_MAP_FULL:
     case MDB_TXN_FULL: /* far more than between two checkpoints is normal */
         return ERR_NOSPACE;
+    case EIO: /* also what LMDB says of a write cut short by a full disk */
+        return disk_is_full(g->path) ? ERR_NOSPACE : ERR_IO;
     case MDB_CORRUPTED:
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID: return ERR_CORRUPT;
     case MDB_VERSION_MISMATCH: return ERR_VERSION;
     default: return code > 0 ? skv_system_error(code) : ERR_IO;
     }
+}
+
+static enum err write_failed(struct generation *g, const char *what, int code)
+{
+    g->map_full = g->map_full || code == MDB_MAP_FULL;
+    return lmdb_failed(g, what, code);
 }
 
 static enum err corrupt(const struct generation *g, const char *what)
@@ -361,7 +383,7 @@ static enum err put_bytes(struct lmdb_store *s, struct slice key,
     MDB_val k = val_of(key);
     MDB_val v = val_of(bytes);
     int code = mdb_cursor_put(s->cursor, &k, &v, 0);
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "write", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "write", code);
 }
 
 /* `record`: a tag byte's room, then `size` bytes. */
@@ -405,7 +427,7 @@ static enum err bury(struct lmdb_store *s, const struct record *old)
     MDB_val k = {.mv_size = sizeof number, .mv_data = number};
     MDB_val v = {.mv_size = 0, .mv_data = number};
     int code = mdb_put(s->txn, s->gen->dead, &k, &v, 0);
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "write", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "write", code);
 }
 
 /* The blob that the new value goes into: the old one, or a new one that holds
@@ -729,7 +751,7 @@ static enum err remove_record(struct lmdb_store *s, struct slice key,
     if (code == 0) {
         code = mdb_cursor_del(s->cursor, 0);
     }
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "delete", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "delete", code);
 }
 
 static enum err op_remove(struct skv_store *store, struct slice key)
@@ -785,7 +807,7 @@ static enum err reap(struct lmdb_store *s)
     mdb_cursor_close(cursor);
     if (rc == ERR_OK && found) {
         code = mdb_drop(s->txn, s->gen->dead, 0);
-        rc = code == 0 ? ERR_OK : lmdb_failed(s->gen, "drop", code);
+        rc = code == 0 ? ERR_OK : write_failed(s->gen, "drop", code);
     }
     return rc;
 }
@@ -797,7 +819,7 @@ static enum err commit(struct lmdb_store *s)
         code = mdb_txn_commit(s->txn); /* frees it also when it fails */
         s->txn = NULL;
     }
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "commit", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "commit", code);
 }
 
 static enum err op_checkpoint(struct skv_store *store, uint64_t index,
@@ -819,6 +841,52 @@ static enum err op_checkpoint(struct skv_store *store, uint64_t index,
         rc = reap(s);
     }
     return end_write(s, rc);
+}
+
+static enum err load(struct lmdb_store *s);
+
+static void txn_drop(struct lmdb_store *s)
+{
+    if (s->txn != NULL) {
+        mdb_txn_abort(s->txn);
+        s->txn = NULL;
+    }
+}
+
+/* A map that was too small grows; not while a view is open, whose thread reads
+ * in it. */
+static enum err map_grow(struct lmdb_store *s)
+{
+    if (!s->gen->map_full) {
+        return ERR_OK;
+    }
+    if (__atomic_load_n(&s->gen->refs, __ATOMIC_ACQUIRE) > 1) {
+        return ERR_NOSPACE;
+    }
+    int code = mdb_env_set_mapsize(s->gen->env, 2 * s->map_size);
+    if (code != 0) {
+        return lmdb_failed(s->gen, "resize", code);
+    }
+    s->map_size *= 2;
+    s->gen->map_full = false;
+    return ERR_OK;
+}
+
+static enum err op_rewind(struct skv_store *store)
+{
+    struct lmdb_store *s = of(store);
+    if (s->failed != ERR_OK && s->failed != ERR_NOSPACE) {
+        return s->failed;
+    }
+    txn_drop(s);
+    enum err rc = map_grow(s);
+    if (rc == ERR_OK) {
+        rc = load(s);
+    }
+    if (rc == ERR_OK) {
+        s->failed = ERR_OK;
+    }
+    return rc;
 }
 
 static void op_durable(struct skv_store *store, uint64_t *index, uint64_t *term)
@@ -1149,7 +1217,7 @@ static enum err build(const char *dir, uint64_t map_size, uint64_t number,
     }
     if (rc != ERR_OK) {
         install_abort(in);
-        return rc;
+        return in->adopting ? ERR_IO : rc;
     }
     mem_free(in->gen->path);
     in->gen->path = path;
@@ -1170,10 +1238,7 @@ __attribute__((weak)) const char *__tsan_default_suppressions(void)
 
 static void drop_generation(struct lmdb_store *s)
 {
-    if (s->txn != NULL) {
-        mdb_txn_abort(s->txn);
-        s->txn = NULL;
-    }
+    txn_drop(s);
     generation_unref(s->gen);
     s->gen = NULL;
 }
@@ -1242,6 +1307,7 @@ static const struct skv_store_ops lmdb_ops = {
     .scan = op_scan,
     .checkpoint = op_checkpoint,
     .durable = op_durable,
+    .rewind = op_rewind,
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_close = op_view_close,

@@ -30,6 +30,7 @@ struct mem_store {
     struct skv_mem_image *image;
     struct mem_value **values;
     size_t count, capacity;
+    bool failed; /* found no space; not rewound yet */
 };
 
 struct skv_view {
@@ -176,6 +177,17 @@ static enum err op_scan(struct skv_store *store, struct slice prefix,
 
 /* ---- writes ---- */
 
+/* Before anything changes: the fault that the image asks for. */
+static enum err take_space(struct mem_store *s)
+{
+    struct skv_mem_image *image = s->image;
+    if (image != NULL && image->is_full) {
+        s->failed = s->failed || image->writes_left == 0;
+        image->writes_left -= image->writes_left > 0;
+    }
+    return s->failed ? ERR_NOSPACE : ERR_OK;
+}
+
 static struct skv_shape shape_of(const struct mem_value *v)
 {
     return v == NULL ? (struct skv_shape){0}
@@ -223,6 +235,9 @@ static enum err op_put(struct skv_store *store, struct slice key,
     if (rc == ERR_OK) {
         rc = check_room(next);
     }
+    if (rc == ERR_OK) {
+        rc = take_space(of(store));
+    }
     if (rc != ERR_OK) {
         return rc;
     }
@@ -244,6 +259,9 @@ static enum err op_put_range(struct skv_store *store, struct slice key,
     struct skv_shape next =
         skv_shape_put_range(shape_of(find(s, key)), offset, data.size);
     rc = check_room(next);
+    if (rc == ERR_OK) {
+        rc = take_space(s);
+    }
     if (rc != ERR_OK) {
         return rc;
     }
@@ -265,6 +283,9 @@ static enum err op_truncate(struct skv_store *store, struct slice key,
     struct skv_shape next = skv_shape_truncate(shape_of(find(s, key)), length);
     rc = check_room(next);
     if (rc == ERR_OK) {
+        rc = take_space(s);
+    }
+    if (rc == ERR_OK) {
         (void)reshape(s, key, next);
     }
     return rc;
@@ -280,6 +301,10 @@ static enum err op_punch(struct skv_store *store, struct slice key,
     struct mem_value *v = find(of(store), key);
     if (v == NULL) {
         return ERR_NOTFOUND;
+    }
+    rc = take_space(of(store));
+    if (rc != ERR_OK) {
+        return rc;
     }
     uint64_t left = offset < v->bytes.size ? v->bytes.size - offset : 0;
     uint64_t part = size < left ? size : left;
@@ -299,6 +324,10 @@ static enum err op_remove(struct skv_store *store, struct slice key)
     size_t at = lower_bound(s, key);
     if (at == s->count || slice_compare(key_of(s->values[at]), key) != 0) {
         return ERR_OK;
+    }
+    rc = take_space(s);
+    if (rc != ERR_OK) {
+        return rc;
     }
     value_free(s->values[at]);
     s->count--;
@@ -409,6 +438,10 @@ static enum err op_checkpoint(struct skv_store *store, uint64_t index,
                               uint64_t term)
 {
     struct mem_store *s = of(store);
+    enum err rc = take_space(s);
+    if (rc != ERR_OK) {
+        return rc;
+    }
     save(s, &s->image->bytes);
     s->image->index = index;
     s->image->term = term;
@@ -514,9 +547,10 @@ static enum err op_install(struct skv_store *store,
 {
     struct mem_store *s = of(store);
     struct mem_store fresh = {0};
-    enum err rc = load(&fresh, read, arg);
+    enum err rc = s->image->is_full ? ERR_NOSPACE : load(&fresh, read, arg);
     if (rc == ERR_OK) {
         swap_values(s, &fresh);
+        s->failed = false;
         rc = op_checkpoint(store, index, term);
     }
     clear(&fresh);
@@ -556,6 +590,16 @@ static void image_newer(struct mem_store *s)
     mem_free(old.values);
 }
 
+static enum err op_rewind(struct skv_store *store)
+{
+    struct mem_store *s = of(store);
+    image_newer(s);
+    clear(s);
+    load_image(s);
+    s->failed = false;
+    return ERR_OK;
+}
+
 static void op_close(struct skv_store *store)
 {
     struct mem_store *s = of(store);
@@ -576,6 +620,7 @@ static const struct skv_store_ops mem_ops = {
     .scan = op_scan,
     .checkpoint = op_checkpoint,
     .durable = op_durable,
+    .rewind = op_rewind,
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_close = op_view_close,

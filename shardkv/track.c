@@ -155,6 +155,13 @@ static enum err op_checkpoint(struct skv_store *s, uint64_t index,
     return in(s)->ops->checkpoint(in(s), index, term);
 }
 
+/* The entry at hand comes again, and its changes get the same numbers. */
+static enum err op_rewind(struct skv_store *s)
+{
+    of(s)->index = 0;
+    return in(s)->ops->rewind(in(s));
+}
+
 static void op_durable(struct skv_store *s, uint64_t *index, uint64_t *term)
 {
     in(s)->ops->durable(in(s), index, term);
@@ -234,6 +241,7 @@ static const struct skv_store_ops track_ops = {
     .scan = op_scan,
     .checkpoint = op_checkpoint,
     .durable = op_durable,
+    .rewind = op_rewind,
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_open_exact = op_view_open_exact,

@@ -3,9 +3,11 @@
  * loses what was not synced, tears writes, and returns errors.
  *
  * All calls block, and run on a worker. Paths are relative to the disk's root,
- * with at most one '/'. A failed sync is final: the caller stops for good and
- * never tries it again ("Can applications recover from fsync failures?",
- * ATC'20). */
+ * with at most one '/'. ERR_NOSPACE from open, write, truncate, rename or mkdir
+ * has changed nothing that was there, and may be tried again (some of a write's
+ * bytes may be in the file). A failed sync is final, and never ERR_NOSPACE:
+ * the caller stops for good and never tries it again ("Can applications recover
+ * from fsync failures?", ATC'20). */
 #ifndef RAFT_STORAGE_DISK_H
 #define RAFT_STORAGE_DISK_H
 
@@ -36,6 +38,8 @@ struct disk_ops {
     enum err (*remove)(struct disk *d, const char *path);
     enum err (*mkdir)(struct disk *d, const char *path);    /* exists: fine */
     enum err (*sync_dir)(struct disk *d, const char *path); /* "" is the root */
+    /* Bytes that may still be written. */
+    enum err (*space)(struct disk *d, uint64_t *free);
     /* Calls `each` for every file of a directory, in no order. */
     enum err (*list)(struct disk *d, const char *path,
                      void (*each)(void *arg, const char *name), void *arg);
@@ -43,6 +47,7 @@ struct disk_ops {
 
 struct disk {
     const struct disk_ops *ops;
+    const char *root; /* for people; NULL: not a real one */
 };
 
 /* A disk on the directory `root`, made if missing; takes a lock file so that

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@ struct disk_real {
     struct disk disk;
     int root; /* paths are opened relative to it */
     int lock;
+    char *path; /* of the root */
 };
 
 struct disk_file {
@@ -148,11 +150,21 @@ static enum err real_truncate(struct disk_file *f, uint64_t size)
     return ftruncate(f->fd, (off_t)size) == 0 ? ERR_OK : failed("truncate", "");
 }
 
+/* Also when it was for want of space: what is on the disk is not known. */
+static enum err sync_result(int code, const char *what, const char *path)
+{
+    if (code == 0) {
+        return ERR_OK;
+    }
+    (void)!failed(what, path);
+    return ERR_IO;
+}
+
 static enum err real_sync(struct disk_file *f)
 {
     /* No second try, not even for EINTR: after a failure the kernel may have
      * dropped the pages and would report success. */
-    return fdatasync(f->fd) == 0 ? ERR_OK : failed("fdatasync", "");
+    return sync_result(fdatasync(f->fd), "fdatasync", "");
 }
 
 static enum err real_rename(struct disk *d, const char *from, const char *to)
@@ -188,7 +200,7 @@ static enum err real_sync_dir(struct disk *d, const char *path)
     if (fd < 0) {
         return failed("open", path);
     }
-    enum err rc = fsync(fd) == 0 ? ERR_OK : failed("fsync", path);
+    enum err rc = sync_result(fsync(fd), "fsync", path);
     close(fd);
     return rc;
 }
@@ -216,6 +228,16 @@ static enum err real_list(struct disk *d, const char *path,
     return rc;
 }
 
+static enum err real_space(struct disk *d, uint64_t *free)
+{
+    struct statvfs st;
+    if (fstatvfs(real_of(d)->root, &st) != 0) {
+        return failed("fstatvfs", "");
+    }
+    *free = (uint64_t)st.f_bavail * st.f_frsize;
+    return ERR_OK;
+}
+
 static const struct disk_ops real_ops = {
     .open = real_open,
     .close = real_close,
@@ -228,6 +250,7 @@ static const struct disk_ops real_ops = {
     .remove = real_remove,
     .mkdir = real_mkdir,
     .sync_dir = real_sync_dir,
+    .space = real_space,
     .list = real_list,
 };
 
@@ -252,6 +275,7 @@ enum err disk_real_open(const char *root, struct disk **out)
     }
     struct disk_real *d = mem_alloc(sizeof *d);
     d->disk.ops = &real_ops;
+    d->disk.root = d->path = mem_strdup(root);
     d->lock = -1;
     d->root = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     enum err rc = d->root < 0 ? failed("open", root) : take_lock(d, root);
@@ -272,5 +296,6 @@ void disk_real_close(struct disk *disk)
     if (d->root >= 0) {
         close(d->root);
     }
+    mem_free(d->path);
     mem_free(d);
 }

@@ -9,7 +9,16 @@
  *     needs no older segment for them.
  *  4. Segments are deleted oldest first, each deletion durable before the next;
  *     what is left is always a run of consecutive numbers.
- *  5. After a failed write or sync nothing is written any more. */
+ *  5. After a failed sync, or a write that failed for another reason than want
+ *     of space, nothing is written any more.
+ *  6. The space for a short record is taken, as zeros, before it is written, so
+ *     a full disk is met before anything has changed. What was written of a
+ *     group commit that finds no space in spite of that is cut off again.
+ *  7. Entries leave the last `reserve` bytes of the zeros and of the segment
+ *     to hard states and start markers: a log that takes no entries any more
+ *     can still vote, and be cut at its beginning, which gives space back.
+ *  8. A segment that could not be begun is gone, durably, before the one
+ *     before it is written to again: its head says where that one ends. */
 #include "raft/storage/wal_int.h"
 
 #include <stdio.h>
@@ -18,12 +27,17 @@
 #include "base/check.h"
 #include "base/codec.h"
 
-enum { WRITE_SIZE = 8 << 20, SEGMENT_SIZE_MIN = 4096 };
+enum {
+    WRITE_SIZE = 8 << 20,
+    SEGMENT_SIZE_MIN = 4096,
+    RESERVE_SIZE = 16 << 10,
+    START_SIZE_MAX = 512, /* of a start marker: 48 ids */
+};
 #define SEGMENT_SIZE_MAX ((size_t)1 << 31)
 
 static enum err broke(struct wal *w, enum err rc)
 {
-    if (rc != ERR_OK) {
+    if (rc != ERR_OK && rc != ERR_NOSPACE) {
         w->broken = true;
     }
     return rc;
@@ -34,60 +48,114 @@ static struct wal_segment *last_segment(struct wal *w)
     return &w->segments[w->segment_count - 1];
 }
 
-/* Zeros ahead of the write, so that an append changes no file size and its
- * fdatasync writes no metadata. They need no sync of their own. A long write
- * takes none: there the metadata is little, and zeros would double the bytes.
- */
-static enum err fill_ahead(struct wal *w, uint64_t size)
-{
-    static const uint8_t zeros[256 << 10];
+static const uint8_t zeros[256 << 10];
 
-    uint64_t end = w->end + size;
+/* Zeros ahead of the write, so that an append changes no file size and its
+ * fdatasync writes no metadata; and so that a full disk shows here (6). They
+ * need no sync of their own. */
+static enum err fill_ahead(struct wal *w, uint64_t end)
+{
     if (end <= w->filled) {
         return ERR_OK;
     }
-    uint64_t to = size < WAL_FILL_UNDER ? end + WAL_FILL_SIZE : end;
-    if (to > w->segment_size) {
-        to = w->segment_size;
-    }
-    for (uint64_t at = end; at < to;) {
-        uint64_t some = to - at < sizeof zeros ? to - at : sizeof zeros;
-        struct slice part = slice_of(zeros, (size_t)some);
-        enum err rc = w->disk->ops->write(w->file, at, &part, 1);
+    uint64_t to = end + WAL_FILL_SIZE;
+    to = to < w->segment_size ? to : w->segment_size;
+    to = to > end ? to : end;
+    while (w->filled < to) {
+        /* First what must be: a disk with too little for more takes that. */
+        uint64_t left = (w->filled < end ? end : to) - w->filled;
+        struct slice part =
+            slice_of(zeros, left < sizeof zeros ? (size_t)left : sizeof zeros);
+        enum err rc = w->disk->ops->write(w->file, w->filled, &part, 1);
         if (rc != ERR_OK) {
-            return rc;
+            return rc == ERR_NOSPACE && w->filled >= end ? ERR_OK : rc;
         }
-        at += some;
+        w->filled += part.size;
     }
-    w->filled = to > end ? to : end;
     return ERR_OK;
 }
 
-/* Writes what was gathered, without a sync. */
-static enum err flush(struct wal *w, struct buf *b)
+/* A long write has only `keep` zeros behind it: there the metadata is little,
+ * and more zeros would double the bytes. */
+static enum err write_long(struct wal *w, struct slice data, size_t keep)
+{
+    uint64_t filled = w->end + data.size + keep;
+    bool more = filled > w->filled;
+    struct slice parts[] = {data, slice_of(zeros, keep)};
+    w->unsynced = true;
+    enum err rc =
+        w->disk->ops->write(w->file, w->end, parts, more && keep > 0 ? 2 : 1);
+    if (rc == ERR_OK && more) {
+        w->filled = filled;
+    }
+    return rc;
+}
+
+static enum err write_short(struct wal *w, struct slice data, size_t keep)
+{
+    enum err rc = fill_ahead(w, w->end + data.size + keep);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    w->unsynced = true;
+    return w->disk->ops->write(w->file, w->end, &data, 1);
+}
+
+/* Writes what was gathered, without a sync. `keep`: zeros behind it that must
+ * be there afterwards. */
+static enum err flush(struct wal *w, struct buf *b, size_t keep)
 {
     if (b->size == 0) {
         return ERR_OK;
     }
-    enum err rc = fill_ahead(w, b->size);
-    if (rc != ERR_OK) {
-        return rc;
+    enum err rc = b->size < WAL_FILL_UNDER ? write_short(w, buf_slice(b), keep)
+                                           : write_long(w, buf_slice(b), keep);
+    if (rc == ERR_OK) {
+        w->end += b->size;
+        w->stats.bytes += b->size;
+        b->size = 0;
     }
-    struct slice part = buf_slice(b);
-    rc = w->disk->ops->write(w->file, w->end, &part, 1);
-    if (rc != ERR_OK) {
-        return rc;
-    }
-    w->end += b->size;
-    w->stats.bytes += b->size;
-    buf_clear(b);
-    return ERR_OK;
+    return rc;
+}
+
+/* Never ERR_NOSPACE: after a failed sync nobody knows what is on the disk. */
+static enum err final(enum err rc)
+{
+    return rc == ERR_OK ? ERR_OK : ERR_IO;
 }
 
 static enum err sync_file(struct wal *w)
 {
     w->stats.syncs++;
-    return w->disk->ops->sync(w->file);
+    enum err rc = final(w->disk->ops->sync(w->file));
+    if (rc == ERR_OK) {
+        w->unsynced = false;
+    }
+    return rc;
+}
+
+static enum err sync_names(struct wal *w)
+{
+    return final(w->disk->ops->sync_dir(w->disk, w->dir));
+}
+
+/* After ERR_NOSPACE: what a group commit has written since `batch`, where it
+ * begins in this segment, goes. Left there, the next one could join up with
+ * it. */
+static enum err take_back(struct wal *w, uint64_t batch)
+{
+    if (!w->unsynced) {
+        return ERR_NOSPACE;
+    }
+    w->end = w->filled = batch;
+    enum err rc = final(w->disk->ops->truncate(w->file, batch));
+    if (rc == ERR_OK) {
+        rc = sync_file(w);
+    }
+    if (rc == ERR_OK) {
+        rc = fill_ahead(w, batch + w->reserve); /* or nearly: (7) */
+    }
+    return rc == ERR_OK ? ERR_NOSPACE : rc;
 }
 
 static void put_hard_state(struct wal *w, struct buf *b, uint64_t batch)
@@ -151,85 +219,124 @@ static enum err write_beginning(struct wal *w, const struct wal_head *head)
     wal_head_write(buf_extend(&b, WAL_HEAD_SIZE), head);
     put_hard_state(w, &b, WAL_HEAD_SIZE);
     put_start(w, &b, WAL_HEAD_SIZE);
-    enum err rc = flush(w, &b);
+    enum err rc = flush(w, &b, w->reserve);
     buf_free(&b);
     if (rc == ERR_OK) {
         rc = sync_file(w);
     }
-    return rc == ERR_OK ? w->disk->ops->sync_dir(w->disk, w->dir) : rc;
+    return rc == ERR_OK ? sync_names(w) : rc;
 }
 
-/* Goes on in a new segment. What is in the old one is synced. */
+/* The file of the new segment, empty, as the last one. */
+static enum err open_segment(struct wal *w, uint64_t sequence)
+{
+    char path[WAL_PATH_SIZE];
+    struct disk_file *file = NULL;
+    wal_path(w, sequence, path);
+    enum err rc = w->disk->ops->open(w->disk, path, true, &file);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = w->disk->ops->truncate(file, 0);
+    if (rc != ERR_OK) {
+        w->disk->ops->close(file);
+        return rc == ERR_NOSPACE ? ERR_IO : rc;
+    }
+    push_segment(w, sequence);
+    w->file = file;
+    w->end = w->filled = 0;
+    return ERR_OK;
+}
+
+/* Takes the segment back that found no space (8). */
+static enum err drop_segment(struct wal *w)
+{
+    char path[WAL_PATH_SIZE];
+    wal_path(w, last_segment(w)->sequence, path);
+    w->disk->ops->close(w->file);
+    w->file = NULL;
+    w->unsynced = false;
+    w->segment_count--;
+    enum err rc = final(w->disk->ops->remove(w->disk, path));
+    if (rc == ERR_OK) {
+        rc = sync_names(w);
+    }
+    return rc == ERR_OK ? ERR_NOSPACE : rc;
+}
+
+/* Goes on in a new segment. What is in the old one is synced. With
+ * ERR_NOSPACE it goes on in the old one. */
 static enum err roll(struct wal *w, bool reset)
 {
     struct wal_head head = {.sequence = 1, .reset = reset};
+    struct disk_file *file = w->file;
+    uint64_t end = w->end, filled = w->filled;
     if (w->segment_count > 0) {
         head.sequence = last_segment(w)->sequence + 1;
-        head.prev_size = w->end;
-        w->disk->ops->close(w->file);
-        w->file = NULL;
+        head.prev_size = end;
     }
-    char path[WAL_PATH_SIZE];
-    wal_path(w, head.sequence, path);
-    enum err rc = w->disk->ops->open(w->disk, path, true, &w->file);
-    if (rc != ERR_OK) {
-        w->file = NULL;
-        return rc;
-    }
-    rc = w->disk->ops->truncate(w->file, 0);
+    enum err rc = open_segment(w, head.sequence);
     if (rc != ERR_OK) {
         return rc;
     }
-    push_segment(w, head.sequence);
-    w->end = 0;
-    w->filled = 0;
-    return write_beginning(w, &head);
+    rc = write_beginning(w, &head);
+    if (rc == ERR_NOSPACE) {
+        rc = drop_segment(w);
+        w->file = file;
+        w->end = end;
+        w->filled = filled;
+    } else if (file != NULL) {
+        w->disk->ops->close(file);
+    }
+    return rc;
 }
 
 /* Makes room for a record of `size`, in a new segment if it must be. `*batch`
- * is then the new segment's. */
+ * is then the new segment's. `keep`: what the record must leave (7). */
 static enum err make_room(struct wal *w, struct buf *b, size_t size,
-                          uint64_t *batch)
+                          size_t keep, uint64_t *batch)
 {
     uint64_t at = w->end + b->size;
-    if (at + size <= w->segment_size || at <= w->segment_size / 2) {
+    if (at + size + keep <= w->segment_size || at <= w->segment_size / 2) {
         /* A record that fits in no segment goes into a young one, which grows
          * over its size. */
-        return b->size + size > WRITE_SIZE ? flush(w, b) : ERR_OK;
+        return b->size + size > WRITE_SIZE ? flush(w, b, keep) : ERR_OK;
     }
-    enum err rc = flush(w, b);
+    enum err rc = flush(w, b, keep);
     if (rc == ERR_OK) {
         rc = sync_file(w);
     }
     if (rc == ERR_OK) {
+        *batch = w->end; /* what is before it stays, whatever comes */
         rc = roll(w, false);
     }
-    *batch = w->end;
+    *batch = rc == ERR_OK ? w->end : *batch;
     return rc;
 }
 
 static enum err append_records(struct wal *w, struct buf *b,
                                const struct raft_hard_state *hard_state,
-                               const struct raft_entry *entries, uint32_t count)
+                               const struct raft_entry *entries, uint32_t count,
+                               uint64_t *batch)
 {
-    uint64_t batch = w->end;
+    size_t keep = count > 0 ? w->reserve : 0;
     enum err rc = ERR_OK;
     if (hard_state != NULL) {
         w->hard_state = *hard_state;
-        rc = make_room(w, b, wal_record_size(8), &batch);
+        rc = make_room(w, b, wal_record_size(8), keep, batch);
         if (rc == ERR_OK) {
-            put_hard_state(w, b, batch);
+            put_hard_state(w, b, *batch);
         }
     }
     for (uint32_t i = 0; i < count && rc == ERR_OK; i++) {
         size_t size = wal_record_size(bytes_slice(entries[i].data).size);
-        rc = make_room(w, b, size, &batch);
+        rc = make_room(w, b, size, keep, batch);
         if (rc == ERR_OK) {
-            put_entry(w, b, batch, &entries[i]);
+            put_entry(w, b, *batch, &entries[i]);
         }
     }
     if (rc == ERR_OK) {
-        rc = flush(w, b);
+        rc = flush(w, b, keep);
     }
     return rc == ERR_OK ? sync_file(w) : rc;
 }
@@ -244,8 +351,12 @@ enum err wal_append(struct wal *w, const struct raft_hard_state *hard_state,
         return ERR_OK;
     }
     struct buf b = {0};
-    enum err rc = append_records(w, &b, hard_state, entries, count);
+    uint64_t batch = w->end;
+    enum err rc = append_records(w, &b, hard_state, entries, count, &batch);
     buf_free(&b);
+    if (rc == ERR_NOSPACE) {
+        rc = take_back(w, batch);
+    }
     return broke(w, rc);
 }
 
@@ -260,7 +371,7 @@ static enum err delete_oldest(struct wal *w)
     w->segment_count--;
     memmove(w->segments, w->segments + 1,
             w->segment_count * sizeof *w->segments);
-    return w->disk->ops->sync_dir(w->disk, w->dir);
+    return sync_names(w);
 }
 
 static void set_start(struct wal *w, raft_index index, raft_term term,
@@ -276,12 +387,15 @@ static enum err write_start(struct wal *w)
     struct buf b = {0};
     uint64_t batch = w->end;
     /* Also right if this begins a new segment, which has the marker already. */
-    enum err rc = make_room(w, &b, 4096, &batch);
+    enum err rc = make_room(w, &b, START_SIZE_MAX, 0, &batch);
     if (rc == ERR_OK) {
         put_start(w, &b, batch);
-        rc = flush(w, &b);
+        rc = flush(w, &b, 0);
     }
     buf_free(&b);
+    if (rc == ERR_NOSPACE) {
+        rc = take_back(w, batch);
+    }
     return rc == ERR_OK ? sync_file(w) : rc;
 }
 
@@ -309,8 +423,14 @@ enum err wal_reset(struct wal *w, raft_index index, raft_term term,
     if (w->broken) {
         return ERR_IO;
     }
+    raft_index old_index = w->start_index;
+    raft_term old_term = w->start_term;
+    struct raft_conf old_conf = w->start_conf;
     set_start(w, index, term, conf);
     enum err rc = roll(w, true);
+    if (rc == ERR_NOSPACE) {
+        set_start(w, old_index, old_term, &old_conf);
+    }
     while (rc == ERR_OK && w->segment_count > 1) {
         rc = delete_oldest(w);
     }
@@ -334,6 +454,8 @@ enum err wal_open(struct disk *disk, const char *dir, size_t segment_size,
     struct wal *w = mem_alloc(sizeof *w);
     w->disk = disk;
     w->segment_size = segment_size;
+    w->reserve =
+        segment_size / 8 < RESERVE_SIZE ? segment_size / 8 : RESERVE_SIZE;
     CHECK(strlen(dir) < sizeof w->dir);
     snprintf(w->dir, sizeof w->dir, "%s", dir);
 

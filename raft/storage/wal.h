@@ -4,8 +4,9 @@
  *
  * Recovery tells a torn tail, which was never acknowledged and is cut off, from
  * damage before the tail, which is refused with file, offset and what to do.
- * All calls block; after ERR_IO or ERR_NOSPACE from a write or sync the wal is
- * broken and refuses everything. */
+ * All calls block. ERR_NOSPACE: nothing was stored, the log is as it was, and
+ * the same call may be made again. After any other error the wal is broken and
+ * refuses everything. */
 #ifndef RAFT_STORAGE_WAL_H
 #define RAFT_STORAGE_WAL_H
 

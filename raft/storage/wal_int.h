@@ -47,6 +47,7 @@ struct wal {
     struct disk *disk;
     char dir[WAL_PATH_SIZE / 2];
     size_t segment_size;
+    size_t reserve; /* of a segment; entries leave it (wal.c, 7) */
     bool broken;
 
     struct wal_segment *segments; /* the last one is written to */
@@ -54,6 +55,7 @@ struct wal {
     struct disk_file *file; /* of the last segment */
     uint64_t end;           /* where its next record goes */
     uint64_t filled;        /* zeros are written up to here */
+    bool unsynced;          /* something was written since the last sync */
 
     /* Repeated at the start of each segment. */
     struct raft_hard_state hard_state;

@@ -28,6 +28,8 @@ struct faultdisk {
     uint32_t count;
     uint64_t fail_at;
     uint64_t operations;
+    uint64_t room; /* bytes of all files at most; 0: enough */
+    bool copies;   /* a full disk refuses writes in place too */
 };
 
 static struct faultdisk *fault_of(struct disk *d)
@@ -124,12 +126,40 @@ static enum err f_read(struct disk_file *f, uint64_t offset, void *to,
     return ERR_OK;
 }
 
+static uint64_t room_left(struct disk *disk)
+{
+    struct faultdisk *d = fault_of(disk);
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < d->count; i++) {
+        used += d->entries[i]->exists ? d->entries[i]->now.size : 0;
+    }
+    return used < d->room ? d->room - used : 0;
+}
+
+/* As pwrite() does: of what does not fit, the beginning may be written. */
+static bool fits(struct disk_file *f, uint64_t offset, const struct slice *part)
+{
+    uint64_t end = offset + part->size, size = f->entry->now.size;
+    uint64_t left = f->d->room == 0 ? UINT64_MAX : room_left(&f->d->disk);
+    if (f->d->copies && left < part->size) {
+        size_t some = part->size * 3 / 4;
+        if (offset + some <= size) {
+            memcpy(f->entry->now.data + offset, part->data, some);
+        }
+        return false;
+    }
+    return end <= size || end - size <= left;
+}
+
 static enum err f_write(struct disk_file *f, uint64_t offset,
                         const struct slice *parts, uint32_t part_count)
 {
     bool failed = fails(f->d);
     struct buf *b = &f->entry->now;
     for (uint32_t i = 0; i < part_count; i++) {
+        if (!failed && !fits(f, offset, &parts[i])) {
+            return ERR_NOSPACE;
+        }
         if (offset + parts[i].size > b->size) {
             resize(b, (size_t)(offset + parts[i].size));
         }
@@ -232,6 +262,12 @@ static enum err f_list(struct disk *disk, const char *path,
     return ERR_OK;
 }
 
+static enum err f_space(struct disk *disk, uint64_t *free)
+{
+    *free = fault_of(disk)->room == 0 ? UINT64_MAX : room_left(disk);
+    return ERR_OK;
+}
+
 static const struct disk_ops fault_ops = {
     .open = f_open,
     .close = f_close,
@@ -244,6 +280,7 @@ static const struct disk_ops fault_ops = {
     .remove = f_remove,
     .mkdir = f_mkdir,
     .sync_dir = f_sync_dir,
+    .space = f_space,
     .list = f_list,
 };
 
@@ -267,6 +304,19 @@ void faultdisk_free(struct faultdisk *d)
 struct disk *faultdisk_disk(struct faultdisk *d)
 {
     return &d->disk;
+}
+
+void faultdisk_fill(struct faultdisk *d, uint64_t slack, bool copies)
+{
+    d->room = UINT64_MAX;
+    d->room = UINT64_MAX - room_left(&d->disk) + slack + 1;
+    d->copies = copies;
+}
+
+void faultdisk_empty(struct faultdisk *d)
+{
+    d->room = 0;
+    d->copies = false;
 }
 
 void faultdisk_fail_at(struct faultdisk *d, uint64_t nth)

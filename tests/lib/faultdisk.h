@@ -17,6 +17,11 @@ struct disk *faultdisk_disk(struct faultdisk *d);
 void faultdisk_fail_at(struct faultdisk *d, uint64_t nth);
 uint64_t faultdisk_operations(const struct faultdisk *d); /* since fail_at */
 
+/* From now on only so many more bytes find room; `copies`: bytes written over
+ * others need room too. */
+void faultdisk_fill(struct faultdisk *d, uint64_t slack, bool copies);
+void faultdisk_empty(struct faultdisk *d);
+
 /* As after a power cut, chosen by `seed`; works again afterwards. */
 void faultdisk_crash(struct faultdisk *d, uint64_t seed);
 

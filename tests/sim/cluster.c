@@ -27,7 +27,9 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, i + 1);
         }
     }
-    uint32_t spares = c->plan.weights[FAULT_MEMBERS] > 0 ? SIM_SPARES : 0;
+    bool replaces =
+        c->plan.weights[FAULT_MEMBERS] > 0 || c->plan.weights[FAULT_ROT] > 0;
+    uint32_t spares = replaces ? SIM_SPARES : 0;
     for (uint32_t g = 1; g <= c->plan.groups; g++) {
         for (uint32_t i = 0; i < spares; i++) {
             node_add(c, NODE_SERVER, g, c->plan.replicas + i + 1)->spare = true;
@@ -209,6 +211,7 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->cuts = c->plan.cuts ? cuts_new(c) : NULL;
     c->clerk_started = clerk_started;
     c->removed = members_removed;
+    c->refused = members_replace;
     c->leader_seen = faults_leader_seen;
     c->move_seen = faults_move_seen;
     sim_wire_set_watch(c->wire, cluster_on_message, c);

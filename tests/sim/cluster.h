@@ -46,6 +46,9 @@ enum fault {
     FAULT_RESET,   /* a leader's connections to its peers break; it lives */
     FAULT_APART,   /* a follower hears its leader no more, others restart */
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
+    FAULT_FULL,    /* a disk is full for a while, or for good */
+    FAULT_FULL_GROUP, /* those of a whole group, or most of it */
+    FAULT_ROT,        /* a bit flips in the log of a replica that is down */
     FAULTS
 };
 
@@ -59,6 +62,7 @@ struct plan {
         append_size_max;
     size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
+    uint64_t space_low;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
     bool lease_reads;
@@ -90,6 +94,11 @@ struct node {
     struct ctl_client *admin;
     struct skv_clerk *clerk;
     bool doomed; /* a fault was planted that it must die of */
+    bool rotten; /* its log is damaged: it may refuse to start */
+    bool gone;   /* it refused to start */
+    bool lost;   /* rotten, or its disk stays full: nothing is asked of it */
+    raft_index stored;    /* on its disk when it died */
+    uint64_t empty_at_us; /* when its full disk gets space */
     /* members.c */
     bool spare;   /* may join its group; not started yet */
     bool joining; /* its first life begins without a configuration */
@@ -127,6 +136,7 @@ struct cluster {
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     void (*removed)(void *node);           /* its rsm says so; may be NULL */
+    void (*refused)(struct node *n);       /* to start: damaged; may be NULL */
     /* One group speaks to another about a shard; may be NULL. */
     void (*move_seen)(struct node *from, struct node *to);
     bool healed;      /* no more faults */
@@ -189,6 +199,7 @@ void members_change(struct cluster *c);
 /* Asks a leader to hand over, to anybody. */
 void members_transfer(struct cluster *c, struct node *leader);
 void members_wipe(struct cluster *c);
+void members_replace(struct node *n);
 void members_removed(void *node); /* its rsm says so */
 /* No change is under way, and who was removed has stopped. */
 bool members_settled(struct cluster *c);

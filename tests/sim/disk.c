@@ -22,7 +22,8 @@ struct change {
 struct inode {
     struct buf base, live;
     struct change *first, **last;
-    uint32_t refs; /* names and handles */
+    uint32_t refs;  /* names and handles */
+    size_t settled; /* synced, and a later sync wrote behind it */
 };
 
 struct name {
@@ -54,7 +55,9 @@ struct sim_disk {
     struct dir dirs[DIRS_MAX]; /* [0] is the root */
     uint32_t dir_count;
     uint32_t die_after;
-    bool fail_sync;
+    bool fail_sync, sync_failed;
+    bool full, copies; /* copies on write */
+    uint64_t room;     /* full: bytes of all files at most */
     uint64_t syncs;
     uint32_t handles;
 };
@@ -277,6 +280,47 @@ static void change_add(struct inode *i, bool is_truncate, uint64_t offset,
     i->last = &c->next;
 }
 
+/* ---- space ---- */
+
+static uint64_t disk_used(const struct sim_disk *d)
+{
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < d->dir_count; i++) {
+        for (struct name *n = d->dirs[i].live; n != NULL; n = n->next) {
+            used += n->inode->live.size;
+        }
+    }
+    return used;
+}
+
+static bool disk_has_room(struct sim_disk *d, uint64_t size)
+{
+    return !d->full || disk_used(d) + size <= d->room;
+}
+
+static bool write_fits(struct disk_file *f, uint64_t end)
+{
+    struct sim_disk *d = f->disk;
+    uint64_t size = f->inode->live.size;
+    if (d->full && d->copies && sim_chance(d->env->world, 300)) {
+        return false;
+    }
+    return end <= size || disk_has_room(d, end - size);
+}
+
+/* As pwrite() does: what fits is written. */
+static void write_some(struct disk_file *f, uint64_t offset,
+                       const struct slice *part)
+{
+    uint64_t size = sim_between(f->disk->env->world, 0, part->size);
+    struct slice some = slice_of(part->data, (size_t)size);
+    if (size > 0 &&
+        (offset + size <= f->inode->live.size ||
+         disk_has_room(f->disk, offset + size - f->inode->live.size))) {
+        change_add(f->inode, false, offset, &some, 1);
+    }
+}
+
 /* ---- the seam ---- */
 
 /* May a change happen? No when the node is dead, or dies in this very call. */
@@ -312,6 +356,9 @@ static enum err disk_open(struct disk *disk, const char *path, bool create,
         }
         if (!alive(d)) {
             return ERR_IO;
+        }
+        if (!disk_has_room(d, 1)) {
+            return ERR_NOSPACE;
         }
         inode = mem_alloc(sizeof *inode);
         inode->last = &inode->first;
@@ -360,6 +407,14 @@ static enum err disk_write(struct disk_file *f, uint64_t offset,
     if (!alive(f->disk)) {
         return ERR_IO;
     }
+    uint64_t end = offset;
+    for (uint32_t i = 0; i < part_count; i++) {
+        end += parts[i].size;
+    }
+    if (!write_fits(f, end)) {
+        write_some(f, offset, &parts[0]);
+        return ERR_NOSPACE;
+    }
     change_add(f->inode, false, offset, parts, part_count);
     return ERR_OK;
 }
@@ -373,6 +428,16 @@ static enum err disk_truncate(struct disk_file *f, uint64_t size)
     return ERR_OK;
 }
 
+/* Up to where the changes of this sync left the file alone. */
+static size_t settled_after(const struct inode *i)
+{
+    uint64_t settled = i->base.size;
+    for (const struct change *c = i->first; c != NULL; c = c->next) {
+        settled = c->offset < settled ? c->offset : settled;
+    }
+    return (size_t)settled;
+}
+
 static enum err disk_sync(struct disk_file *f)
 {
     if (!alive(f->disk)) {
@@ -380,11 +445,20 @@ static enum err disk_sync(struct disk_file *f)
     }
     struct inode *i = f->inode;
     f->disk->syncs++;
+    if (f->disk->sync_failed) {
+        sim_fail(f->disk->env->world,
+                 "n%u syncs again after a sync that failed",
+                 f->disk->env->node);
+    }
     if (f->disk->fail_sync && i->first != NULL) {
+        f->disk->sync_failed = true;
         /* As Linux does: the pages count as clean, and were never written. */
         f->disk->fail_sync = false;
         changes_free(i);
         return ERR_IO;
+    }
+    if (i->first != NULL) {
+        i->settled = settled_after(i);
     }
     while (i->first != NULL) {
         struct change *c = i->first;
@@ -478,6 +552,14 @@ static enum err disk_list(struct disk *disk, const char *path,
     return ERR_OK;
 }
 
+static enum err disk_space(struct disk *disk, uint64_t *free)
+{
+    struct sim_disk *d = of(disk);
+    uint64_t used = disk_used(d);
+    *free = !d->full ? UINT64_MAX : used < d->room ? d->room - used : 0;
+    return ERR_OK;
+}
+
 static const struct disk_ops ops = {
     .open = disk_open,
     .close = disk_close,
@@ -490,6 +572,7 @@ static const struct disk_ops ops = {
     .remove = disk_remove,
     .mkdir = disk_mkdir,
     .sync_dir = disk_sync_dir,
+    .space = disk_space,
     .list = disk_list,
 };
 
@@ -588,6 +671,7 @@ void sim_disk_crash(struct sim_disk *d)
 {
     CHECK(d->handles == 0);
     sim_disk_calm(d);
+    d->sync_failed = false;
     for (uint32_t i = 0; i < d->dir_count; i++) {
         dir_crash(d, &d->dirs[i]);
     }
@@ -601,6 +685,48 @@ void sim_disk_die_after(struct sim_disk *d, uint32_t count)
 void sim_disk_fail_sync(struct sim_disk *d)
 {
     d->fail_sync = true;
+}
+
+void sim_disk_fill(struct sim_disk *d, uint64_t slack)
+{
+    d->full = true;
+    d->copies = sim_chance(d->env->world, 300);
+    d->room = disk_used(d) + slack;
+}
+
+void sim_disk_empty(struct sim_disk *d)
+{
+    d->full = false;
+}
+
+bool sim_disk_is_full(const struct sim_disk *d)
+{
+    return d->full;
+}
+
+bool sim_disk_rot(struct sim_disk *d, char *where, size_t size)
+{
+    struct dir *dir = dir_find(d, "wal", 3);
+    struct name *files[64];
+    uint32_t count = 0;
+    for (struct name *n = dir == NULL ? NULL : dir->base;
+         n != NULL && count < 64; n = n->next) {
+        if (n->inode->settled > 0 && n->inode->settled <= n->inode->base.size) {
+            files[count++] = n;
+        }
+    }
+    if (count == 0) {
+        return false;
+    }
+    struct sim_world *w = d->env->world;
+    struct name *n = files[sim_between(w, 0, count - 1)];
+    uint64_t at = sim_between(w, 0, n->inode->settled - 1);
+    uint8_t bit = (uint8_t)(1u << sim_between(w, 0, 7));
+    n->inode->base.data[at] ^= bit;
+    n->inode->live.data[at] ^= bit;
+    snprintf(where, size, "wal/%s at byte %llu", n->text,
+             (unsigned long long)at);
+    return true;
 }
 
 void sim_disk_calm(struct sim_disk *d)

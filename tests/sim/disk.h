@@ -5,7 +5,13 @@
  *     at a border of 512 bytes; order between and within files is no promise.
  *  3. Creating, renaming and removing last from the directory's sync_dir() on;
  *     of what came since, a crash keeps a beginning (as a journal does).
- *  4. After a sync that failed, the bytes may look written and never be. */
+ *  4. After a sync that failed, the bytes may look written and never be.
+ * Whoever syncs again afterwards, in the same life, has failed the test.
+ *  5. A full disk takes no byte that makes a file larger, some disks (which
+ * copy on write) none at all; a write may get half-way. What is removed gives
+ *     space back.
+ *  6. Bits rot at rest, in what a sync has covered that another one followed.
+ */
 #ifndef TESTS_SIM_DISK_H
 #define TESTS_SIM_DISK_H
 
@@ -27,7 +33,14 @@ void sim_disk_crash(struct sim_disk *d);
 void sim_disk_die_after(struct sim_disk *d, uint32_t count);
 /* The next sync fails with ERR_IO, and what it should have written is lost. */
 void sim_disk_fail_sync(struct sim_disk *d);
-/* Takes both back. */
+/* From now on there is room for `slack` more bytes; until sim_disk_empty(). */
+void sim_disk_fill(struct sim_disk *d, uint64_t slack);
+void sim_disk_empty(struct sim_disk *d);
+bool sim_disk_is_full(const struct sim_disk *d);
+/* Flips a bit in a file of the directory "wal" of a node that is down, and says
+ * where. False: nothing there is old enough. */
+bool sim_disk_rot(struct sim_disk *d, char *where, size_t size);
+/* Takes back die_after and fail_sync. */
 void sim_disk_calm(struct sim_disk *d);
 uint64_t sim_disk_syncs(const struct sim_disk *d);
 

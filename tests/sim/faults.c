@@ -155,6 +155,88 @@ static void sync_fault(struct cluster *c)
     }
 }
 
+/* ---- disks ---- */
+
+static bool lost_in_group(struct cluster *c, uint32_t gid)
+{
+    bool lost = false;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        lost = lost || (node_is_server(n) && n->gid == gid && n->lost);
+    }
+    return lost;
+}
+
+static void disk_empty(struct node *n)
+{
+    sim_disk_empty(n->disk);
+    n->image.is_full = false;
+}
+
+static void disk_empty_later(void *arg)
+{
+    struct node *n = arg;
+    if (!n->lost && n->cluster->world->now_us >= n->empty_at_us) {
+        sim_trace(n->cluster->world, "n%u: its disk has space", n->number);
+        disk_empty(n);
+    }
+}
+
+static void disk_fill(struct node *n, uint64_t slack, uint64_t time_us)
+{
+    struct sim_world *w = n->cluster->world;
+    sim_disk_fill(n->disk, slack);
+    n->image.is_full = true;
+    n->image.writes_left = (uint32_t)sim_delay(w, 0, 40);
+    n->empty_at_us = w->now_us + time_us;
+    sim_after(w, time_us, disk_empty_later, n);
+}
+
+static void full(struct cluster *c)
+{
+    struct sim_world *w = c->world;
+    struct node *n = pick_server(c);
+    if (n->lost || sim_disk_is_full(n->disk)) {
+        return;
+    }
+    uint64_t slack = sim_delay(w, 0, 40000);
+    n->lost = c->plan.weights[FAULT_WIPE] == 0 && !lost_in_group(c, n->gid) &&
+              sim_chance(w, 50);
+    sim_trace(w, "n%u: its disk is full%s, but for %" PRIu64 " bytes",
+              n->number, n->lost ? " for good" : "", slack);
+    disk_fill(n, slack, sim_delay(w, 100 * MS, 8 * SECOND));
+}
+
+static void full_group(struct cluster *c)
+{
+    struct sim_world *w = c->world;
+    uint32_t gid = any_server(c)->gid;
+    uint64_t time_us = sim_delay(w, 100 * MS, 20 * SECOND);
+    sim_trace(w, "the disks of group %u are full", gid);
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (node_is_member(n) && n->gid == gid && !sim_disk_is_full(n->disk) &&
+            sim_chance(w, 800)) {
+            disk_fill(n, sim_delay(w, 0, 40000), time_us);
+        }
+    }
+}
+
+/* One of a group at most, and for good: whoever replaces it is a later step.
+ * It comes back when the bit fell where nothing is read. */
+static void rot(struct cluster *c)
+{
+    struct node *n = any_server(c);
+    char where[160];
+    if (lost_in_group(c, n->gid) || down_in_group(c, n->gid) > 0) {
+        return;
+    }
+    node_crash(n, "killed, and its log rots");
+    n->lost = n->rotten = sim_disk_rot(n->disk, where, sizeof where);
+    sim_trace(c->world, "n%u: %s", n->number, n->rotten ? where : "no rot");
+    node_restart_later(n, sim_delay(c->world, 20 * MS, 2 * SECOND));
+}
+
 static void clerk_crash(struct cluster *c)
 {
     struct node *n =
@@ -467,16 +549,29 @@ static void admin(struct cluster *c)
 /* ---- one after another ---- */
 
 static void (*const acts[FAULTS])(struct cluster *c) = {
-    [FAULT_CRASH] = crash,         [FAULT_CRASH_LEADER] = crash_leader,
-    [FAULT_CRASH_ALL] = crash_all, [FAULT_POWER] = power,
-    [FAULT_SYNC] = sync_fault,     [FAULT_PARTITION] = partition,
-    [FAULT_ONE_WAY] = one_way,     [FAULT_LEADER_CUT] = leader_cut,
-    [FAULT_MEND] = mend,           [FAULT_PAUSE] = pause_node,
-    [FAULT_SLOW] = slow,           [FAULT_CLOCK] = clock_jump,
-    [FAULT_WEATHER] = weather,     [FAULT_ADMIN] = admin,
-    [FAULT_CLERK] = clerk_crash,   [FAULT_MEMBERS] = members_change,
-    [FAULT_WIPE] = members_wipe,   [FAULT_MOVE] = hunt_move,
-    [FAULT_RESET] = leader_reset,  [FAULT_APART] = follower_apart,
+    [FAULT_CRASH] = crash,
+    [FAULT_CRASH_LEADER] = crash_leader,
+    [FAULT_CRASH_ALL] = crash_all,
+    [FAULT_POWER] = power,
+    [FAULT_SYNC] = sync_fault,
+    [FAULT_PARTITION] = partition,
+    [FAULT_ONE_WAY] = one_way,
+    [FAULT_LEADER_CUT] = leader_cut,
+    [FAULT_MEND] = mend,
+    [FAULT_PAUSE] = pause_node,
+    [FAULT_SLOW] = slow,
+    [FAULT_CLOCK] = clock_jump,
+    [FAULT_WEATHER] = weather,
+    [FAULT_ADMIN] = admin,
+    [FAULT_CLERK] = clerk_crash,
+    [FAULT_MEMBERS] = members_change,
+    [FAULT_WIPE] = members_wipe,
+    [FAULT_MOVE] = hunt_move,
+    [FAULT_FULL] = full,
+    [FAULT_FULL_GROUP] = full_group,
+    [FAULT_ROT] = rot,
+    [FAULT_RESET] = leader_reset,
+    [FAULT_APART] = follower_apart,
 };
 
 static enum fault draw(struct cluster *c)
@@ -525,6 +620,9 @@ void faults_heal(struct cluster *c)
             n->env.paused_until_us = 0;
         }
         n->env.slow_until_us = 0;
+        if (n->disk != NULL && !n->lost) {
+            disk_empty(n);
+        }
         if (n->env.dead) {
             node_start(n);
         }

@@ -144,6 +144,7 @@ static void answered(void *arg, enum err rc, struct slice body)
     case ERR_CLOSED:
     case ERR_TIMEDOUT:
     case ERR_IO:
+    case ERR_NOSPACE:
     case ERR_BUSY: break;
     default:
         sim_fail(c->world, "group %u refuses step %d of a change: %s", m->gid,
@@ -262,6 +263,16 @@ void members_change(struct cluster *c)
         change_begin(c, gid, spare, sim_chance(c->world, 600) ? out : NULL);
     } else if (count > 3 || (count > 2 && sim_chance(c->world, 200))) {
         change_begin(c, gid, NULL, out);
+    }
+}
+
+/* Its log is damaged, so it will not start again. */
+void members_replace(struct node *n)
+{
+    struct cluster *c = n->cluster;
+    struct node *spare = n->kind == NODE_SERVER ? spare_of(c, n->gid) : NULL;
+    if (spare != NULL && may_change(c, n->gid)) {
+        change_begin(c, n->gid, spare, n);
     }
 }
 

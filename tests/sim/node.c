@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "rsm/rsm_int.h"
 
 #define SECOND UINT64_C(1000000)
 
@@ -125,6 +126,7 @@ static enum err controller_start(struct node *n)
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
         .append_size_max = n->cluster->plan.append_size_max,
+        .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
         .identified = true,
         .on_removed = n->cluster->removed,
@@ -150,6 +152,7 @@ static enum err server_start(struct node *n)
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
         .append_size_max = n->cluster->plan.append_size_max,
+        .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
         .identified = true,
         .lease_reads = n->cluster->plan.lease_reads,
@@ -177,10 +180,51 @@ static void client_start(struct node *n)
     }
 }
 
+/* What was on its disk when it died is there again: nothing acknowledged is
+ * taken for a torn write, and no damage either. */
+static void check_stored(struct node *n)
+{
+    struct rsm *rsm = node_is_server(n) ? node_rsm(n) : NULL;
+    struct raft_status s;
+    if (rsm == NULL) {
+        return;
+    }
+    raft_status(rsm_raft(rsm), &s);
+    if (s.last_index < n->stored) {
+        sim_fail(n->cluster->world,
+                 "n%u has entries up to %" PRIu64 ", and had stored %" PRIu64,
+                 n->number, s.last_index, n->stored);
+    }
+}
+
+static void note_stored(struct node *n)
+{
+    struct rsm *rsm = n->ctl != NULL   ? ctl_replica_rsm(n->ctl)
+                      : n->skv != NULL ? skv_server_rsm(n->skv)
+                                       : NULL;
+    struct raft_status s;
+    n->stored = 0;
+    if (rsm != NULL && !rsm->installing) { /* it takes away what conflicts */
+        raft_status(rsm_raft(rsm), &s);
+        n->stored = s.persisted;
+    }
+}
+
+/* It says why, and stays down. */
+static void start_failed(struct node *n, const char *why)
+{
+    sim_trace(n->cluster->world, "n%u does not start: %s", n->number, why);
+    sim_env_kill(&n->env);
+    node_end(n);
+    sim_net_bury(n->cluster->wire, n->number);
+    sim_env_bury(&n->env);
+    sim_disk_crash(n->disk);
+}
+
 void node_start(struct node *n)
 {
     struct sim_world *w = n->cluster->world;
-    if (!n->env.dead || n->spare || n->retired) {
+    if (!n->env.dead || n->spare || n->retired || n->gone) {
         return;
     }
     bool is_new = n->env.life == 0;
@@ -206,6 +250,7 @@ void node_start(struct node *n)
     case NODE_SERVER: rc = server_start(n); break;
     default: client_start(n);
     }
+    bool full = n->disk != NULL && sim_disk_is_full(n->disk);
     if (n->wiped) {
         if (rc != ERR_NOTFOUND) {
             sim_fail(w, "n%u lost its disk, and starts again: %s", n->number,
@@ -213,7 +258,20 @@ void node_start(struct node *n)
         }
         n->retired = true;
         node_crash(n, "it has no identity");
-    } else if (rc != ERR_OK) {
+    } else if (rc == ERR_OK) {
+        check_stored(n);
+    } else if (rc == ERR_CORRUPT && n->rotten) {
+        n->gone = true;
+        start_failed(n, "its log is damaged");
+        if (n->cluster->refused != NULL) {
+            n->cluster->refused(n);
+        }
+    } else if (rc == ERR_NOSPACE && full) {
+        start_failed(n, "its disk is full");
+        node_restart_later(n, SECOND);
+    } else if (n->doomed && n->env.dying) {
+        return; /* died at once */
+    } else {
         sim_fail(w, "n%u of group %u does not start again: %s", n->number,
                  n->gid, err_name(rc));
     }
@@ -267,6 +325,7 @@ void node_crash(struct node *n, const char *why)
     struct sim_world *w = n->cluster->world;
     sim_trace(w, "n%u dies: %s", n->number, why);
     n->deaths++;
+    note_stored(n);
     sim_env_kill(&n->env);
     node_end(n);
     sim_net_bury(n->cluster->wire, n->number);

@@ -52,6 +52,9 @@ static const struct scenario scenarios[] = {
       [FAULT_SYNC] = 2,
       [FAULT_SLOW] = 3,
       [FAULT_CRASH_ALL] = 1,
+      [FAULT_FULL] = 6,
+      [FAULT_FULL_GROUP] = 2,
+      [FAULT_ROT] = 2,
       [FAULT_WEATHER] = 1}},
     {"shards",
      50 * MS,
@@ -136,6 +139,7 @@ static const struct scenario scenarios[] = {
       [FAULT_WEATHER] = 4,
       [FAULT_ADMIN] = 6,
       [FAULT_MOVE] = 1,
+      [FAULT_FULL] = 2,
       [FAULT_CLERK] = 2,
       [FAULT_MEMBERS] = 3,
       [FAULT_WIPE] = 1}},
@@ -205,6 +209,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->batch_size = rng_chance(&rng, 700) ? rng_between(&rng, 1, 2000) : 0;
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
+    p->space_low = rng_chance(&rng, 500) ? 1 : 16384;
     p->clock_error_ppm = 5000;
     if (p->weights[FAULT_RESET] > 1) {
         p->lease_reads = true;

@@ -454,7 +454,7 @@ static bool group_settled(struct cluster *c, uint32_t gid)
     raft_index applied = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (!node_is_member(n) || n->gid != gid) {
+        if (!node_is_member(n) || n->gid != gid || n->lost) {
             continue;
         }
         struct rsm *rsm = node_rsm(n);
@@ -491,7 +491,8 @@ static void group_compare(struct cluster *c, uint32_t gid)
     struct digest all = {0};
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        if (n->kind != NODE_SERVER || n->gid != gid || !node_is_member(n)) {
+        if (n->kind != NODE_SERVER || n->gid != gid || !node_is_member(n) ||
+            n->lost) {
             continue;
         }
         struct digest d = digest_of(n);
@@ -526,7 +527,8 @@ bool verify_locks_gone(struct cluster *c)
 {
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        for (uint32_t s = 0; n->skv != NULL && s < c->plan.shards; s++) {
+        for (uint32_t s = 0; n->skv != NULL && !n->lost && s < c->plan.shards;
+             s++) {
             if (n->skv->fsm->shards[s].prepared != NULL) {
                 return false;
             }

@@ -223,6 +223,7 @@ static void take_answer(struct op *op)
         break;
     case ERR_TIMEDOUT:
     case ERR_INTERRUPTED:
+    case ERR_NOSPACE: /* of a retry; the first try may be in the log */
     case ERR_CLOSED: record->unknown = true; break;
     default:
         sim_fail(w->cluster->world,

@@ -1440,7 +1440,7 @@ static void nonsense_is_refused(void **state)
         {0, 0},     {0, 8},   {0, 255}, /* type */
         {1, 0},     {9, 0},             /* from, to */
         {17, 0},                        /* term */
-        {57, 8},                        /* flags */
+        {57, 16},                       /* flags */
         {90, 200},                      /* entry_count */
         {93, 255},                      /* a count over all bounds */
         {94, 0},    {94, 99},           /* an entry's term */

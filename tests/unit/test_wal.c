@@ -288,6 +288,116 @@ static void test_crash_at_every_operation(void **state)
     }
 }
 
+/* A full disk: nothing is stored, and the log is as it was, whether it crashes
+ * then, or goes on when there is space, with less than what found none. */
+static void full_once(uint64_t seed, uint64_t slack, bool copies, bool crashes)
+{
+    static struct model m;
+    m = (struct model){0};
+    struct rng rng = {seed};
+    struct operation op = {0};
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    for (uint32_t round = 0; round < 4; round++) {
+        faultdisk_fill(d, slack, copies);
+        if (run(w, &m, &rng, 60, &op) == 60) {
+            break;
+        }
+        if (crashes) {
+            wal_close(w);
+            faultdisk_empty(d);
+            faultdisk_crash(d, seed + slack + round);
+            open_ok(d, &w, &r);
+            if (!settle(&m, &op, &r)) {
+                fail_msg("seed %d slack %d: acknowledged state is lost",
+                         (int)seed, (int)slack);
+            }
+            wal_recovery_free(&r);
+            continue;
+        }
+        assert_int_equal(execute(w, &op), ERR_NOSPACE);
+        faultdisk_empty(d);
+        if (op.kind == APPEND && op.count > 1) {
+            op.count = 1 + (uint32_t)rng_below(&rng, op.count - 1);
+        }
+        assert_int_equal(execute(w, &op), ERR_OK);
+        model_execute(&m, &op, op.count);
+    }
+    faultdisk_empty(d);
+    wal_close(w);
+    faultdisk_crash(d, seed);
+    open_ok(d, &w, &r);
+    assert_true(same(&m, &r));
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+static void test_full_disk(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 60; seed++) {
+        for (uint64_t slack = 0; slack < 40000; slack = 2 * slack + 700) {
+            full_once(seed, slack, false, false);
+            full_once(seed, slack, false, true);
+            full_once(seed, slack, true, false);
+            full_once(seed, slack, true, true);
+        }
+    }
+}
+
+/* Entries leave room to vote, and to say from where on the log counts: that
+ * deletes segments, and gives space back. */
+static void test_full_disk_votes_and_compacts(void **state)
+{
+    (void)state;
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    struct wal_stats before, after;
+    raft_index last = 0;
+
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    faultdisk_fill(d, 5 * SEGMENT, false);
+    for (;;) {
+        struct bytes *data = bytes_copy(slice_text("some text in an entry"));
+        struct raft_entry e = {.term = 1,
+                               .index = last + 1,
+                               .type = RAFT_ENTRY_COMMAND,
+                               .data = data};
+        enum err rc = wal_append(w, NULL, &e, 1);
+        bytes_unref(data);
+        if (rc != ERR_OK) {
+            assert_int_equal(rc, ERR_NOSPACE);
+            break;
+        }
+        last++;
+    }
+    for (uint64_t term = 2; term < 12; term++) {
+        struct raft_hard_state hs = {.term = term};
+        assert_int_equal(wal_append(w, &hs, NULL, 0), ERR_OK);
+    }
+    wal_stats(w, &before);
+    struct raft_conf conf = conf_at(last);
+    assert_int_equal(wal_compact(w, last, 1, &conf), ERR_OK);
+    wal_stats(w, &after);
+    assert_true(before.segments > 2 && after.segments == 1);
+    wal_close(w);
+    faultdisk_empty(d);
+    faultdisk_crash(d, 1);
+    open_ok(d, &w, &r);
+    assert_int_equal(r.start_index, last);
+    assert_int_equal(r.hard_state.term, 11);
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
 /* Recovery itself is interrupted, at each of its own writes. */
 static void test_crash_while_recovering(void **state)
 {
@@ -550,11 +660,70 @@ static void test_records_inside_an_entry(void **state)
     faultdisk_free(d);
 }
 
+enum { LONG_SEGMENT = 1 << 20, LONG_ENTRY = 70000 };
+
+static enum err append_long(struct wal *w, raft_index index)
+{
+    static uint8_t text[LONG_ENTRY];
+    struct bytes *data = bytes_copy(slice_of(text, sizeof text));
+    struct raft_entry e = {
+        .term = 1, .index = index, .type = RAFT_ENTRY_COMMAND, .data = data};
+    enum err rc = wal_append(w, NULL, &e, 1);
+    bytes_unref(data);
+    return rc;
+}
+
+/* Long writes have no zeros ahead: what the disk took of them goes, and the
+ * room for votes stays. */
+static void long_once(uint64_t slack)
+{
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    raft_index last = 0;
+    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
+                     ERR_OK);
+    wal_recovery_free(&r);
+    assert_int_equal(append_long(w, ++last), ERR_OK);
+    faultdisk_fill(d, slack, false);
+    while (append_long(w, last + 1) == ERR_OK) {
+        last++;
+    }
+    assert_int_equal(append_long(w, last + 1), ERR_NOSPACE);
+    faultdisk_fill(d, 0, false); /* others take what it gave back */
+    for (uint64_t term = 2; term < 40; term++) {
+        struct raft_hard_state hs = {.term = term};
+        assert_int_equal(wal_append(w, &hs, NULL, 0), ERR_OK);
+    }
+    wal_close(w);
+    faultdisk_empty(d);
+    faultdisk_crash(d, slack);
+    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
+                     ERR_OK);
+    assert_int_equal(r.entry_count, last);
+    assert_int_equal(r.hard_state.term, 39);
+    wal_recovery_free(&r);
+    assert_int_equal(append_long(w, last + 1), ERR_OK);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+static void test_full_disk_long_writes(void **state)
+{
+    (void)state;
+    for (uint64_t slack = 0; slack < 3000000; slack += 33333) {
+        long_once(slack);
+    }
+}
+
 int main(void)
 {
     log_set_level(LOG_LEVEL_OFF);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_crash_at_every_operation),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_full_disk_votes_and_compacts),
+        cmocka_unit_test(test_full_disk_long_writes),
         cmocka_unit_test(test_crash_while_recovering),
         cmocka_unit_test(test_flipped_bytes),
         cmocka_unit_test(test_lost_sector_in_the_middle),
