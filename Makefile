@@ -48,7 +48,7 @@ PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
             libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
 TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
 BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
-                  openssl python3
+                  openssl python3 nftables iproute2
 
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 
@@ -76,7 +76,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-migrate lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-migrate lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -107,6 +107,12 @@ $(OUT)/labs: $(LABS_OBJ) $(LIB)
 
 $(OUT)/labs_real: $(REAL_OBJ) $(LIB) | $(OUT)/labs_node
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/raft_bench: $(OUT)/tests/bench/raft_bench.o $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/limits: $(OUT)/tests/bench/limits.o
+	$(CC) $(LDFLAGS) $^ -o $@ -lssl -lcrypto
 
 $(OUT)/labs_node: $(NODE_OBJ) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
@@ -182,8 +188,14 @@ bench: deps
 
 # How long clients wait when their leader is stopped, killed, halted.
 bench-gap: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
+
+# The replicated log alone, beside the limits of disk and net.
+bench-log: deps
+	@$(MAKE) -s -j2 build/release/raft_bench build/release/limits
+	@tests/bench/log.sh
 
 bench-migrate: deps
 	@$(MAKE) -s -j2 all

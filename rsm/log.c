@@ -37,11 +37,23 @@ static void on_run(struct env_job *job)
     wal_stats(wal, &j->stats);
 }
 
+/* Somebody waits for a follower's sync and it has nothing else to do. A leader
+ * has: its heartbeats must not wait for a disk. */
+static bool is_brief(const struct rsm *r, const struct rsm_log_job *j)
+{
+    return !r->leading && j->kind == RSM_LOG_APPEND &&
+           j->size <= RSM_BRIEF_SIZE;
+}
+
 static void pump(struct rsm *r)
 {
     if (!r->log_running && r->log_head != NULL && !rsm_stopped(r)) {
         r->log_running = true;
-        env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
+        if (is_brief(r, r->log_head)) {
+            env_worker_submit_brief(r->env, r->wal_worker, &r->log_head->job);
+        } else {
+            env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
+        }
     }
 }
 
@@ -118,6 +130,7 @@ static void add_entries(struct rsm_log_job *j, const struct raft_entry *entries,
     }
     for (uint32_t i = 0; i < count; i++) {
         j->entries[j->entry_count] = entries[i];
+        j->size += bytes_slice(entries[i].data).size;
         bytes_ref(j->entries[j->entry_count++].data);
     }
 }
@@ -137,6 +150,15 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update)
         cut(j, update->append[0].index);
         add_entries(j, update->append, update->append_count);
     }
+    if (r->leading) {
+        pump(r);
+    } else {
+        rsm_flush_later(r); /* what comes in this turn shares a sync */
+    }
+}
+
+void rsm_log_flush(struct rsm *r)
+{
     pump(r);
 }
 

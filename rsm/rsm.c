@@ -147,6 +147,7 @@ static void on_flush(struct env_timer *t)
     rsm_read_answer_failed(r);
     rsm_leader_tell(r);
     rsm_member_pump(r);
+    rsm_log_flush(r);
 }
 
 /* --- From the network */

@@ -18,6 +18,8 @@ enum {
     RSM_APPLY_JOBS_MAX = 2,
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
+    RSM_BRIEF_COUNT = 4, /* jobs that the loop may run itself: at most */
+    RSM_BRIEF_SIZE = 16 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_CHUNK_SIZE = 512 << 10,
     /* For the answer to a chunk: at least this and what the bytes may take;
@@ -85,6 +87,7 @@ struct rsm_log_job {
     struct raft_hard_state hard_state;
     struct raft_entry *entries; /* with references */
     uint32_t entry_count, entry_capacity;
+    uint64_t size; /* of the entries that were added */
     /* COMPACT and RESET */
     raft_index index;
     raft_term term;
@@ -238,6 +241,7 @@ MUST_USE enum err rsm_identity_log(struct rsm *r, bool is_new);
 
 /* log.c */
 void rsm_log_update(struct rsm *r, const struct raft_update *update);
+void rsm_log_flush(struct rsm *r); /* at the end of the loop's turn */
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
                      const struct raft_conf *conf);
 void rsm_log_reset(struct rsm *r, const struct snap_label *label);

@@ -35,26 +35,29 @@ static struct wal_segment *last_segment(struct wal *w)
 }
 
 /* Zeros ahead of the write, so that an append changes no file size and its
- * fdatasync writes no metadata. They need no sync of their own. */
-static enum err fill_ahead(struct wal *w, uint64_t end)
+ * fdatasync writes no metadata. They need no sync of their own. A long write
+ * takes none: there the metadata is little, and zeros would double the bytes.
+ */
+static enum err fill_ahead(struct wal *w, uint64_t size)
 {
     static const uint8_t zeros[256 << 10];
 
+    uint64_t end = w->end + size;
     if (end <= w->filled) {
         return ERR_OK;
     }
-    uint64_t to = end + WAL_FILL_SIZE;
+    uint64_t to = size < WAL_FILL_UNDER ? end + WAL_FILL_SIZE : end;
     if (to > w->segment_size) {
         to = w->segment_size;
     }
     for (uint64_t at = end; at < to;) {
-        uint64_t size = to - at < sizeof zeros ? to - at : sizeof zeros;
-        struct slice part = slice_of(zeros, (size_t)size);
+        uint64_t some = to - at < sizeof zeros ? to - at : sizeof zeros;
+        struct slice part = slice_of(zeros, (size_t)some);
         enum err rc = w->disk->ops->write(w->file, at, &part, 1);
         if (rc != ERR_OK) {
             return rc;
         }
-        at += size;
+        at += some;
     }
     w->filled = to > end ? to : end;
     return ERR_OK;
@@ -66,7 +69,7 @@ static enum err flush(struct wal *w, struct buf *b)
     if (b->size == 0) {
         return ERR_OK;
     }
-    enum err rc = fill_ahead(w, w->end + b->size);
+    enum err rc = fill_ahead(w, b->size);
     if (rc != ERR_OK) {
         return rc;
     }
