@@ -226,6 +226,7 @@ struct rsm_status {
     uint64_t wal_bytes; /* written since start */
     uint64_t wal_syncs;
     uint32_t proposals_waiting;
+    bool checkpointing; /* under way: then more of the log may go */
 };
 void rsm_status(const struct rsm *r, struct rsm_status *status);
 /* The core, for tests that look at its log. */

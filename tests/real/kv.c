@@ -2,8 +2,11 @@
  * are labs_node, killed with kill -9; clerks and administrators live on a loop
  * in the runner, which turns only while a row waits. Time is the clock.
  *
- * Always: a term of a group has one leader, and no server stops by itself. */
-#include "tests/labs/kv_harness.h"
+ * Always: a term of a group has one leader, and no server stops by itself.
+ *
+ * Here: time, what servers say, the network, lives, questions; kv_begin.c makes
+ * the world and ends it. */
+#include "tests/real/kv_int.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -13,53 +16,8 @@
 
 #include "base/check.h"
 #include "tests/real/home.h"
-#include "tests/real/process.h"
-#include "tests/real/user.h"
 
 #define MS UINT64_C(1000)
-
-enum {
-    LOOK_US = 10000,
-    SETS_MAX = CTL_GROUPS_MAX + 2, /* controllers, groups, other controllers */
-};
-
-/* Something that is called at its time. */
-struct later {
-    struct env_timer timer; /* first */
-    struct kv *kv;
-    void (*fn)(void *arg);
-    void *arg;
-    struct later *prev, *next;
-};
-
-/* Servers of one Raft group: numbers from `first` on. */
-struct set {
-    uint32_t first, count;
-    uint32_t *leaders; /* by term: the number + 1; 0: none yet */
-    raft_term term_count;
-};
-
-struct kv_world {
-    struct rng rng;
-    struct net_loop *loop;
-    struct env *env;
-    struct tls_context *client_tls, *admin_tls;
-    struct process servers[REAL_NODES_MAX];
-    bool ready[REAL_NODES_MAX]; /* it serves */
-    uint64_t cuts[REAL_NODES_MAX];
-    uint32_t server_count, port;
-    struct set sets[SETS_MAX];
-    uint32_t set_count;
-    struct faultnet_plan plan;
-    struct kv_user *users; /* administrators, then clients */
-    uint32_t user_count;
-    struct kv_counts counts; /* the users' */
-    const bool *awaited;     /* the loop stops when it is false */
-    struct later look;       /* at what servers say */
-    struct later alarm;      /* of who sleeps */
-    struct later *laters;
-    FILE *notes;
-};
 
 /* ---- failing, and time ---- */
 
@@ -100,7 +58,7 @@ uint64_t kv_now_us(const struct kv *kv)
     return process_now_us();
 }
 
-static void wake(void *arg)
+void world_wake(void *arg)
 {
     struct kv *kv = arg;
     net_loop_stop(kv->world->loop);
@@ -109,7 +67,7 @@ static void wake(void *arg)
 void kv_wake(struct kv *kv)
 {
     if (kv->world->awaited != NULL && !*kv->world->awaited) {
-        wake(kv);
+        world_wake(kv);
     }
 }
 
@@ -152,14 +110,14 @@ static void later_fire(struct env_timer *timer)
     l->fn(l->arg);
 }
 
-static void later_init(struct later *l, struct kv *kv, void (*fn)(void *arg),
-                       void *arg)
+void later_init(struct later *l, struct kv *kv, void (*fn)(void *arg),
+                void *arg)
 {
     *l = (struct later){
         .timer.fire = later_fire, .kv = kv, .fn = fn, .arg = arg};
 }
 
-static void later_free(struct later *l)
+void later_free(struct later *l)
 {
     struct kv_world *w = l->kv->world;
     env_timer_stop(w->env, &l->timer);
@@ -215,7 +173,7 @@ static void saw_leader(struct kv *kv, uint32_t number, raft_term term)
     *leader = number + 1;
 }
 
-static void look_for_problems(struct kv *kv)
+void world_problems(struct kv *kv)
 {
     for (uint32_t i = 0; i < kv->world->server_count; i++) {
         if (kv->world->servers[i].problem[0] != '\0') {
@@ -230,18 +188,18 @@ static void look_for_problems(struct kv *kv)
     }
 }
 
-static void look(void *arg)
+void world_look(void *arg)
 {
     struct kv *kv = arg;
     struct kv_world *w = kv->world;
     process_hear_all(w->servers, w->server_count, 0);
-    look_for_problems(kv);
-    env_timer_start(w->env, &w->look.timer, LOOK_US);
+    world_problems(kv);
+    env_timer_start(w->env, &w->look.timer, WORLD_LOOK_US);
 }
 
 /* ---- the network ---- */
 
-static struct real_net net_of(const struct kv *kv, uint32_t number)
+struct real_net world_net(const struct kv *kv, uint32_t number)
 {
     return (struct real_net){.plan = kv->world->plan,
                              .cut = kv->world->cuts[number]};
@@ -252,7 +210,7 @@ static void tell_net(struct kv *kv, uint32_t first, uint32_t count)
     struct kv_world *w = kv->world;
     struct real_note note;
     for (uint32_t i = first; i < first + count; i++) {
-        struct real_ask ask = {.kind = REAL_ASK_NET, .net = net_of(kv, i)};
+        struct real_ask ask = {.kind = REAL_ASK_NET, .net = world_net(kv, i)};
         if (w->ready[i]) {
             process_tell(&w->servers[i], &ask);
         }
@@ -271,7 +229,7 @@ static void serves(struct kv *kv, uint32_t number)
     tell_net(kv, number, 1);
 }
 
-static void noted(struct process *p, const struct real_note *note)
+void world_noted(struct process *p, const struct real_note *note)
 {
     struct kv *kv = p->arg;
     switch (note->kind) {
@@ -329,8 +287,8 @@ void kv_client_reach(struct kv_client *c, uint32_t group, uint32_t servers)
     }
 }
 
-static void address_of(const struct kv_world *w, uint32_t number,
-                       char address[NET_ADDRESS_SIZE_MAX])
+void world_address(const struct kv_world *w, uint32_t number,
+                   char address[NET_ADDRESS_SIZE_MAX])
 {
     snprintf(address, NET_ADDRESS_SIZE_MAX, "127.0.0.1:%u", w->port + number);
 }
@@ -338,7 +296,7 @@ static void address_of(const struct kv_world *w, uint32_t number,
 void kv_address(const struct kv *kv, uint32_t group, uint32_t server,
                 char address[NET_ADDRESS_SIZE_MAX])
 {
-    address_of(kv->world, kv->world->sets[group].first + server, address);
+    world_address(kv->world, kv->world->sets[group].first + server, address);
 }
 
 /* ---- lives ---- */
@@ -365,7 +323,7 @@ void kv_start(struct kv *kv, uint32_t group, uint32_t server)
     struct process *p = &kv->world->servers[number];
     if (!kv_failed(kv) && p->pid == 0) {
         kv_note(kv, "n%u starts", number);
-        p->node.net = net_of(kv, number);
+        p->node.net = world_net(kv, number);
         process_start(p);
     }
 }
@@ -385,7 +343,7 @@ static bool ask(struct kv *kv, uint32_t number, enum real_ask_kind kind,
     if (process_ask(p, &what, REAL_STATE, &note)) {
         *state = note.state;
     }
-    look_for_problems(kv);
+    world_problems(kv);
     return !kv_failed(kv);
 }
 
@@ -427,230 +385,5 @@ void kv_count(struct kv *kv, struct kv_counts *counts)
         counts->replies += one->replies;
         counts->bytes += one->bytes;
         counts->chunks += one->chunks;
-    }
-}
-
-/* ---- begin: servers ---- */
-
-static void add_server(struct kv *kv, uint32_t group, raft_id id,
-                       const char *dir)
-{
-    struct kv_world *w = kv->world;
-    struct process *p = &w->servers[w->server_count];
-    struct kv_tuning tuning = kv_tuning(kv);
-    CHECK(w->server_count < REAL_NODES_MAX);
-    p->noted = noted;
-    p->arg = kv;
-    p->node = (struct real_node){
-        .kind = group == 0 ? REAL_CONTROLLER : REAL_GROUP,
-        .number = w->server_count++,
-        .port = w->port,
-        .group = group,
-        .id = id,
-        .controllers_count = KV_CONTROLLERS,
-        .seed = kv->run->seed,
-        .shards = kv->options.shards,
-        .checkpoint_ms_max = tuning.checkpoint_ms_max,
-        .checkpoint_size_max = tuning.checkpoint_size_max,
-        .wal_segment_size = tuning.wal_segment_size,
-        .log_keep_size = tuning.log_keep_size,
-    };
-    snprintf(p->node.dir, sizeof p->node.dir, "%s/n%u", dir, p->node.number);
-    snprintf(p->node.certs, sizeof p->node.certs, "%s", home_certs());
-    snprintf(p->node.name, sizeof p->node.name, "g%u", group);
-    process_init(p);
-}
-
-static void add_set(struct kv *kv, uint32_t group, const char *dir)
-{
-    struct kv_world *w = kv->world;
-    struct set *s = &w->sets[w->set_count++];
-    CHECK(w->set_count <= SETS_MAX);
-    s->first = w->server_count;
-    s->count = kv_group_size(kv, group);
-    for (uint32_t i = 0; i < s->count; i++) {
-        struct process *p = &w->servers[s->first + i];
-        add_server(kv, group, i + 1, dir);
-        p->node.first = s->first;
-        p->node.count = s->count;
-    }
-}
-
-static void start_all(struct kv *kv)
-{
-    struct kv_world *w = kv->world;
-    for (uint32_t i = 0; i < w->server_count; i++) {
-        w->servers[i].node.net = net_of(kv, i);
-        process_start(&w->servers[i]);
-    }
-    for (uint32_t i = 0; i < w->server_count; i++) {
-        w->ready[i] = process_await(&w->servers[i]);
-    }
-}
-
-/* ---- begin: users ---- */
-
-static struct tls_context *tls_of(const char *name)
-{
-    struct tls_context *tls;
-    char problem[512];
-    CHECK(tls_context_new(home_certs(), name, &tls, problem, sizeof problem) ==
-          ERR_OK);
-    return tls;
-}
-
-/* Of set 0, or the last. */
-static void controllers_of(const struct kv_world *w, uint32_t set,
-                           char addresses[][NET_ADDRESS_SIZE_MAX])
-{
-    for (uint32_t i = 0; i < KV_CONTROLLERS; i++) {
-        address_of(w, w->sets[set].first + i, addresses[i]);
-    }
-}
-
-static void clerk_make(struct kv_client *c, uint32_t set)
-{
-    char addresses[KV_CONTROLLERS][NET_ADDRESS_SIZE_MAX];
-    controllers_of(c->kv->world, set, addresses);
-    c->clerk = skv_clerk_new(c->kv->world->env, user_net(c->user), addresses,
-                             KV_CONTROLLERS);
-}
-
-static void admin_make(struct kv_admin *a, uint32_t set)
-{
-    char addresses[KV_CONTROLLERS][NET_ADDRESS_SIZE_MAX];
-    controllers_of(a->kv->world, set, addresses);
-    a->ctl = ctl_client_new(a->kv->world->env, user_net(a->user), addresses,
-                            KV_CONTROLLERS);
-}
-
-static struct kv_user *add_user(struct kv *kv, struct tls_context *tls)
-{
-    struct kv_world *w = kv->world;
-    struct kv_user *u = &w->users[w->user_count++];
-    u->counts = &w->counts;
-    u->port = w->port;
-    user_init(u, w->loop, tls, rng_next(&w->rng));
-    faultnet_set(u->faults, &w->plan);
-    return u;
-}
-
-static void build_users(struct kv *kv)
-{
-    struct kv_world *w = kv->world;
-    w->users =
-        mem_array(kv->options.admins + kv->options.clients, sizeof *w->users);
-    for (uint32_t i = 0; i < kv->options.admins; i++) {
-        kv->admins[i].user = add_user(kv, w->admin_tls);
-        admin_make(&kv->admins[i], 0);
-    }
-    for (uint32_t i = 0; i < kv->options.clients; i++) {
-        kv->clients[i].user = add_user(kv, w->client_tls);
-        clerk_make(&kv->clients[i], 0);
-    }
-}
-
-void kv_client_deceive(struct kv_client *c)
-{
-    if (!kv_failed(c->kv)) {
-        skv_clerk_free(c->clerk);
-        clerk_make(c, c->kv->world->set_count - 1);
-    }
-}
-
-void kv_admin_redirect(struct kv_admin *a)
-{
-    if (!kv_failed(a->kv)) {
-        ctl_client_free(a->ctl);
-        admin_make(a, a->kv->world->set_count - 1);
-    }
-}
-
-/* ---- begin and end ---- */
-
-static void world_init(struct kv *kv, const char *dir)
-{
-    struct kv_world *w = kv->world;
-    char path[PATH_MAX + 8];
-    w->rng.state = kv->run->seed;
-    kv->rng = &w->rng;
-    CHECK(net_loop_new(&w->loop) == ERR_OK);
-    w->env = net_loop_env(w->loop);
-    w->client_tls = tls_of("client");
-    w->admin_tls = tls_of("admin");
-    w->plan.unreliable = kv->options.unreliable;
-    w->plan.silent = kv->options.silence && kv->run->seed % 4 == 0;
-    w->port = home_ports(REAL_NODES_MAX);
-    later_init(&w->look, kv, look, kv);
-    later_init(&w->alarm, kv, wake, kv);
-    snprintf(path, sizeof path, "%s/row.log", dir);
-    w->notes = fopen(path, "w");
-    CHECK(w->notes != NULL);
-}
-
-struct kv *kv_begin(struct lab_run *run, const struct kv_options *options)
-{
-    struct kv *kv = kv_new(run, options);
-    const char *dir = home_row_make(run->name);
-    kv->world = mem_alloc(sizeof *kv->world);
-    kv->begun_us = process_now_us();
-    world_init(kv, dir);
-    for (uint32_t group = 0; group <= options->groups; group++) {
-        add_set(kv, group, dir);
-    }
-    if (options->other_controllers) {
-        add_set(kv, 0, dir);
-    }
-    start_all(kv);
-    look_for_problems(kv);
-    build_users(kv);
-    env_timer_start(kv->world->env, &kv->world->look.timer, LOOK_US);
-    kv->begun_us = process_now_us();
-    return kv;
-}
-
-static void end_users(struct kv *kv)
-{
-    for (uint32_t i = 0; i < kv->options.admins; i++) {
-        ctl_client_free(kv->admins[i].ctl);
-    }
-    for (uint32_t i = 0; i < kv->options.clients; i++) {
-        skv_clerk_free(kv->clients[i].clerk);
-    }
-    for (uint32_t i = 0; i < kv->world->user_count; i++) {
-        user_fini(&kv->world->users[i]);
-    }
-    mem_free(kv->world->users);
-}
-
-static void world_fini(struct kv_world *w)
-{
-    env_timer_stop(w->env, &w->look.timer);
-    while (w->laters != NULL) {
-        later_free(w->laters);
-    }
-    for (uint32_t i = 0; i < w->server_count; i++) {
-        process_fini(&w->servers[i]);
-    }
-    for (uint32_t i = 0; i < w->set_count; i++) {
-        mem_free(w->sets[i].leaders);
-    }
-    tls_context_free(w->client_tls);
-    tls_context_free(w->admin_tls);
-    net_loop_free(w->loop);
-    fclose(w->notes);
-    mem_free(w);
-}
-
-void kv_end(struct kv *kv)
-{
-    struct lab_run *run = kv->run;
-    kv_report(kv);
-    kv->ending = true;
-    end_users(kv);
-    world_fini(kv->world);
-    kv_free(kv);
-    if (!run->failed || home_interrupted()) {
-        home_row_remove();
     }
 }

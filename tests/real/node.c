@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -160,9 +161,12 @@ static void state_fill(struct real_state *s)
 }
 
 /* What the last checkpoint stored, as a stream: read by the thread that writes
- * the store, between two entries. */
+ * the store, between two entries. First what is under way ends: the labs save
+ * before the next entry comes; here the disk may take long, and the log cannot
+ * be cut until it is done. */
 struct sizes {
     struct rsm_read read; /* first */
+    struct env_timer timer;
     struct buf stream;
     uint64_t index, term;
 };
@@ -205,12 +209,26 @@ static void sizes_done(struct rsm_read *rd, enum err rc)
     mem_free(s);
 }
 
+static void sizes_when_settled(struct env_timer *timer)
+{
+    struct sizes *s =
+        (struct sizes *)((char *)timer - offsetof(struct sizes, timer));
+    struct rsm_status status;
+    rsm_status(node_rsm(), &status);
+    if (status.checkpointing || status.applied < status.raft.commit) {
+        env_timer_start(node.env, timer, LOOK_US);
+    } else {
+        rsm_read_local(node_rsm(), &s->read);
+    }
+}
+
 static void tell_sizes(void)
 {
     struct sizes *s = mem_alloc(sizeof *s);
     s->read.run = sizes_read;
     s->read.done = sizes_done;
-    rsm_read_local(node_rsm(), &s->read);
+    s->timer.fire = sizes_when_settled;
+    sizes_when_settled(&s->timer);
 }
 
 static void set_net(const struct real_net *net)
