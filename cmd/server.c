@@ -135,6 +135,7 @@ static enum err start_group(struct server *s, const struct cluster *c,
                                        .id = self->id,
                                        .certificate_end_s = certificate_end_s,
                                        .identified = true,
+                                       .lease_reads = c->lease_reads,
                                        .on_removed = on_removed,
                                        .arg = s};
     config.peer_count = group_peers(c, self->gid, config.peers);

@@ -195,7 +195,9 @@ static int run_script(struct script *s, const struct kv *kv)
                 "%s\n",
                 s->texts[s->lines[txn.failed]]);
     } else {
-        fprintf(stderr, "flotilla: the transaction failed: %s\n", err_text(rc));
+        char words[256];
+        skv_txn_explain(&txn, words, sizeof words);
+        fprintf(stderr, "flotilla: the transaction failed: %s\n", words);
     }
     arena_free(&txn.arena);
     return rc == ERR_OK ? EXIT_DONE : EXIT_FAILED;

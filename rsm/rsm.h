@@ -135,6 +135,10 @@ struct rsm_config {
     uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
+    /* As leader, answer reads without asking a majority while a lease lasts
+     * (raft/lease.c): safe only while no replica's clock runs more than
+     * RAFT_LEASE_DRIFT_PERCENT faster than another's, or stands still. */
+    bool lease_reads;
     /* A new leader proposes nothing by itself, as in the labs, which count the
      * entries from 1. Nothing commits and no read is answered until the user
      * proposes something in the new term. */

@@ -26,6 +26,7 @@ struct skv_server_config {
     size_t wal_segment_size, log_keep_size, append_size_max;
     uint64_t certificate_end_s; /* shown in status */
     bool identified;            /* see rsm_config */
+    bool lease_reads;           /* see rsm_config */
     void (*on_removed)(void *arg);
     void *arg;
 };

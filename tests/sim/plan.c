@@ -77,6 +77,18 @@ static const struct scenario scenarios[] = {
       [FAULT_WEATHER] = 2,
       [FAULT_ADMIN] = 2,
       [FAULT_CLERK] = 1}},
+    {"leases",
+     50 * MS,
+     1200 * MS,
+     {[FAULT_RESET] = 8,
+      [FAULT_APART] = 4,
+      [FAULT_CRASH_LEADER] = 3,
+      [FAULT_CRASH] = 3,
+      [FAULT_PAUSE] = 2,
+      [FAULT_MEND] = 8,
+      [FAULT_WEATHER] = 1,
+      [FAULT_CLERK] = 2,
+      [FAULT_MEMBERS] = 2}},
     {"moves",
      20 * MS,
      600 * MS,
@@ -95,6 +107,17 @@ static const struct scenario scenarios[] = {
       [FAULT_CLOCK] = 2,
       [FAULT_WEATHER] = 2,
       [FAULT_ADMIN] = 1}},
+    {"cuts",
+     50 * MS,
+     1500 * MS,
+     {[FAULT_CRASH] = 2,
+      [FAULT_CRASH_LEADER] = 1,
+      [FAULT_LEADER_CUT] = 1,
+      [FAULT_MEND] = 4,
+      [FAULT_WEATHER] = 2,
+      [FAULT_ADMIN] = 6,
+      [FAULT_MOVE] = 2,
+      [FAULT_CLERK] = 1}},
     {"all",
      30 * MS,
      2000 * MS,
@@ -118,6 +141,9 @@ static const struct scenario scenarios[] = {
       [FAULT_WIPE] = 1}},
 };
 enum { SCENARIOS = sizeof scenarios / sizeof *scenarios, GROUPS_MAX = 3 };
+
+/* The fastest clock and the slowest are RAFT_LEASE_DRIFT_PERCENT apart. */
+enum { LEASE_CLOCK_ERROR_PPM = 90000 };
 
 void plan_print_names(void)
 {
@@ -179,8 +205,20 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->batch_size = rng_chance(&rng, 700) ? rng_between(&rng, 1, 2000) : 0;
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
+    p->clock_error_ppm = 5000;
+    if (p->weights[FAULT_RESET] > 1) {
+        p->lease_reads = true;
+        p->clock_error_ppm = LEASE_CLOCK_ERROR_PPM;
+    }
+    p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 300);
+    if (p->cuts && p->keys < 8) {
+        p->keys = 8; /* holds make callers give up: more histories to check */
+    }
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);
+    }
+    if (p->cuts && p->batch_size < 400) {
+        p->batch_size = 400; /* else a move never catches up with the bank */
     }
     return true;
 }
