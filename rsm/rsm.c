@@ -264,6 +264,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .wal_bytes = r->wal_stats.bytes,
         .wal_syncs = r->wal_stats.syncs,
         .proposals_waiting = r->waiting_count + r->queued_count,
+        .checkpointing = r->checkpoint_running,
     };
     raft_status(r->raft, &status->raft);
     rsm_space_fill_status(r, status);
