@@ -142,8 +142,8 @@ enum err raft_msg_decode(struct slice from, struct arena *a,
     uint8_t flags = dec_u8(&d);
     m.reject = (flags & FLAG_REJECT) != 0;
     m.transfer = (flags & FLAG_TRANSFER) != 0;
-    m.full = (flags & FLAG_FULL) != 0;
     m.lease = (flags & FLAG_LEASE) != 0;
+    m.full = (flags & FLAG_FULL) != 0;
     m.conflict_term = dec_u64(&d);
     m.conflict_index = dec_u64(&d);
     m.last_index = dec_u64(&d);

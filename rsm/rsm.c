@@ -267,6 +267,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .stall = rsm_samples_spread(&r->stalls),
         .busy = rsm_samples_spread(&r->busies),
         .write = rsm_samples_spread(&r->writes),
+        .checkpointing = r->checkpoint_running,
     };
     raft_status(r->raft, &status->raft);
     rsm_space_fill_status(r, status);

@@ -338,6 +338,7 @@ static enum err op_snap_install(struct rsm_fsm *fsm, struct snap_source *source,
 static enum err op_rewind(struct rsm_fsm *fsm)
 {
     struct skv_fsm *f = fsm_of(fsm);
+    f->view_wanted = 0;
     enum err rc = f->store->ops->rewind(f->store);
     return rc == ERR_OK ? load(f) : rc;
 }

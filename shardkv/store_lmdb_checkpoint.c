@@ -38,7 +38,7 @@ static enum err write_keys(struct skv_lmdb *s, MDB_txn *txn)
     if (cursor != NULL) {
         mdb_cursor_close(cursor);
     }
-    return code == 0 ? ERR_OK : skv_lmdb_failed(s->gen, "write", code);
+    return code == 0 ? ERR_OK : skv_lmdb_write_failed(s->gen, "write", code);
 }
 
 static enum err write_dead(struct skv_lmdb *s, MDB_txn *txn)
@@ -51,7 +51,7 @@ static enum err write_dead(struct skv_lmdb *s, MDB_txn *txn)
         MDB_val value = {.mv_size = 0, .mv_data = dead->data};
         code = mdb_put(txn, g->dead, &key, &value, 0);
     }
-    return code == 0 ? ERR_OK : skv_lmdb_failed(g, "write", code);
+    return code == 0 ? ERR_OK : skv_lmdb_write_failed(g, "write", code);
 }
 
 static enum err write_all(struct skv_lmdb *s)
@@ -79,7 +79,8 @@ static enum err write_all(struct skv_lmdb *s)
     if (rc == ERR_OK && code == 0) {
         g->reaped = false;
     }
-    return rc == ERR_OK && code != 0 ? skv_lmdb_failed(g, "commit", code) : rc;
+    return rc == ERR_OK && code != 0 ? skv_lmdb_write_failed(g, "commit", code)
+                                     : rc;
 }
 
 static enum err unlink_each(struct skv_generation *g, MDB_cursor *cursor)

@@ -21,12 +21,13 @@ static bool disk_is_full(const char *path)
 }
 
 /* What an LMDB failure means to us, logged here. */
-enum err skv_lmdb_failed(struct skv_generation *g, const char *what, int code)
+enum err skv_lmdb_failed(const struct skv_generation *g, const char *what,
+                         int code)
 {
     log_error("shardkv", "store: %s failed path=%s error=%s", what, g->path,
               mdb_strerror(code));
     switch (code) {
-    case MDB_MAP_FULL: g->map_full = true; return ERR_NOSPACE;
+    case MDB_MAP_FULL:
     case MDB_TXN_FULL: /* far more than between two checkpoints is normal */
         return ERR_NOSPACE;
     case EIO: /* also what LMDB says of a write cut short by a full disk */
@@ -37,6 +38,13 @@ enum err skv_lmdb_failed(struct skv_generation *g, const char *what, int code)
     case MDB_VERSION_MISMATCH: return ERR_VERSION;
     default: return code > 0 ? skv_system_error(code) : ERR_IO;
     }
+}
+
+enum err skv_lmdb_write_failed(struct skv_generation *g, const char *what,
+                               int code)
+{
+    g->map_full = g->map_full || code == MDB_MAP_FULL;
+    return skv_lmdb_failed(g, what, code);
 }
 
 enum err skv_lmdb_corrupt(const struct skv_generation *g, const char *what)

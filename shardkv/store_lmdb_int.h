@@ -132,7 +132,11 @@ static inline struct slice skv_slice_val(const MDB_val *v)
 /* ---- store_lmdb_env.c ---- */
 
 /* What an LMDB failure means to us, logged here. */
-enum err skv_lmdb_failed(struct skv_generation *g, const char *what, int code);
+enum err skv_lmdb_failed(const struct skv_generation *g, const char *what,
+                         int code);
+/* Of the write transaction: the map may be too small. */
+enum err skv_lmdb_write_failed(struct skv_generation *g, const char *what,
+                               int code);
 enum err skv_lmdb_corrupt(const struct skv_generation *g, const char *what);
 
 /* Takes `path`. */
