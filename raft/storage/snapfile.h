@@ -2,7 +2,7 @@
  * by a head (magic, version, index, term, configuration; docs/disk.md) and an
  * end mark. Pure: bytes in, bytes out; what carries them is the caller's.
  *
- * This is the only file that includes <zstd.h>. */
+ * Only this folder includes <zstd.h>. */
 #ifndef RAFT_STORAGE_SNAPFILE_H
 #define RAFT_STORAGE_SNAPFILE_H
 
