@@ -87,7 +87,8 @@ struct raft_progress {
     uint64_t heard_ms;
     uint64_t sent_ms; /* the last APPEND */
     uint64_t read_round;
-    bool full; /* said so when last heard */
+    bool full;   /* said so when last heard */
+    bool forgot; /* its log ended below `match` when last heard */
 };
 
 struct raft_progress *raft_progress_of(struct raft *r, raft_id id);

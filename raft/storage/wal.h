@@ -23,7 +23,7 @@ struct wal_recovery {
     struct raft_conf start_conf; /* in force at start_index */
     struct raft_entry *entries;
     uint32_t entry_count;
-    char problem[256]; /* with ERR_CORRUPT: file, offset and what to do */
+    char problem[320]; /* with ERR_CORRUPT: file, offset and what to do */
 };
 
 /* Opens or makes the log in `dir` of the disk. ERR_CORRUPT: see problem. */
