@@ -81,6 +81,7 @@ static void on_done(struct env_job *job)
     answer(r, j);
     if (!rsm_stopped(r) && !waits) {
         rsm_checkpoint_applied(r, r->applied, j->size);
+        rsm_incoming_applied(r);
         rsm_leader_tell(r);
         if (r->config.on_applied != NULL) {
             r->config.on_applied(r->config.arg);

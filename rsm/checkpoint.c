@@ -3,14 +3,16 @@
  *
  *  1. The log is cut at or below `durable`: a restart finds all that the state
  *     machine has not stored.
- *  2. It is never cut past the index of a snapshot that is on its way to a
- *     peer, which needs what follows it; but one that does not answer does not
- *     make the log grow: it gets a newer snapshot when it is back.
+ *  2. While there is room on the disk, it is never cut past the index of a
+ *     snapshot that is on its way to a peer: the peer needs what follows. A
+ *     stream whose log is cut all the same (its peer has been silent while
+ *     RSM_HOLD_FACTOR times log_keep_size was written, or the disk is nearly
+ *     full) ends there and then: it never lands where the log no longer is.
  *  3. About log_keep_size bytes stay, so that a follower that was away for a
  *     moment need not be sent a snapshot.
- *  4. For a follower that has just installed a snapshot, a leader keeps what it
- *     does not have yet, up to RSM_HOLD_FACTOR as much: else under load it
- * could need the next snapshot when it has this one, and so for ever. */
+ *  4. For a follower that has installed a snapshot, a leader keeps what it does
+ *     not have yet, with the same bounds: else under load it could need the
+ *     next snapshot when it has this one, and so for ever. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -70,48 +72,62 @@ void rsm_checkpoint_deposed(struct rsm *r)
     r->catching_count = 0;
 }
 
-/* What this one still needs; UINT64_MAX when it is near the end, or silent. */
-static raft_index needed_by(const struct rsm *r, const struct raft_status *s,
-                            raft_id id)
+static raft_index lower(raft_index a, raft_index b)
 {
-    for (uint32_t i = 0; i < s->peer_count; i++) {
-        const struct raft_peer_status *p = &s->peers[i];
-        if (p->id == id && p->active && !p->snapshot &&
-            p->match < keep_from(r, r->config.log_keep_size)) {
-            return p->match > r->compacted ? p->match : r->compacted;
-        }
-    }
-    return UINT64_MAX;
+    return a < b ? a : b;
 }
 
-/* Invariant 4. */
-static raft_index hold_from(struct rsm *r)
+static const struct raft_peer_status *peer_of(const struct raft_status *s,
+                                              raft_id id)
+{
+    for (uint32_t i = 0; i < s->peer_count; i++) {
+        if (s->peers[i].id == id) {
+            return &s->peers[i];
+        }
+    }
+    return NULL;
+}
+
+/* Invariant 4, of those that answer and of those that do not. Who is near the
+ * end, or needs a snapshot again, is forgotten. */
+static void needed_by_catching(struct rsm *r, raft_index *active,
+                               raft_index *silent)
 {
     struct raft_status s;
-    raft_index hold = UINT64_MAX;
     uint32_t kept = 0;
     raft_status(r->raft, &s);
     for (uint32_t i = 0; i < r->catching_count; i++) {
-        raft_index needed = needed_by(r, &s, r->catching[i]);
-        if (needed != UINT64_MAX) {
-            r->catching[kept++] = r->catching[i];
-            hold = needed < hold ? needed : hold;
+        const struct raft_peer_status *p = peer_of(&s, r->catching[i]);
+        if (p == NULL || p->snapshot ||
+            p->match >= keep_from(r, r->config.log_keep_size)) {
+            continue;
         }
+        r->catching[kept++] = p->id;
+        raft_index *to = p->active ? active : silent;
+        *to = lower(*to, p->match > r->compacted ? p->match : r->compacted);
     }
     r->catching_count = kept;
+}
+
+/* From where on others need the log (2 and 4). */
+static raft_index hold_from(struct rsm *r)
+{
+    raft_index active = rsm_outgoing_oldest(r, false);
+    raft_index silent = rsm_outgoing_oldest(r, true);
+    needed_by_catching(r, &active, &silent);
     raft_index least =
         keep_from(r, (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR);
-    return hold > least ? hold : least;
+    silent = silent > least ? silent : least;
+    return rsm_space_is_tight(r) ? UINT64_MAX : lower(active, silent);
 }
 
 static void compact(struct rsm *r)
 {
     raft_index index = keep_from(r, r->config.log_keep_size);
-    raft_index hold = r->catching_count > 0 ? hold_from(r) : UINT64_MAX;
-    index = index < hold ? index : hold;
-    raft_index oldest = rsm_outgoing_oldest(r);
-    index = index < r->durable ? index : r->durable;
-    index = index < oldest ? index : oldest;
+    index = lower(index, r->durable);
+    if (r->outgoing != NULL || r->catching_count > 0) {
+        index = lower(index, hold_from(r));
+    }
     if (index <= r->compacted) {
         return;
     }
@@ -123,6 +139,7 @@ static void compact(struct rsm *r)
     rsm_log_compact(r, index, term, &conf);
     r->compacted = index;
     drop_marks(r, index);
+    rsm_outgoing_cut(r, index);
 }
 
 static void on_run(struct env_job *job)

@@ -265,6 +265,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .proposals_waiting = r->waiting_count + r->queued_count,
     };
     raft_status(r->raft, &status->raft);
+    status->snap = r->snap_stats;
     rsm_space_fill_status(r, status);
 }
 
@@ -324,6 +325,8 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     r->wal_worker = env_worker_new(r->env, "wal");
     r->apply_worker = env_worker_new(r->env, "apply");
     r->snap_worker = env_worker_new(r->env, "snap");
+    r->read_worker = env_worker_new(r->env, "read");
+    rsm_incoming_open(r);
     set_tick(r);
     rsm_hello_start(r);
     *out = r;
@@ -342,7 +345,6 @@ void rsm_free(struct rsm *r)
     rsm_checkpoint_close(r);
     rsm_space_close(r);
     rsm_outgoing_stop(r);
-    rsm_incoming_stop(r);
     rsm_propose_fail_all(r, ERR_CLOSED);
     rsm_read_fail_all(r, ERR_CLOSED);
     rsm_propose_answer_failed(r);
@@ -351,6 +353,7 @@ void rsm_free(struct rsm *r)
     env_worker_free(r->env, r->wal_worker);
     env_worker_free(r->env, r->apply_worker);
     env_worker_free(r->env, r->snap_worker);
+    env_worker_free(r->env, r->read_worker);
     /* Again: what came back from the workers. */
     rsm_propose_answer_failed(r);
     rsm_read_answer_failed(r);

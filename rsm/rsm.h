@@ -7,7 +7,8 @@
  *   loop     the core, messages, timers, proposals and their answers
  *   "wal"    group commit: one wal_append() for all updates that waited
  *   "apply"  the state machine: apply, reads, checkpoints, snapshot install
- *   "snap"   making and compressing a snapshot for a peer
+ *   "snap"   making and compressing a snapshot for a peer; receiving one
+ *   "read"   what is sent to a peer that is far behind, from the disk
  *
  * It knows no keys and no shards. */
 #ifndef RSM_RSM_H
@@ -141,6 +142,8 @@ struct rsm_config {
     uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
+    size_t snap_piece_size; /* of a snapshot, on average; 0: the default */
+    uint64_t snap_rate; /* bytes a second to one peer at most; 0: no limit */
     uint64_t space_low; /* free bytes below which no entry is stored; 0: 32 MiB
                          */
     uint32_t space_patience_ms; /* how long a group without space makes writers
@@ -230,8 +233,18 @@ const char *rsm_leader_address(const struct rsm *r);
 uint32_t rsm_member_list(const struct rsm *r,
                          struct rsm_member members[RAFT_PEERS_MAX]);
 
+/* Snapshots, since start. */
+struct rsm_snap_stats {
+    uint64_t streams;     /* begun, to any peer */
+    uint64_t pieces;      /* that they consist of */
+    uint64_t pieces_sent; /* of these; again counts again */
+    uint64_t bytes_sent;
+    uint64_t installed;
+};
+
 struct rsm_status {
     struct raft_status raft;
+    struct rsm_snap_stats snap;
     raft_index applied;
     raft_index durable;
     uint64_t wal_bytes; /* written since start */

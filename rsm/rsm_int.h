@@ -19,14 +19,19 @@ enum {
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
-    RSM_CHUNK_SIZE = 512 << 10,
+    RSM_MANIFEST_PART = 256 << 10,
+    RSM_MANIFEST_SIZE_MAX = 65 << 20, /* of SNAP_PIECES_MAX pieces */
+    RSM_WINDOW_SIZE = 4 << 20,        /* of a snapshot in flight to a peer */
+    RSM_WINDOW_COUNT = 16,
+    RSM_WINDOW_BUSY = 1 << 20, /* while clients are waited on */
+    RSM_ARRIVING_MAX = 64,     /* requests of a stream that wait for the disk */
     /* For the answer to a chunk: at least this and what the bytes may take;
      * else four times what the last one took. */
     RSM_CHUNK_TIMEOUT_MIN_MS = 200,
     RSM_CHUNK_TIMEOUT_MAX_MS = 5000,
     RSM_CHUNK_BYTES_A_MS = 1024,
-    RSM_CHUNK_TRIES = 10,
-    RSM_CHUNK_PATIENCE = 2, /* then the log waits for that peer no more */
+    RSM_CHUNK_SILENCE_MS = 30000, /* then the stream ends */
+    RSM_CHUNK_PATIENCE = 2,       /* then the log waits for that peer less */
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
@@ -45,27 +50,35 @@ enum {
 
 /* --- Messages (docs/wire.md) */
 
+/* To a peer that needs a snapshot (snap_send.c). A snapshot is known by its
+ * manifest: size and checksum are in every message about it. */
+enum rsm_chunk_kind {
+    RSM_CHUNK_ASK = 1,      /* what is missing? */
+    RSM_CHUNK_MANIFEST = 2, /* `data` is the manifest's from byte `at` on */
+    RSM_CHUNK_PIECE = 3,    /* `data` is piece `at`, packed */
+};
 #define RSM_CHUNK_FIELDS(F)                                                    \
     F(U64, term) /* the leader's */                                            \
     F(U64, from)                                                               \
     F(U64, to)                                                                 \
     F(U64, index) /* of the snapshot */                                        \
     F(U64, snap_term)                                                          \
-    F(U64, offset) /* of `data` in the stream */                               \
-    F(U64, total)  /* size of the stream */                                    \
-    F(U32, crc)    /* CRC-32C of the whole stream */                           \
+    F(U64, size) /* of the manifest */                                         \
+    F(U32, crc)  /* CRC-32C of the manifest */                                 \
+    F(U8, kind)                                                                \
+    F(U64, at)                                                                 \
     F(BYTES, data)
 MSG_STRUCT(rsm_chunk, RSM_CHUNK_FIELDS);
 
 enum rsm_chunk_status {
-    RSM_CHUNK_NEXT = 1,    /* send what follows from `next` on */
-    RSM_CHUNK_WAIT = 2,    /* all is here; being installed; ask again */
-    RSM_CHUNK_DONE = 3,    /* installed, or not needed any more */
-    RSM_CHUNK_REFUSED = 4, /* give up */
+    RSM_CHUNK_MORE = 1,    /* of the manifest, from byte `at` on */
+    RSM_CHUNK_MISSING = 2, /* these pieces: bit i of byte i/8 of `missing` */
+    RSM_CHUNK_STORED = 3,  /* that piece */
+    RSM_CHUNK_WAIT = 4,    /* nothing is needed now; ask again */
+    RSM_CHUNK_DONE = 5,    /* installed, or not needed any more */
+    RSM_CHUNK_REFUSED = 6, /* give up */
 };
-#define RSM_CHUNK_REPLY_FIELDS(F)                                              \
-    F(U8, status)                                                              \
-    F(U64, next)
+#define RSM_CHUNK_REPLY_FIELDS(F) F(U8, status) F(U64, at) F(BYTES, missing)
 MSG_STRUCT(rsm_chunk_reply, RSM_CHUNK_REPLY_FIELDS);
 
 #define RSM_HELLO_FIELDS(F) F(U64, from) F(BYTES, address)
@@ -152,7 +165,7 @@ struct rsm {
     struct env *env;
     struct raft *raft;
     struct wal *wal; /* the wal worker's */
-    struct env_worker *wal_worker, *apply_worker, *snap_worker;
+    struct env_worker *wal_worker, *apply_worker, *snap_worker, *read_worker;
     bool dead;    /* env_fatal() was called, and returned */
     bool closing; /* rsm_free() */
 
@@ -214,6 +227,7 @@ struct rsm {
 
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
+    struct rsm_snap_stats snap_stats;
     raft_id catching[RAFT_PEERS_MAX]; /* they were sent a snapshot just now */
     uint32_t catching_count;
 
@@ -244,10 +258,9 @@ static inline bool rsm_stopped(const struct rsm *r)
 
 /* open.c */
 MUST_USE enum err rsm_open_log(struct rsm *r);
-/* The label of the snapshot that was being installed, if its file is whole
- * enough to have one. */
+/* The label of the snapshot that was being installed. */
 MUST_USE enum err rsm_incoming_label(struct rsm *r, struct snap_label *label);
-void rsm_incoming_forget(struct rsm *r); /* that file */
+void rsm_incoming_forget(struct rsm *r); /* it, and what it is made of */
 
 /* member.c */
 bool rsm_member_is_due(const struct rsm *r);
@@ -287,6 +300,7 @@ void rsm_space_init(struct rsm *r);
 void rsm_space_close(struct rsm *r);
 /* On a worker, before bytes that need room. */
 bool rsm_space_is_low(const struct rsm *r);
+bool rsm_space_is_tight(const struct rsm *r); /* on the loop */
 /* On the loop: it got ERR_NOSPACE; it got room. */
 void rsm_space_wait(struct rsm *r, enum rsm_space_user user);
 void rsm_space_found(struct rsm *r, enum rsm_space_user user);
@@ -347,17 +361,21 @@ void rsm_leader_close(struct rsm *r);
 
 /* snap_send.c */
 void rsm_outgoing_start(struct rsm *r, raft_id peer);
-/* Of snapshots on their way to peers that answer; UINT64_MAX: none. */
-raft_index rsm_outgoing_oldest(const struct rsm *r);
+/* The oldest index from which a stream needs the log; UINT64_MAX: none.
+ * `silent`: of those whose peers do not answer just now; else of the others. */
+raft_index rsm_outgoing_oldest(const struct rsm *r, bool silent);
+/* The log is cut up to `index`: what is of no use without it ends. */
+void rsm_outgoing_cut(struct rsm *r, raft_index index);
 void rsm_outgoing_stop(struct rsm *r); /* ends all; jobs may still come back */
 void rsm_outgoing_close(struct rsm *r);
 
 /* snap_receive.c */
 void rsm_incoming_chunk(struct rsm *r, struct net_request *request,
                         struct slice body);
+void rsm_incoming_open(struct rsm *r); /* what an earlier life received */
+void rsm_incoming_applied(struct rsm *r);
 /* The log was reset: the install is complete. */
 void rsm_incoming_reset_done(struct rsm *r);
-void rsm_incoming_stop(struct rsm *r);
 void rsm_incoming_close(struct rsm *r);
 
 #endif

@@ -481,6 +481,8 @@ static enum err start(struct ctl_replica *r)
         .wal_segment_size = r->config.wal_segment_size,
         .log_keep_size = r->config.log_keep_size,
         .append_size_max = r->config.append_size_max,
+        .snap_piece_size = r->config.snap_piece_size,
+        .snap_rate = r->config.snap_rate,
         .space_low = r->config.space_low,
         .on_leader = on_leader,
         .on_applied = on_applied,

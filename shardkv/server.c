@@ -359,6 +359,8 @@ static enum err start(struct skv_server *s)
         .wal_segment_size = s->config.wal_segment_size,
         .log_keep_size = s->config.log_keep_size,
         .append_size_max = s->config.append_size_max,
+        .snap_piece_size = s->config.snap_piece_size,
+        .snap_rate = s->config.snap_rate,
         .space_low = s->config.space_low,
         .on_leader = on_leader,
         .on_applied = on_applied,

@@ -246,30 +246,22 @@ size_t kv_snapshot_size(const struct node *n)
     return n->image.index > 0 ? n->image.bytes.size : 0;
 }
 
-struct size_sink {
-    struct snap_sink sink;
-    size_t size;
-};
-
-static enum err add_size(struct snap_sink *sink, struct slice bytes)
+static enum err add_size(void *arg, const struct snap_id *id,
+                         struct slice packed)
 {
-    ((struct size_sink *)sink)->size += bytes.size;
+    *(size_t *)arg += sizeof *id + packed.size;
     return ERR_OK;
 }
 
 size_t kv_stream_size(const struct node *n)
 {
-    struct size_sink to = {.sink.write = add_size};
-    struct snap_label label = {.index = n->image.index, .term = n->image.term};
-    struct raft_status status;
-    raft_status(rsm_raft(node_rsm(n)), &status);
-    label.conf = status.conf;
-    struct snap_writer *w = snap_writer_new(&to.sink, &label);
-    struct snap_sink *sink = snap_writer_sink(w);
+    size_t size = 0;
+    struct snap_cutter *c = snap_cutter_new(0, add_size, &size);
+    struct snap_sink *sink = snap_cutter_sink(c);
     CHECK(sink->write(sink, buf_slice(&n->image.bytes)) == ERR_OK);
-    CHECK(snap_writer_finish(w) == ERR_OK);
-    snap_writer_free(w);
-    return to.size;
+    CHECK(snap_cutter_finish(c) == ERR_OK);
+    snap_cutter_free(c);
+    return size;
 }
 
 static void check_log(struct kv *kv, const struct node *n)
