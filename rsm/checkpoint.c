@@ -10,9 +10,10 @@
  *     full) ends there and then: it never lands where the log no longer is.
  *  3. About log_keep_size bytes stay, so that a follower that was away for a
  *     moment need not be sent a snapshot.
- *  4. For a follower that has installed a snapshot, a leader keeps what it does
- *     not have yet, with the same bounds: else under load it could need the
- *     next snapshot when it has this one, and so for ever. */
+ *  4. A leader keeps what a follower does not have yet, with the same bounds:
+ *     one that is slow, or has installed a snapshot just now, could need the
+ *     next one else before it is there, and so for ever. What is kept is on the
+ *     disk; of the log in memory nothing but the end is (raft_evict). */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -60,53 +61,24 @@ static raft_index keep_from(const struct rsm *r, uint64_t size)
     return index;
 }
 
-void rsm_checkpoint_sent(struct rsm *r, raft_id peer)
-{
-    if (r->catching_count < RAFT_PEERS_MAX) {
-        r->catching[r->catching_count++] = peer;
-    }
-}
-
-void rsm_checkpoint_deposed(struct rsm *r)
-{
-    r->catching_count = 0;
-}
-
 static raft_index lower(raft_index a, raft_index b)
 {
     return a < b ? a : b;
 }
 
-static const struct raft_peer_status *peer_of(const struct raft_status *s,
-                                              raft_id id)
-{
-    for (uint32_t i = 0; i < s->peer_count; i++) {
-        if (s->peers[i].id == id) {
-            return &s->peers[i];
-        }
-    }
-    return NULL;
-}
-
-/* Invariant 4, of those that answer and of those that do not. Who is near the
- * end, or needs a snapshot again, is forgotten. */
-static void needed_by_catching(struct rsm *r, raft_index *active,
-                               raft_index *silent)
+/* Invariant 4, of those that answer and of those that do not. */
+static void needed_by_followers(struct rsm *r, raft_index *active,
+                                raft_index *silent)
 {
     struct raft_status s;
-    uint32_t kept = 0;
     raft_status(r->raft, &s);
-    for (uint32_t i = 0; i < r->catching_count; i++) {
-        const struct raft_peer_status *p = peer_of(&s, r->catching[i]);
-        if (p == NULL || p->snapshot ||
-            p->match >= keep_from(r, r->config.log_keep_size)) {
-            continue;
-        }
-        r->catching[kept++] = p->id;
+    for (uint32_t i = 0; i < s.peer_count; i++) {
+        const struct raft_peer_status *p = &s.peers[i];
         raft_index *to = p->active ? active : silent;
-        *to = lower(*to, p->match > r->compacted ? p->match : r->compacted);
+        if (!p->snapshot) {
+            *to = lower(*to, p->match > r->compacted ? p->match : r->compacted);
+        }
     }
-    r->catching_count = kept;
 }
 
 /* From where on others need the log (2 and 4). */
@@ -114,20 +86,24 @@ static raft_index hold_from(struct rsm *r)
 {
     raft_index active = rsm_outgoing_oldest(r, false);
     raft_index silent = rsm_outgoing_oldest(r, true);
-    needed_by_catching(r, &active, &silent);
+    needed_by_followers(r, &active, &silent);
     raft_index least =
         keep_from(r, (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR);
     silent = silent > least ? silent : least;
     return rsm_space_is_tight(r) ? UINT64_MAX : lower(active, silent);
 }
 
+/* From memory goes all that is durable but for the end; from the disk what
+ * nobody needs. */
 static void compact(struct rsm *r)
 {
     raft_index index = keep_from(r, r->config.log_keep_size);
     index = lower(index, r->durable);
-    if (r->outgoing != NULL || r->catching_count > 0) {
-        index = lower(index, hold_from(r));
+    if (index > r->evicted) {
+        raft_evict(r->raft, index);
+        r->evicted = index;
     }
+    index = lower(index, hold_from(r));
     if (index <= r->compacted) {
         return;
     }
@@ -137,6 +113,7 @@ static void compact(struct rsm *r)
     raft_conf_at(r->raft, index, &conf);
     raft_compact(r->raft, index);
     rsm_log_compact(r, index, term, &conf);
+    rsm_stored_compact(r, index);
     r->compacted = index;
     drop_marks(r, index);
     rsm_outgoing_cut(r, index);
@@ -218,13 +195,14 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size)
 
 /* Else the log would be cut only when log_keep_size bytes have been applied
  * since the restart, and restarts would make it grow. */
-void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec)
+void rsm_checkpoint_recovered(struct rsm *r)
 {
-    for (uint32_t i = 0; i < rec->entry_count; i++) {
-        const struct raft_entry *e = &rec->entries[i];
-        if (e->index <= r->durable) {
-            rsm_checkpoint_applied(
-                r, e->index, bytes_slice(e->data).size + RSM_ENTRY_OVERHEAD);
+    const struct rsm_stored *s = &r->stored;
+    for (uint32_t i = 0; i + 1 < s->count; i++) {
+        raft_index last = s->places[i + 1].index - 1;
+        if (last > r->compacted && last <= r->durable) {
+            rsm_checkpoint_applied(r, last,
+                                   s->places[i + 1].size - s->places[i].size);
         }
     }
     r->checkpoint_size = r->applied_size;
@@ -242,7 +220,7 @@ static void on_timer(struct env_timer *t)
 void rsm_checkpoint_installed(struct rsm *r, raft_index index)
 {
     r->durable = index;
-    r->compacted = index;
+    r->compacted = r->evicted = index;
     r->checkpoint_size = r->applied_size;
     r->mark_count = 0;
 }

@@ -89,6 +89,9 @@ static void carry_out(struct rsm *r, const struct raft_update *u)
     for (uint32_t i = 0; i < u->need_snapshot_count; i++) {
         rsm_outgoing_start(r, u->need_snapshot[i]);
     }
+    for (uint32_t i = 0; i < u->load_count; i++) {
+        rsm_stored_load(r, &u->loads[i]);
+    }
 }
 
 enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
@@ -262,6 +265,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .durable = r->durable,
         .wal_bytes = r->wal_stats.bytes,
         .wal_syncs = r->wal_stats.syncs,
+        .entries_read = r->stored.read,
         .proposals_waiting = r->waiting_count + r->queued_count,
     };
     raft_status(r->raft, &status->raft);
@@ -364,5 +368,6 @@ void rsm_free(struct rsm *r)
     raft_free(r->raft);
     buf_free(&r->message);
     mem_free(r->marks);
+    rsm_stored_close(r);
     mem_free(r);
 }

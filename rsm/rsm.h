@@ -249,6 +249,7 @@ struct rsm_status {
     raft_index durable;
     uint64_t wal_bytes; /* written since start */
     uint64_t wal_syncs;
+    uint64_t entries_read; /* again, from disk, for followers far behind */
     uint32_t proposals_waiting;
     bool full;           /* waits for space on its disk */
     uint64_t space_free; /* bytes; UINT64_MAX: not known */

@@ -103,6 +103,8 @@ struct rsm_log_job {
     bool low;   /* little space was left after it */
     enum err rc;
     struct wal_stats stats;
+    struct wal_mark *marks; /* of what was written */
+    uint32_t mark_count;
     /* APPEND: several updates, one group commit. */
     uint64_t seq;
     bool with_hard_state, vote_sent; /* its VOTE was made */
@@ -125,6 +127,13 @@ struct rsm_incoming; /* the stream we are sent; at most one */
 struct rsm_mark {
     raft_index index;
     uint64_t size;
+};
+
+/* Where entries stand on disk (stored.c). */
+struct rsm_stored {
+    struct wal_mark *places;
+    uint32_t count, capacity;
+    uint64_t read; /* entries, since start */
 };
 
 struct rsm_read_batch;
@@ -217,19 +226,19 @@ struct rsm {
     /* checkpoint.c */
     struct env_timer checkpoint;
     bool checkpoint_set, checkpoint_due, checkpoint_running;
-    raft_index compacted;
+    raft_index compacted;     /* on disk */
+    raft_index evicted;       /* from memory */
     uint64_t applied_size;    /* bytes of all entries applied since start */
     uint64_t checkpoint_size; /* the same at the last checkpoint */
     struct rsm_mark *marks;
     uint32_t mark_count, mark_capacity;
 
     struct rsm_space space;
+    struct rsm_stored stored;
 
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
     struct rsm_snap_stats snap_stats;
-    raft_id catching[RAFT_PEERS_MAX]; /* they were sent a snapshot just now */
-    uint32_t catching_count;
 
     /* member.c, hello.c, identity.c */
     struct rsm_identity identity;
@@ -289,6 +298,14 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_close(struct rsm *r);
 void rsm_log_pump(struct rsm *r);
 
+/* stored.c */
+void rsm_stored_note(struct rsm *r, const struct wal_mark *marks,
+                     uint32_t count);
+void rsm_stored_compact(struct rsm *r, raft_index index);
+void rsm_stored_reset(struct rsm *r); /* the log is empty now */
+void rsm_stored_load(struct rsm *r, const struct raft_load *load);
+void rsm_stored_close(struct rsm *r);
+
 /* space.c */
 enum rsm_space_user {
     RSM_SPACE_LOW,
@@ -325,9 +342,7 @@ void rsm_checkpoint_close(struct rsm *r);
 void rsm_checkpoint_installed(struct rsm *r, raft_index index);
 void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
 /* At start: what the log still has of what the state machine has stored. */
-void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec);
-void rsm_checkpoint_sent(struct rsm *r, raft_id peer); /* a snapshot */
-void rsm_checkpoint_deposed(struct rsm *r);
+void rsm_checkpoint_recovered(struct rsm *r);
 void rsm_checkpoint_pump(struct rsm *r);
 
 /* propose.c */

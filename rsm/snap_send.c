@@ -84,7 +84,6 @@ void rsm_outgoing_finish(struct rsm_outgoing *o, bool ok)
              o->count, o->file_size);
     if (ok) {
         CHECK(r->compacted <= o->label.index); /* 1 */
-        rsm_checkpoint_sent(r, o->peer);
     }
     end(o);
     (void)!rsm_step(r, &event, NULL);

@@ -128,7 +128,7 @@ static void check_usable(struct disk *disk, struct wal *w,
     CHECK(rc == ERR_OK);
     wal_close(w);
     struct wal_recovery again;
-    rc = wal_open(disk, "wal", SEGMENT_SIZE, &w, &again);
+    rc = wal_open(disk, "wal", SEGMENT_SIZE, 0, &w, &again);
     CHECK(rc == ERR_OK);
     CHECK(again.entry_count == found->entry_count + 1);
     CHECK(again.hard_state.vote == found->hard_state.vote);
@@ -161,7 +161,7 @@ static void wal_run(struct slice input)
     }
     struct wal *w = NULL;
     struct wal_recovery found = {0};
-    enum err rc = wal_open(disk, "wal", SEGMENT_SIZE, &w, &found);
+    enum err rc = wal_open(disk, "wal", SEGMENT_SIZE, 0, &w, &found);
     if (rc == ERR_OK) {
         check_recorded(&s, &found);
         check_usable(disk, w, &found);
@@ -187,7 +187,7 @@ static void wal_seed(void)
     struct wal_recovery found;
     struct buf right = {0}, as_is = {0};
     enum err rc =
-        wal_open(faultdisk_disk(fault), "wal", SEGMENT_SIZE, &w, &found);
+        wal_open(faultdisk_disk(fault), "wal", SEGMENT_SIZE, 0, &w, &found);
     CHECK(rc == ERR_OK);
     wal_recovery_free(&found);
     for (raft_index i = 1; i <= 150; i++) {
