@@ -12,6 +12,7 @@
 # make fuzz              each decoder for FUZZ_SECONDS=600 under libFuzzer; TARGET=name: one
 # make test-disk         full and damaged disks under real processes (as root)
 # make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
+# make bench-catchup   a replica that is SIZE=10GiB behind comes back under load
 # make bench-slow        puts while one follower is halted, or its disk is slow
 # make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
@@ -72,7 +73,7 @@ LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test one unit sim labs soak fuzz planted bench bench-gap bench-slow bench-migrate test-disk lint up down clean-cluster clean help
+.PHONY: all deps test-deps test one unit sim labs soak fuzz planted bench bench-gap bench-slow bench-catchup bench-migrate test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -180,6 +181,11 @@ bench-gap: deps
 bench-slow: deps
 	@$(MAKE) -s -j2 all
 	@tests/bench/slow.sh
+
+# One replica that is far behind comes back.
+bench-catchup: deps
+	@$(MAKE) -s -j2 all
+	@SIZE=$(or $(SIZE),10GiB) tests/bench/catchup.sh
 
 bench-migrate: deps
 	@$(MAKE) -s -j2 all

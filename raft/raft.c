@@ -357,6 +357,22 @@ void raft_evict(struct raft *r, raft_index index)
     }
 }
 
+size_t raft_memory(const struct raft *r)
+{
+    return (size_t)raft_log_bytes(&r->log, r->log.base,
+                                  raft_log_last(&r->log));
+}
+
+void raft_bound_memory(struct raft *r, size_t size)
+{
+    raft_index last = raft_log_last(&r->log);
+    raft_index index = r->log.base;
+    while (index < r->told && raft_log_bytes(&r->log, index, last) > size) {
+        index++;
+    }
+    raft_evict(r, index);
+}
+
 uint32_t raft_runs(const struct raft *r, raft_index first, raft_index last,
                    struct raft_run *runs, uint32_t count_max, raft_index *upto)
 {

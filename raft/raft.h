@@ -277,8 +277,12 @@ const struct raft_entry *raft_entries(const struct raft *r, raft_index first,
                                       size_t size_max, uint32_t *count);
 
 /* The log up to `index` is on disk, and can be read there again: it leaves
- * memory. `index` must be applied everywhere here; going back is ignored. */
+ * memory. `index` must be committed; going back is ignored. */
 void raft_evict(struct raft *r, raft_index index);
+/* The same of as many entries as must go that at most `size` bytes stay, if
+ * they are committed and stored. */
+void raft_bound_memory(struct raft *r, size_t size);
+size_t raft_memory(const struct raft *r); /* of the entries in it */
 
 /* The state machine holds everything up to `index` on disk, so the log up to it
  * may go. `index` must be committed; going back is ignored. */

@@ -66,12 +66,20 @@ static raft_index lower(raft_index a, raft_index b)
     return a < b ? a : b;
 }
 
+static raft_index higher(raft_index a, raft_index b)
+{
+    return a > b ? a : b;
+}
+
 /* Invariant 4, of those that answer and of those that do not. */
 static void needed_by_followers(struct rsm *r, raft_index *active,
                                 raft_index *silent)
 {
     struct raft_status s;
     raft_status(r->raft, &s);
+    if (s.role != RAFT_LEADER) {
+        *silent = r->compacted; /* we may lead next, and do not know */
+    }
     for (uint32_t i = 0; i < s.peer_count; i++) {
         const struct raft_peer_status *p = &s.peers[i];
         raft_index *to = p->active ? active : silent;
@@ -84,13 +92,16 @@ static void needed_by_followers(struct rsm *r, raft_index *active,
 /* From where on others need the log (2 and 4). */
 static raft_index hold_from(struct rsm *r)
 {
-    raft_index active = rsm_outgoing_oldest(r, false);
+    raft_index active = UINT64_MAX;
     raft_index silent = rsm_outgoing_oldest(r, true);
     needed_by_followers(r, &active, &silent);
-    raft_index least =
-        keep_from(r, (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR);
-    silent = silent > least ? silent : least;
-    return rsm_space_is_tight(r) ? UINT64_MAX : lower(active, silent);
+    uint64_t size = (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR;
+    uint64_t limit = r->config.log_hold_size;
+    active = higher(active, keep_from(r, limit));
+    silent = higher(silent, keep_from(r, size < limit ? size : limit));
+    raft_index streams = rsm_outgoing_oldest(r, false);
+    return rsm_space_is_tight(r) ? UINT64_MAX
+                                 : lower(streams, lower(active, silent));
 }
 
 /* From memory goes all that is durable but for the end; from the disk what
@@ -99,10 +110,7 @@ static void compact(struct rsm *r)
 {
     raft_index index = keep_from(r, r->config.log_keep_size);
     index = lower(index, r->durable);
-    if (index > r->evicted) {
-        raft_evict(r->raft, index);
-        r->evicted = index;
-    }
+    raft_evict(r->raft, index);
     index = lower(index, hold_from(r));
     if (index <= r->compacted) {
         return;
@@ -220,7 +228,7 @@ static void on_timer(struct env_timer *t)
 void rsm_checkpoint_installed(struct rsm *r, raft_index index)
 {
     r->durable = index;
-    r->compacted = r->evicted = index;
+    r->compacted = index;
     r->checkpoint_size = r->applied_size;
     r->mark_count = 0;
 }

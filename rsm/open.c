@@ -145,7 +145,6 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
         .now_ms = env_now_ms(r->env),
     };
     r->compacted = rec->start_index;
-    r->evicted = rec->evicted_index > 0 ? rec->evicted_index : rec->start_index;
     note_places(r);
     rsm_checkpoint_recovered(r);
     log_info("rsm",

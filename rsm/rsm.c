@@ -113,7 +113,7 @@ enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
         r->space.group_since_ms = 0;
     }
     rsm_apply_pump(r);
-    if (rsm_member_is_due(r)) {
+    if (rsm_member_is_due(r) || rsm_stored_is_due(r)) {
         rsm_flush_later(r);
     }
     if (!r->dead) {
@@ -153,6 +153,7 @@ static void on_flush(struct env_timer *t)
     rsm_read_answer_failed(r);
     rsm_leader_tell(r);
     rsm_member_pump(r);
+    rsm_stored_bound(r);
 }
 
 /* --- From the network */
@@ -284,6 +285,9 @@ static void set_defaults(struct rsm_config *c)
 {
     if (c->log_keep_size == 0) {
         c->log_keep_size = RSM_KEEP_SIZE_DEFAULT;
+    }
+    if (c->log_hold_size == 0) {
+        c->log_hold_size = UINT64_MAX;
     }
     if (c->checkpoint_size_max == 0) {
         c->checkpoint_size_max = RSM_CHECKPOINT_SIZE_DEFAULT;

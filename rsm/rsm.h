@@ -142,6 +142,9 @@ struct rsm_config {
     uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
+    /* The most that is kept on disk for followers that are behind; 0: as long
+     * as they answer and there is room. Memory holds twice log_keep_size. */
+    uint64_t log_hold_size;
     size_t snap_piece_size; /* of a snapshot, on average; 0: the default */
     uint64_t snap_rate; /* bytes a second to one peer at most; 0: no limit */
     uint64_t space_low; /* free bytes below which no entry is stored; 0: 32 MiB

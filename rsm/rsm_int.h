@@ -16,6 +16,7 @@ enum {
     RSM_APPLY_COUNT_MAX = 1024,
     RSM_APPLY_SIZE_MAX = 8 << 20,
     RSM_APPLY_JOBS_MAX = 2,
+    RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
@@ -41,7 +42,9 @@ enum {
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
     RSM_SPACE_PAUSE_MIN_MS = 100,
     RSM_SPACE_PAUSE_MAX_MS = 5000,
-    RSM_HOLD_FACTOR = 8, /* times log_keep_size, for a slow follower */
+    RSM_MEMORY_SIZE = 16 << 20, /* of the log in memory, or twice */
+    RSM_MEMORY_FACTOR = 2,      /* log_keep_size, if that is less */
+    RSM_HOLD_FACTOR = 8,        /* times log_keep_size, for a slow follower */
     RSM_BOOK_MAX = 16,
     RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
     RSM_ENTRY_OVERHEAD =
@@ -221,7 +224,8 @@ struct rsm {
     uint32_t apply_running;
     struct env_timer apply;
     bool apply_set, apply_due;
-    bool installing; /* nothing is submitted meanwhile */
+    bool apply_loading; /* what comes next is being read from disk */
+    bool installing;    /* nothing is submitted meanwhile */
 
     /* checkpoint.c */
     struct env_timer checkpoint;
@@ -302,7 +306,11 @@ void rsm_log_pump(struct rsm *r);
 void rsm_stored_note(struct rsm *r, const struct wal_mark *marks,
                      uint32_t count);
 void rsm_stored_compact(struct rsm *r, raft_index index);
+bool rsm_stored_is_due(const struct rsm *r);
+void rsm_stored_bound(struct rsm *r); /* what is in memory */
 void rsm_stored_reset(struct rsm *r); /* the log is empty now */
+/* For a follower, and answered to the core; peer 0: for ourselves, answered by
+ * rsm_apply_loaded(). */
 void rsm_stored_load(struct rsm *r, const struct raft_load *load);
 void rsm_stored_close(struct rsm *r);
 
@@ -335,6 +343,8 @@ void rsm_space_fill_status(const struct rsm *r, struct rsm_status *status);
 void rsm_apply_init(struct rsm *r);
 void rsm_apply_close(struct rsm *r);
 void rsm_apply_pump(struct rsm *r);
+void rsm_apply_loaded(struct rsm *r, const struct raft_entry *entries,
+                      uint32_t count);
 
 /* checkpoint.c */
 void rsm_checkpoint_init(struct rsm *r);

@@ -1,6 +1,8 @@
 /* Entries that are on disk and no longer in memory, read again for followers
- * that are far behind. The log in memory is of about log_keep_size bytes,
- * whatever has to be kept for others. Invariants:
+ * that are far behind, and for our own state machine when it is. The log in
+ * memory is of RSM_MEMORY_SIZE at most, whatever has to be kept for others or
+ * has not been applied yet; only what is not committed comes on top.
+ * Invariants:
  *
  *  1. `places` rise in index, and name where entries stand in the log as it is
  *     now: a mark replaces all of its index and above.
@@ -96,19 +98,22 @@ static void on_done(struct env_job *job)
 {
     struct stored_job *j = (struct stored_job *)job;
     struct rsm *r = j->rsm;
-    bool gone = j->want.first <= r->compacted;
+    bool gone = j->want.first <= r->compacted || r->installing;
     if (j->rc != ERR_OK && !gone && !rsm_stopped(r)) {
         rsm_die(r, j->rc == ERR_NOTFOUND ? ERR_CORRUPT : j->rc,
                 "reading the log again"); /* 2 */
     }
-    struct raft_event event = {
-        .type = RAFT_EV_LOADED,
-        .u.loaded = {.peer = j->peer,
-                     .entries = j->entries,
-                     .count = j->rc == ERR_OK ? j->count : 0},
-    };
-    r->stored.read += j->count;
-    (void)!rsm_step(r, &event, NULL);
+    uint32_t count = j->rc == ERR_OK ? j->count : 0;
+    r->stored.read += count;
+    if (j->peer == 0) {
+        rsm_apply_loaded(r, j->entries, count);
+    } else {
+        struct raft_event event = {.type = RAFT_EV_LOADED,
+                                   .u.loaded = {.peer = j->peer,
+                                                .entries = j->entries,
+                                                .count = count}};
+        (void)!rsm_step(r, &event, NULL);
+    }
     for (uint32_t i = 0; i < j->count; i++) {
         bytes_unref(j->entries[i].data);
     }
@@ -131,4 +136,21 @@ void rsm_stored_load(struct rsm *r, const struct raft_load *load)
     j->want.run_count = raft_runs(r->raft, load->first, load->last, j->runs,
                                   RUNS_MAX, &j->want.last);
     env_worker_submit(r->env, r->read_worker, &j->job);
+}
+
+static size_t memory_max(const struct rsm *r)
+{
+    size_t size = r->config.log_keep_size;
+    return size < RSM_MEMORY_SIZE / RSM_MEMORY_FACTOR ? size * RSM_MEMORY_FACTOR
+                                                      : RSM_MEMORY_SIZE;
+}
+
+bool rsm_stored_is_due(const struct rsm *r)
+{
+    return raft_memory(r->raft) > memory_max(r);
+}
+
+void rsm_stored_bound(struct rsm *r)
+{
+    raft_bound_memory(r->raft, memory_max(r));
 }

@@ -483,6 +483,7 @@ static enum err start(struct ctl_replica *r)
         .append_size_max = r->config.append_size_max,
         .snap_piece_size = r->config.snap_piece_size,
         .snap_rate = r->config.snap_rate,
+        .log_hold_size = r->config.log_hold_size,
         .space_low = r->config.space_low,
         .on_leader = on_leader,
         .on_applied = on_applied,

@@ -361,6 +361,7 @@ static enum err start(struct skv_server *s)
         .append_size_max = s->config.append_size_max,
         .snap_piece_size = s->config.snap_piece_size,
         .snap_rate = s->config.snap_rate,
+        .log_hold_size = s->config.log_hold_size,
         .space_low = s->config.space_low,
         .on_leader = on_leader,
         .on_applied = on_applied,

@@ -434,6 +434,7 @@ static struct rsm_config config_of(struct lab_peer *p)
         bool keep = l->run->seed / 2 % 2 == 0;
         config.log_keep_size = keep ? LAB_SNAPSHOT_INTERVAL * ENTRY_SIZE : 1;
         config.wal_segment_size = SEGMENT_SIZE_SMALL;
+        config.log_hold_size = 1; /* who is behind is sent a snapshot */
     }
     return config;
 }

@@ -309,6 +309,7 @@ static void plan_fill(struct kv *kv)
         p->checkpoint_size_max = (size_t)o->maxraftstate;
         p->log_keep_size = keep ? (size_t)o->maxraftstate : 1;
         p->wal_segment_size = SEGMENT_SIZE_SMALL;
+        p->log_hold_size = 1; /* who is behind is sent a snapshot */
     }
 }
 

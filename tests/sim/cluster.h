@@ -61,6 +61,7 @@ struct plan {
     size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
     size_t snap_piece_size;
+    uint64_t log_hold_size;
     uint64_t space_low;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */

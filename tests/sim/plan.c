@@ -184,6 +184,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
     p->space_low = rng_chance(&rng, 500) ? 1 : 16384;
+    p->log_hold_size = seed % 3; /* 1, 2: nothing; snapshots all the time */
     p->snap_piece_size = 256u << seed % 8;
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);

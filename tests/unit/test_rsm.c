@@ -1112,6 +1112,43 @@ static void test_stream_goes_on_after_a_crash_of_the_follower(void **state)
     }
 }
 
+/* Behind, but not too far: what it needs comes from the leader's disk, and the
+ * leader's memory holds no more of the log than ever. */
+static void test_follower_catches_up_from_the_stored_log(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        cluster_start(seed);
+        struct node *leader = await_leader();
+        struct node *behind = &nodes[(leader->at + 1) % NODES];
+        behind->cut = true;
+        leader = await_leader();
+        propose_many(leader, 0, 400);
+        run_ms(400);
+        struct rsm_status status;
+        rsm_status(leader->rsm, &status);
+        assert_true(status.raft.first_index > behind->now.index + 100);
+        assert_true(status.raft.snapshot_index <= behind->now.index + 1);
+        if (seed % 2 == 0) { /* a new life knows where entries stand, too */
+            node_crash(leader->at);
+            behind->cut = false;
+            node_start(leader->at);
+            leader = await_leader();
+        }
+        behind->cut = false;
+        propose_many(leader, 400, 50);
+        await_all_equal();
+        uint64_t read = 0;
+        for (uint32_t i = 0; i < NODES; i++) {
+            rsm_status(nodes[i].rsm, &status);
+            read += status.entries_read;
+            assert_int_equal(nodes[i].installs, 0);
+        }
+        assert_true(read > 100);
+        cluster_free();
+    }
+}
+
 /* E18: the log is cut every few entries, clients write all the time, the link
  * is slow and loses. One snapshot is enough: what it needs after it is there.
  */
@@ -1418,6 +1455,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_stream_goes_on_after_a_broken_link),
         cmocka_unit_test(test_stream_goes_on_after_a_change_of_leader),
         cmocka_unit_test(test_stream_goes_on_after_a_crash_of_the_follower),
+        cmocka_unit_test(test_follower_catches_up_from_the_stored_log),
         cmocka_unit_test(test_log_is_there_when_a_snapshot_lands),
         cmocka_unit_test(test_stream_keeps_to_its_rate),
         cmocka_unit_test(test_crash_while_installing),
