@@ -384,6 +384,9 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
     if (moves && c->move_seen != NULL) {
         c->move_seen(&c->nodes[from], &c->nodes[to]);
     }
+    if (method == RSM_METHOD_SNAP && c->stream_seen != NULL) {
+        c->stream_seen(&c->nodes[from], &c->nodes[to]);
+    }
 }
 
 /* ---- the end ---- */
