@@ -359,8 +359,7 @@ void raft_evict(struct raft *r, raft_index index)
 
 size_t raft_memory(const struct raft *r)
 {
-    return (size_t)raft_log_bytes(&r->log, r->log.base,
-                                  raft_log_last(&r->log));
+    return (size_t)raft_log_bytes(&r->log, r->log.base, raft_log_last(&r->log));
 }
 
 void raft_bound_memory(struct raft *r, size_t size)

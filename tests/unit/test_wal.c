@@ -418,7 +418,8 @@ static void test_crash_while_recovering(void **state)
         faultdisk_crash(d, seed);
         for (uint64_t nth = 1; nth <= 6; nth++) {
             faultdisk_fail_at(d, nth);
-            if (wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, &w, &r) == ERR_OK) {
+            if (wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, &w, &r) ==
+                ERR_OK) {
                 wal_close(w);
             }
             wal_recovery_free(&r);
@@ -470,7 +471,8 @@ static void test_flipped_bytes(void **state)
             bytes->data[at] ^= 0x10;
             struct wal *w = NULL;
             struct wal_recovery r;
-            enum err rc = wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, &w, &r);
+            enum err rc =
+                wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, &w, &r);
             if (rc == ERR_OK) {
                 bool kept = r.entry_count == m.count;
                 cut += !kept;
@@ -506,8 +508,9 @@ static void test_lost_sector_in_the_middle(void **state)
         memset(bytes->data + 1024, 0, 4096);
         struct wal *w = NULL;
         struct wal_recovery r;
-        assert_int_equal(wal_open(faultdisk_disk(copy), "wal", SEGMENT, 0, &w, &r),
-                         ERR_CORRUPT);
+        assert_int_equal(
+            wal_open(faultdisk_disk(copy), "wal", SEGMENT, 0, &w, &r),
+            ERR_CORRUPT);
         wal_recovery_free(&r);
         faultdisk_free(copy);
     }
