@@ -6,6 +6,7 @@
 # make test              install, lint, unit tests, simulator, sanitizers, end-to-end: RUN=name for one
 # make sim SEEDS=1000    the simulator over many seeds; SEED=n replays one
 # make labs RUN=2B       the rows of the labs' suite: a part or a name; SEEDS=n, SEED=n
+# make test-real RUN=2   the same rows on real processes: 2, 3, 4, a part or a name; SEED=n
 # make planted           put known bugs in; the simulator must find each
 # make soak              simulator and labs until you stop it; failing seeds are kept
 # make bench             the key/value store beside etcd, as a table
@@ -50,7 +51,7 @@ PACKAGES := gcc make libc6-dev libuv1-dev libssl-dev libzstd-dev liblmdb-dev \
             libfuse3-dev fuse3 libjansson-dev uthash-dev libcmocka-dev
 TEST_PACKAGES := clang-format-14 git tar python3 fio attr procps
 BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
-                  openssl python3
+                  openssl python3 nftables iproute2
 
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 
@@ -70,10 +71,13 @@ UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/
 LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
             $(addprefix tests/sim/,world.c env.c net.c disk.c node.c verify.c) \
             $(wildcard tests/linear/*.c))
+REAL_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/labs_real real/control real/process real/group \
+            labs/rows labs/ask labs/entry labs/raft_2a labs/raft_2b labs/raft_2c labs/raft_2d)
+NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/entry lib/faultnet)
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test one unit sim labs soak fuzz planted bench bench-gap bench-slow bench-catchup bench-migrate test-disk lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -102,6 +106,18 @@ $(OUT)/fuzz: $(FUZZ_OBJ) $(OUT)/tests/lib/faultdisk.o $(LIB)
 $(OUT)/labs: $(LABS_OBJ) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
+$(OUT)/labs_real: $(REAL_OBJ) $(LIB) | $(OUT)/labs_node
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/raft_bench: $(OUT)/tests/bench/raft_bench.o $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(OUT)/limits: $(OUT)/tests/bench/limits.o
+	$(CC) $(LDFLAGS) $^ -o $@ -lssl -lcrypto
+
+$(OUT)/labs_node: $(NODE_OBJ) $(LIB)
+	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
@@ -116,6 +132,10 @@ sim: $(OUT)/simulate
 labs: $(OUT)/labs
 	$(OUT)/labs $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100)) \
 	    $(if $(FIRST),--first $(FIRST)) $(RUN)
+
+# The same rows on processes, TLS and disks: RUN=2, RUN=2B, RUN=R12.
+test-real: $(OUT)/labs_real $(OUT)/labs_node
+	@$(OUT)/labs_real $(if $(SEED),--seed $(SEED)) $(RUN)
 
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
@@ -174,6 +194,7 @@ bench: deps
 
 # How long clients wait when their leader is stopped, killed, halted.
 bench-gap: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
 	@$(MAKE) -s -j2 all
 	@tests/bench/gap.sh
 
@@ -186,6 +207,11 @@ bench-slow: deps
 bench-catchup: deps
 	@$(MAKE) -s -j2 all
 	@SIZE=$(or $(SIZE),10GiB) tests/bench/catchup.sh
+
+# The replicated log alone, beside the limits of disk and net.
+bench-log: deps
+	@$(MAKE) -s -j2 build/release/raft_bench build/release/limits
+	@tests/bench/log.sh
 
 bench-migrate: deps
 	@$(MAKE) -s -j2 all

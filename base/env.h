@@ -21,7 +21,12 @@ struct env_timer {
 
 /* Work for a worker: run() is called on the worker's thread, then done() on the
  * loop, in the order of submission. The owner embeds it and keeps it alive
- * until done(). A worker runs one job at a time, first in first out. */
+ * until done(). A worker runs one job at a time, first in first out.
+ *
+ * A brief job (some hundred microseconds at most, as far as its owner can tell)
+ * may instead be run by the loop itself, inside the call that submits it, when
+ * the worker has nothing else: waking a thread twice costs more than such a
+ * job. done() is never called inside that call. */
 struct env_job {
     void (*run)(struct env_job *job);  /* on the worker; may be NULL */
     void (*done)(struct env_job *job); /* on the loop; may be NULL */
@@ -43,6 +48,7 @@ struct env_ops {
     struct env_worker *(*worker_new)(struct env *env, const char *name);
     /* From the loop only. */
     void (*worker_submit)(struct env_worker *w, struct env_job *job);
+    void (*worker_submit_brief)(struct env_worker *w, struct env_job *job);
     /* Waits until all submitted jobs have run, calls their done(), frees. */
     void (*worker_free)(struct env_worker *w);
     /* This replica must not go on (a failed fsync, damage on disk). A process
@@ -90,6 +96,11 @@ static inline void env_worker_submit(struct env *e, struct env_worker *w,
                                      struct env_job *job)
 {
     e->ops->worker_submit(w, job);
+}
+static inline void env_worker_submit_brief(struct env *e, struct env_worker *w,
+                                           struct env_job *job)
+{
+    e->ops->worker_submit_brief(w, job);
 }
 static inline void env_worker_free(struct env *e, struct env_worker *w)
 {

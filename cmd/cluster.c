@@ -105,6 +105,7 @@ static bool from_json(json_t *j, struct cluster *c)
         return false;
     }
     c->shard_count = (uint32_t)shards;
+    c->lease_reads = json_is_true(json_object_get(j, "lease_reads"));
     for (size_t i = 0; i < count; i++) {
         if (!replica_from_json(json_array_get(replicas, i), &c->replicas[i])) {
             return false;
@@ -148,8 +149,9 @@ static json_t *to_json(const struct cluster *c)
                                         "group", (int)r->gid, "id", (int)r->id,
                                         "address", r->address));
     }
-    return json_pack("{s:i, s:i, s:o}", "version", 1, "shards",
-                     (int)c->shard_count, "replicas", replicas);
+    return json_pack("{s:i, s:i, s:b, s:o}", "version", 1, "shards",
+                     (int)c->shard_count, "lease_reads", (int)c->lease_reads,
+                     "replicas", replicas);
 }
 
 static bool sync_path(const char *path, int flags)
@@ -309,7 +311,8 @@ static bool make_dirs(const struct cluster *c)
 bool cluster_create(const char *dir, const struct cluster_plan *plan,
                     struct cluster *c)
 {
-    *c = (struct cluster){.shard_count = plan->shards};
+    *c = (struct cluster){.shard_count = plan->shards,
+                          .lease_reads = plan->lease_reads};
     uint32_t count = plan->controllers + plan->groups * plan->replicas;
     if (count > CLUSTER_REPLICAS_MAX || plan->controllers == 0 ||
         plan->groups == 0 || plan->replicas == 0) {

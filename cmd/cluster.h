@@ -25,6 +25,7 @@ struct cluster_replica {
 struct cluster {
     char dir[PATH_MAX]; /* absolute */
     uint32_t shard_count;
+    bool lease_reads; /* see rsm_config; from a server's start on */
     struct cluster_replica replicas[CLUSTER_REPLICAS_MAX];
     uint32_t replica_count;
 };
@@ -33,6 +34,7 @@ struct cluster {
 struct cluster_plan {
     uint32_t port; /* the first; each process takes one more */
     uint32_t controllers, groups, replicas, shards;
+    bool lease_reads;
 };
 
 /* The directory to use: `given`, else $FLOTILLA_CLUSTER, else "cluster". */

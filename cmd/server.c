@@ -146,6 +146,7 @@ static enum err start_group(struct server *s, const struct cluster *c,
                                        .certificate_end_s = certificate_end_s,
                                        .snap_rate = s->snap_rate,
                                        .identified = true,
+                                       .lease_reads = c->lease_reads,
                                        .on_removed = on_removed,
                                        .arg = s};
     config.peer_count = group_peers(c, self->gid, config.peers);

@@ -208,7 +208,7 @@ static bool prepare(const char *dir, const struct cluster_plan *plan,
 int cmd_up(int argc, char **argv)
 {
     const char *dir = NULL, *mountpoint = "mnt";
-    bool no_mount = false;
+    bool no_mount = false, lease_reads = false;
     uint64_t port = 7100, groups = 2, replicas = 3, controllers = 3;
     uint64_t shards = CTL_SHARDS_DEFAULT;
     const struct arg_option options[] = {
@@ -223,6 +223,8 @@ int cmd_up(int argc, char **argv)
         {"controllers", 0, ARG_NUMBER, &controllers, "N",
          "replicas of the shard controller (3)"},
         {"shards", 0, ARG_NUMBER, &shards, "N", "number of shards (128)"},
+        {"lease-reads", 0, ARG_FLAG, &lease_reads, NULL,
+         "its leaders answer reads from leases: needs honest clocks"},
         {0}};
     const struct arg_spec spec = {
         .usage = "up [OPTION...]",
@@ -246,7 +248,8 @@ int cmd_up(int argc, char **argv)
                                       .controllers = (uint32_t)controllers,
                                       .groups = (uint32_t)groups,
                                       .replicas = (uint32_t)replicas,
-                                      .shards = (uint32_t)shards};
+                                      .shards = (uint32_t)shards,
+                                      .lease_reads = lease_reads};
     struct cluster c;
     if (no_mount) {
         mountpoint = NULL;

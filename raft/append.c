@@ -32,6 +32,7 @@ static void send_append(struct raft *r, struct raft_progress *p, uint32_t count)
                      .log_term = prev_term,
                      .commit = r->commit,
                      .read_round = r->read_round,
+                     .lease = r->lease_reads,
                      .entry_count = count, /* entries: see finish() */
                  });
     p->sent_ms = r->now_ms;
@@ -336,6 +337,9 @@ enum err raft_recv_append(struct raft *r, const struct raft_msg *m)
     r->heard_ms = r->now_ms;
     r->hint_tries = 0;
     raft_election_reset_timer(r);
+    if (m->lease) {
+        raft_lease_promise(r);
+    }
     bool confirms_read = m->read_round > r->leader_round;
     if (confirms_read) {
         r->leader_round = m->read_round;

@@ -31,7 +31,8 @@ bool raft_election_sticky(const struct raft *r)
     if (r->role == RAFT_LEADER) {
         return true;
     }
-    return r->leader != 0 && r->now_ms - r->heard_ms < r->election_min_ms;
+    return raft_lease_promised(r) ||
+           (r->leader != 0 && r->now_ms - r->heard_ms < r->election_min_ms);
 }
 
 /* A new term forgets all that was promised and learned in the old one. */
@@ -207,6 +208,12 @@ void raft_election_stored(struct raft *r)
     }
 }
 
+/* A few milliseconds after `from_ms`. */
+static void set_hint_timer(struct raft *r, uint64_t from_ms)
+{
+    r->election_due_ms = from_ms + rng_between(&r->rng, 1, HINT_PAUSE_MS_MAX);
+}
+
 uint64_t raft_election_next_tick(const struct raft *r)
 {
     bool asks = r->role == RAFT_PRECANDIDATE || r->role == RAFT_CANDIDATE;
@@ -224,9 +231,11 @@ void raft_election_tick(struct raft *r)
     }
     if (r->installing || r->full || !raft_conf_may_campaign(r)) {
         raft_election_reset_timer(r); /* learners and strangers wait */
-        return;
+    } else if (raft_lease_promised(r)) {
+        set_hint_timer(r, r->promised_ms);
+    } else {
+        become_precandidate(r);
     }
-    become_precandidate(r);
 }
 
 void raft_election_peer_down(struct raft *r, raft_id peer)
@@ -236,9 +245,8 @@ void raft_election_peer_down(struct raft *r, raft_id peer)
     }
     r->leader = 0; /* no longer sticky */
     r->hint_tries = HINT_TRIES;
-    uint64_t due_ms = r->now_ms + rng_between(&r->rng, 1, HINT_PAUSE_MS_MAX);
-    if (due_ms < r->election_due_ms) {
-        r->election_due_ms = due_ms;
+    if (r->now_ms + HINT_PAUSE_MS_MAX < r->election_due_ms) {
+        set_hint_timer(r, r->now_ms);
     }
 }
 

@@ -11,6 +11,9 @@ void raft_become_leader(struct raft *r)
     r->transferred = false;
     r->transfer_to = 0;
     r->read_round = 0;
+    r->read_open = false;
+    r->lease_from_ms = 0;
+    r->lease_spent = false;
     r->peer_count = 0;
     raft_progress_sync(r);
     for (uint32_t i = 0; i < r->peer_count; i++) {
@@ -159,6 +162,7 @@ enum err raft_propose(struct raft *r, const struct raft_entry *entries,
 
 static void send_timeout_now(struct raft *r, raft_id to)
 {
+    r->lease_spent = true;
     raft_send(r, (struct raft_msg){
                      .type = RAFT_MSG_TIMEOUT_NOW,
                      .from = r->id,

@@ -8,7 +8,7 @@
  *   u64  log_term                         u64  term
  *   u64  commit                           u8   type
  *   u64  match                            u32  size, and the bytes
- *   u8   flags: 1 reject, 2 transfer, 4 full
+ *   u8   flags: 1 reject, 2 transfer, 4 lease, 8 full
  *
  * Entry i has the index log_index + 1 + i.
  *
@@ -20,7 +20,13 @@
 #include "base/codec.h"
 #include "raft/raft_int.h"
 
-enum { FLAG_REJECT = 1, FLAG_TRANSFER = 2, FLAG_FULL = 4, FLAGS = 7 };
+enum {
+    FLAG_REJECT = 1,
+    FLAG_TRANSFER = 2,
+    FLAG_LEASE = 4,
+    FLAG_FULL = 8,
+    FLAGS_ALL = 15
+};
 
 /* The least an entry takes: a count that cannot fit is refused before memory
  * is taken for it. */
@@ -79,6 +85,7 @@ void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
     enc_u64(b, msg->match);
     enc_u8(b, (uint8_t)((msg->reject ? FLAG_REJECT : 0) |
                         (msg->transfer ? FLAG_TRANSFER : 0) |
+                        (msg->lease ? FLAG_LEASE : 0) |
                         (msg->full ? FLAG_FULL : 0)));
     enc_u64(b, msg->conflict_term);
     enc_u64(b, msg->conflict_index);
@@ -135,13 +142,14 @@ enum err raft_msg_decode(struct slice from, struct arena *a,
     uint8_t flags = dec_u8(&d);
     m.reject = (flags & FLAG_REJECT) != 0;
     m.transfer = (flags & FLAG_TRANSFER) != 0;
+    m.lease = (flags & FLAG_LEASE) != 0;
     m.full = (flags & FLAG_FULL) != 0;
     m.conflict_term = dec_u64(&d);
     m.conflict_index = dec_u64(&d);
     m.last_index = dec_u64(&d);
     m.read_round = dec_u64(&d);
     decode_entries(&d, a, &m);
-    if (dec_done(&d) != ERR_OK || (flags & ~FLAGS) != 0 || !raft_msg_sane(&m)) {
+    if (dec_done(&d) != ERR_OK || (flags & ~FLAGS_ALL) || !raft_msg_sane(&m)) {
         raft_msg_release(&m);
         return ERR_CORRUPT;
     }

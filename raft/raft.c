@@ -56,6 +56,7 @@ static void set_options(struct raft *r, const struct raft_config *c)
     if (r->election_max_ms < r->election_min_ms) {
         r->election_max_ms = r->election_min_ms;
     }
+    r->lease_reads = c->lease_reads;
     r->append_size_max =
         c->append_size_max != 0 ? c->append_size_max : APPEND_SIZE_MAX;
     r->inflight_size_max =
@@ -121,6 +122,9 @@ enum err raft_new(const struct raft_config *config, struct raft **out)
     r->rng.state = config->seed;
     set_options(r, config);
     r->now_ms = config->now_ms;
+    if (config->restarted) {
+        raft_lease_promise(r);
+    }
     r->term = config->hard_state.term;
     r->vote = config->hard_state.vote;
     if (config->snapshot_term > r->term) {
@@ -431,6 +435,7 @@ void raft_status(const struct raft *r, struct raft_status *status)
         .snapshot_index = r->log.floor,
         .conf = *raft_conf_now(r),
         .conf_index = raft_conf_index(r),
+        .lease_until_ms = raft_lease_until(r),
     };
     if (r->role == RAFT_LEADER) {
         peer_status(r, status);

@@ -104,7 +104,8 @@ struct raft_msg {
     raft_index match;     /* APPEND_REPLY accepted: on the follower's disk */
     bool reject;          /* replies: refused */
     bool transfer;        /* VOTE: by leadership transfer: ignore stickiness */
-    bool full; /* APPEND_REPLY: the sender's disk takes nothing now */
+    bool full;  /* APPEND_REPLY: the sender's disk takes nothing now */
+    bool lease; /* APPEND: the leader relies on a promise (raft/lease.c) */
     raft_term conflict_term;   /* APPEND_REPLY refused: XTerm, 0 if none */
     raft_index conflict_index; /* XIndex: first index of XTerm */
     raft_index last_index;     /* XLen: the follower's last index */
@@ -119,6 +120,10 @@ struct raft_run {
     raft_term term;
 };
 
+/* A promise to a leader that reads from its lease, and by how much a clock may
+ * run faster than another one while this is safe (raft/lease.c). */
+enum { RAFT_LEASE_MS = 200, RAFT_LEASE_DRIFT_PERCENT = 20 };
+
 /* What was stored, at start; and what the group is. */
 struct raft_config {
     raft_id id;
@@ -126,6 +131,8 @@ struct raft_config {
     uint32_t heartbeat_ms;    /* 0: 100 */
     uint32_t election_min_ms; /* 0: 500; the timeout is random in */
     uint32_t election_max_ms; /* 0: 1000; [min, max] */
+    bool lease_reads;         /* as leader; the others need not have it */
+    bool restarted; /* it may have promised something in an earlier life */
     size_t append_size_max;   /* bytes of entries in one APPEND; 0: 1 MiB */
     size_t inflight_size_max; /* unacknowledged bytes a follower; 0: 16 MiB */
     size_t uncommitted_size_max; /* PROPOSE beyond it: ERR_BUSY; 0: 64 MiB */
@@ -337,6 +344,7 @@ struct raft_status {
     raft_index commit;
     raft_index snapshot_index; /* the log on disk begins after it */
     struct raft_conf conf;     /* the newest in the log: used from append on */
+    uint64_t lease_until_ms;   /* leader: it may answer reads; 0: no lease */
     raft_index conf_index; /* its entry: once this is committed and the conf is
                               joint, propose the final one */
     uint32_t peer_count;   /* leader only: the progress of each peer */

@@ -173,8 +173,9 @@ struct raft {
     raft_index leader_match; /* our log is the leader's up to here */
     uint64_t leader_round;
     bool ack_owed;
-    bool installing; /* between raft_install_begin() and its end */
-    bool full;       /* RAFT_EV_FULL: does not campaign, and says so */
+    uint64_t promised_ms; /* lease.c: until then no vote for others */
+    bool installing;      /* between raft_install_begin() and its end */
+    bool full;            /* RAFT_EV_FULL: does not campaign, and says so */
 
     /* Leader */
     struct raft_progress peers[RAFT_PEERS_MAX];
@@ -185,7 +186,13 @@ struct raft {
     uint64_t *reads; /* names; the first read_flight are in the round */
     size_t read_count, read_flight, read_capacity;
     uint64_t read_round; /* the newest round begun */
+    bool read_open;      /* a majority has not echoed it yet */
+    uint64_t read_began_ms;
     raft_index read_index;
+    bool lease_reads; /* the option */
+    bool lease_spent; /* not again in this term */
+    uint64_t
+        lease_from_ms; /* when the newest round that ended began; 0: none */
 
     /* What the step gives back */
     struct raft_msg *out;
@@ -287,6 +294,13 @@ MUST_USE enum err raft_conf_check_change(const struct raft *r,
 MUST_USE enum err raft_read_add(struct raft *r, uint64_t name);
 void raft_read_advance(struct raft *r);
 void raft_read_fail(struct raft *r);
+
+/* lease.c */
+void raft_lease_promise(struct raft *r);
+bool raft_lease_promised(const struct raft *r);
+uint64_t raft_lease_until(const struct raft *r); /* 0: there is none */
+bool raft_lease_valid(const struct raft *r);
+bool raft_lease_ages(const struct raft *r);
 
 /* message.c: what a sane peer may say, whatever our state. */
 bool raft_msg_sane(const struct raft_msg *m);

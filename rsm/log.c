@@ -45,6 +45,14 @@ static void on_run(struct env_job *job)
     wal_take_marks(wal, &j->marks, &j->mark_count);
 }
 
+/* Somebody waits for a follower's sync and it has nothing else to do. A leader
+ * has: its heartbeats must not wait for a disk. */
+static bool is_brief(const struct rsm *r, const struct rsm_log_job *j)
+{
+    return !r->leading && j->kind == RSM_LOG_APPEND &&
+           j->size <= RSM_BRIEF_SIZE;
+}
+
 static struct rsm_log_job *job_new(struct rsm *r, enum rsm_log_kind kind)
 {
     struct rsm_log_job *j = mem_alloc(sizeof *j);
@@ -113,7 +121,11 @@ void rsm_log_pump(struct rsm *r)
     }
     if (!r->space.log_held || voting_first(r) || cutting_first(r)) {
         r->log_running = true;
-        env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
+        if (is_brief(r, r->log_head)) {
+            env_worker_submit_brief(r->env, r->wal_worker, &r->log_head->job);
+        } else {
+            env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
+        }
     }
 }
 
@@ -202,6 +214,7 @@ static void add_entries(struct rsm_log_job *j, const struct raft_entry *entries,
     }
     for (uint32_t i = 0; i < count; i++) {
         j->entries[j->entry_count] = entries[i];
+        j->size += bytes_slice(entries[i].data).size;
         bytes_ref(j->entries[j->entry_count++].data);
     }
 }
@@ -222,7 +235,11 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update)
         cut(j, update->append[0].index);
         add_entries(j, update->append, update->append_count);
     }
-    rsm_log_pump(r);
+    if (r->leading) {
+        rsm_log_pump(r);
+    } else {
+        rsm_flush_later(r); /* what comes in this turn shares a sync */
+    }
 }
 
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,

@@ -131,6 +131,8 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
         .election_min_ms = c->election_min_ms,
         .election_max_ms = c->election_max_ms,
         .append_size_max = c->append_size_max,
+        .lease_reads = c->lease_reads,
+        .restarted = rec->hard_state.term > 0,
         .hard_state = rec->hard_state,
         .snapshot_index = rec->start_index,
         .snapshot_term = rec->start_term,

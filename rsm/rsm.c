@@ -154,6 +154,7 @@ static void on_flush(struct env_timer *t)
     rsm_leader_tell(r);
     rsm_member_pump(r);
     rsm_stored_bound(r);
+    rsm_log_pump(r);
 }
 
 /* --- From the network */

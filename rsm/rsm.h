@@ -151,6 +151,10 @@ struct rsm_config {
                          */
     uint32_t space_patience_ms; /* how long a group without space makes writers
                                    wait before they get ERR_NOSPACE; 0: 10 s */
+    /* As leader, answer reads without asking a majority while a lease lasts
+     * (raft/lease.c): safe only while no replica's clock runs more than
+     * RAFT_LEASE_DRIFT_PERCENT faster than another's, or stands still. */
+    bool lease_reads;
     /* A new leader proposes nothing by itself, as in the labs, which count the
      * entries from 1. Nothing commits and no read is answered until the user
      * proposes something in the new term. */

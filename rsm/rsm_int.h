@@ -19,6 +19,8 @@ enum {
     RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
+    RSM_BRIEF_COUNT = 4, /* jobs that the loop may run itself: at most */
+    RSM_BRIEF_SIZE = 16 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_MANIFEST_PART = 256 << 10,
     RSM_MANIFEST_SIZE_MAX = 65 << 20, /* of SNAP_PIECES_MAX pieces */
@@ -114,6 +116,7 @@ struct rsm_log_job {
     struct raft_hard_state hard_state;
     struct raft_entry *entries; /* with references */
     uint32_t entry_count, entry_capacity;
+    uint64_t size; /* of the entries that were added */
     /* COMPACT and RESET */
     raft_index index;
     raft_term term;

@@ -363,6 +363,7 @@ static enum err start(struct skv_server *s)
         .snap_rate = s->config.snap_rate,
         .log_hold_size = s->config.log_hold_size,
         .space_low = s->config.space_low,
+        .lease_reads = s->config.lease_reads,
         .on_leader = on_leader,
         .on_applied = on_applied,
         .identified = s->config.identified,

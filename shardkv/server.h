@@ -29,6 +29,7 @@ struct skv_server_config {
     uint64_t space_low;         /* see rsm_config; 0: its default */
     uint64_t certificate_end_s; /* shown in status */
     bool identified;            /* see rsm_config */
+    bool lease_reads;           /* see rsm_config */
     void (*on_removed)(void *arg);
     void *arg;
 };

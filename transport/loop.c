@@ -162,7 +162,21 @@ static void timer_halt(struct net_loop *loop, struct loop_timer *timer)
     }
 }
 
-static void due_timers_fire(uv_idle_t *idle)
+/* Those that come meanwhile wait for the next turn. */
+static void here_call(struct net_loop *loop)
+{
+    struct job_queue jobs = loop->here;
+    loop->here = (struct job_queue){0};
+    job_queue_join(&loop->ready, &jobs);
+    struct env_job *job;
+    while ((job = job_queue_pop(&loop->ready)) != NULL) {
+        if (job->done != NULL) {
+            job->done(job);
+        }
+    }
+}
+
+static void turn_ends(uv_idle_t *idle)
 {
     struct net_loop *loop = idle->data;
     uint64_t turn = loop->due_turn++;
@@ -171,7 +185,8 @@ static void due_timers_fire(uv_idle_t *idle)
         timer_halt(loop, timer);
         timer_fire(loop, timer);
     }
-    if (loop->due_timers == NULL) {
+    here_call(loop);
+    if (loop->due_timers == NULL && loop->here.first == NULL) {
         uv_idle_stop(idle);
     }
 }
@@ -183,7 +198,7 @@ static void timer_set_due(struct net_loop *loop, struct loop_timer *timer)
     DL_APPEND(loop->due_timers, timer);
     /* Runs each turn, just before the hooks that flush; a running one may be
      * started again. */
-    CHECK(uv_idle_start(&loop->due, due_timers_fire) == 0);
+    CHECK(uv_idle_start(&loop->due, turn_ends) == 0);
 }
 
 static struct loop_timer *timer_take(struct net_loop *loop)
@@ -250,9 +265,16 @@ static void loop_post(struct env *env, struct env_job *job)
     }
 }
 
+void net_loop_post_here(struct net_loop *loop, struct env_job *job)
+{
+    job_queue_push(&loop->here, job);
+    CHECK(uv_idle_start(&loop->due, turn_ends) == 0);
+}
+
 void net_loop_unpost(struct net_loop *loop, const struct env_job *job)
 {
     job_queue_remove(&loop->ready, job);
+    job_queue_remove(&loop->here, job);
     pthread_mutex_lock(&loop->lock);
     job_queue_remove(&loop->posted, job);
     pthread_mutex_unlock(&loop->lock);
@@ -293,6 +315,7 @@ static const struct env_ops loop_ops = {
     .post = loop_post,
     .worker_new = net_worker_new,
     .worker_submit = net_worker_submit,
+    .worker_submit_brief = net_worker_submit_brief,
     .worker_free = net_worker_free,
     .fatal = loop_fatal,
     .random = loop_random,

@@ -35,10 +35,11 @@ struct net_loop {
     int wake_fd; /* an eventfd */
     uv_poll_t wake;
     struct job_queue ready;         /* taken from `posted`, being called */
+    struct job_queue here;          /* posted by the loop to itself */
     struct loop_timer *idle_timers; /* initialised, not running */
     struct loop_timer *due_timers;  /* without delay, the oldest first */
     uint64_t due_turn;
-    uv_idle_t due; /* runs while there are such */
+    uv_idle_t due; /* runs while there are such, or jobs in `here` */
     uint32_t running_timer_count;
     struct loop_signal signals[LOOP_SIGNALS_MAX];
     uint32_t signal_count;
@@ -48,12 +49,16 @@ struct net_loop {
     bool stop_asked;
 };
 
+/* For the loop's own thread: calls job->done at the end of this turn, after the
+ * timers without delay. No wake-up. */
+void net_loop_post_here(struct net_loop *loop, struct env_job *job);
 /* Takes back a job that was posted and not yet called. */
 void net_loop_unpost(struct net_loop *loop, const struct env_job *job);
 
-/* worker.c, the three operations of the env. */
+/* worker.c, the operations of the env. */
 struct env_worker *net_worker_new(struct env *env, const char *name);
 void net_worker_submit(struct env_worker *w, struct env_job *job);
+void net_worker_submit_brief(struct env_worker *w, struct env_job *job);
 void net_worker_free(struct env_worker *w);
 
 #endif

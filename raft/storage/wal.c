@@ -11,9 +11,9 @@
  *     what is left is always a run of consecutive numbers.
  *  5. After a failed sync, or a write that failed for another reason than want
  *     of space, nothing is written any more.
- *  6. The space for a record is taken, as zeros, before the record is written.
- *     So a full disk is met before anything has changed; what was written of
- *     the same group commit in spite of that is cut off again.
+ *  6. The space for a short record is taken, as zeros, before it is written, so
+ *     a full disk is met before anything has changed. What was written of a
+ *     group commit that finds no space in spite of that is cut off again.
  *  7. Entries leave the last `reserve` bytes of the zeros and of the segment
  *     to hard states and start markers: a log that takes no entries any more
  *     can still vote, and be cut at its beginning, which gives space back.
@@ -30,7 +30,7 @@
 enum {
     WRITE_SIZE = 8 << 20,
     SEGMENT_SIZE_MIN = 4096,
-    RESERVE_SIZE = 64 << 10,
+    RESERVE_SIZE = 16 << 10,
     START_SIZE_MAX = 512, /* of a start marker: 48 ids */
 };
 #define SEGMENT_SIZE_MAX ((size_t)1 << 31)
@@ -48,13 +48,13 @@ static struct wal_segment *last_segment(struct wal *w)
     return &w->segments[w->segment_count - 1];
 }
 
+static const uint8_t zeros[256 << 10];
+
 /* Zeros ahead of the write, so that an append changes no file size and its
  * fdatasync writes no metadata; and so that a full disk shows here (6). They
  * need no sync of their own. */
 static enum err fill_ahead(struct wal *w, uint64_t end)
 {
-    static const uint8_t zeros[256 << 10];
-
     if (end <= w->filled) {
         return ERR_OK;
     }
@@ -62,7 +62,8 @@ static enum err fill_ahead(struct wal *w, uint64_t end)
     to = to < w->segment_size ? to : w->segment_size;
     to = to > end ? to : end;
     while (w->filled < to) {
-        uint64_t left = to - w->filled;
+        /* First what must be: a disk with too little for more takes that. */
+        uint64_t left = (w->filled < end ? end : to) - w->filled;
         struct slice part =
             slice_of(zeros, left < sizeof zeros ? (size_t)left : sizeof zeros);
         enum err rc = w->disk->ops->write(w->file, w->filled, &part, 1);
@@ -74,6 +75,32 @@ static enum err fill_ahead(struct wal *w, uint64_t end)
     return ERR_OK;
 }
 
+/* A long write has only `keep` zeros behind it: there the metadata is little,
+ * and more zeros would double the bytes. */
+static enum err write_long(struct wal *w, struct slice data, size_t keep)
+{
+    uint64_t filled = w->end + data.size + keep;
+    bool more = filled > w->filled;
+    struct slice parts[] = {data, slice_of(zeros, keep)};
+    w->unsynced = true;
+    enum err rc =
+        w->disk->ops->write(w->file, w->end, parts, more && keep > 0 ? 2 : 1);
+    if (rc == ERR_OK && more) {
+        w->filled = filled;
+    }
+    return rc;
+}
+
+static enum err write_short(struct wal *w, struct slice data, size_t keep)
+{
+    enum err rc = fill_ahead(w, w->end + data.size + keep);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    w->unsynced = true;
+    return w->disk->ops->write(w->file, w->end, &data, 1);
+}
+
 /* Writes what was gathered, without a sync. `keep`: zeros behind it that must
  * be there afterwards. */
 static enum err flush(struct wal *w, struct buf *b, size_t keep)
@@ -81,20 +108,14 @@ static enum err flush(struct wal *w, struct buf *b, size_t keep)
     if (b->size == 0) {
         return ERR_OK;
     }
-    enum err rc = fill_ahead(w, w->end + b->size + keep);
-    if (rc != ERR_OK) {
-        return rc;
+    enum err rc = b->size < WAL_FILL_UNDER ? write_short(w, buf_slice(b), keep)
+                                           : write_long(w, buf_slice(b), keep);
+    if (rc == ERR_OK) {
+        w->end += b->size;
+        w->stats.bytes += b->size;
+        b->size = 0;
     }
-    struct slice part = buf_slice(b);
-    w->unsynced = true;
-    rc = w->disk->ops->write(w->file, w->end, &part, 1);
-    if (rc != ERR_OK) {
-        return rc;
-    }
-    w->end += b->size;
-    w->stats.bytes += b->size;
-    buf_clear(b);
-    return ERR_OK;
+    return rc;
 }
 
 /* Never ERR_NOSPACE: after a failed sync nobody knows what is on the disk. */
@@ -130,6 +151,9 @@ static enum err take_back(struct wal *w, uint64_t batch)
     enum err rc = final(w->disk->ops->truncate(w->file, batch));
     if (rc == ERR_OK) {
         rc = sync_file(w);
+    }
+    if (rc == ERR_OK) {
+        rc = fill_ahead(w, batch + w->reserve); /* or nearly: (7) */
     }
     return rc == ERR_OK ? ERR_NOSPACE : rc;
 }

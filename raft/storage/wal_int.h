@@ -11,6 +11,7 @@ enum {
     WAL_PAYLOAD_SIZE_MAX = 8 << 20,
     WAL_SEGMENT_SIZE_DEFAULT = 64 << 20,
     WAL_FILL_SIZE = 4 << 20,
+    WAL_FILL_UNDER = 64 << 10, /* only ahead of writes smaller than that */
     WAL_PATH_SIZE = 64,
     WAL_MARK_SIZE = 256 << 10,
 };

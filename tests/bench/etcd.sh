@@ -4,6 +4,8 @@
 # its log before every answer).
 #   etcd.sh up DIR PORT     members at PORT, PORT+1, PORT+2; peers at the next three
 #   etcd.sh down DIR        stops them; DIR/n1.pid .. n3.pid name them
+#   etcd.sh start DIR PORT  starts those that do not run, and waits for health
+#   etcd.sh leader DIR PORT  prints the leader's pid
 set -euo pipefail
 
 make_certs() { # in the current directory; one for the servers, one for clients
@@ -40,20 +42,49 @@ start_member() { # DIR PORT NUMBER
 is_etcd() { [ "$(cat "/proc/$1/comm" 2>/dev/null)" = etcd ]; }
 
 up() { # DIR PORT
-    local i endpoints=https://127.0.0.1:$2,https://127.0.0.1:$(($2 + 1)),https://127.0.0.1:$(($2 + 2))
+    local i
     mkdir -p "$1/tls"
     (cd "$1/tls" && make_certs)
     for i in 1 2 3; do start_member "$1" "$2" $i; done
+    await_health "$1" "$2"
+}
+
+ctl() { # DIR PORT ARG...
+    local dir=$1 all=https://127.0.0.1:$2,https://127.0.0.1:$(($2 + 1)),https://127.0.0.1:$(($2 + 2))
+    shift 2
+    ETCDCTL_API=3 etcdctl --endpoints "$all" --cacert "$dir/tls/ca.crt" \
+        --cert "$dir/tls/client.crt" --key "$dir/tls/client.key" "$@"
+}
+
+await_health() { # DIR PORT
+    local i
     for i in $(seq 150); do
-        if ETCDCTL_API=3 etcdctl --endpoints "$endpoints" --cacert "$1/tls/ca.crt" \
-            --cert "$1/tls/client.crt" --key "$1/tls/client.key" \
-            endpoint health >/dev/null 2>&1; then
+        if ctl "$1" "$2" endpoint health >/dev/null 2>&1; then
             return
         fi
         sleep 0.1
     done
     echo "etcd.sh: etcd is not healthy after 15 s; see $1/n?.log" >&2
     exit 1
+}
+
+start() { # DIR PORT
+    local i
+    for i in 1 2 3; do
+        is_etcd "$(cat "$1/n$i.pid")" || start_member "$1" "$2" $i
+    done
+    await_health "$1" "$2"
+}
+
+leader() { # DIR PORT
+    local number
+    number=$(ctl "$1" "$2" endpoint status --write-out=json | python3 -c 'import json, sys
+for row in json.load(sys.stdin):
+    status = row["Status"]
+    if status["leader"] == status["header"]["member_id"]:
+        print(int(row["Endpoint"].rsplit(":", 1)[1]) - int(sys.argv[1]) + 1)
+        break' "$2")
+    cat "$1/n$number.pid"
 }
 
 down() { # DIR
@@ -74,5 +105,7 @@ down() { # DIR
 case ${1:-} in
 up) up "$2" "$3" ;;
 down) down "$2" ;;
-*) sed -n '2,6s/^# //p' "$0" >&2; exit 2 ;;
+start) start "$2" "$3" ;;
+leader) leader "$2" "$3" ;;
+*) sed -n '2,8s/^# //p' "$0" >&2; exit 2 ;;
 esac

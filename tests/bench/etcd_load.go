@@ -4,6 +4,9 @@
 // Every request goes to the leader, and clients share at most 16 connections:
 // both are etcd's best shape. Gets are linearizable, etcd's default. Values are
 // random bytes; keys are uniform over -keys.
+//
+// With -attempt, members may die: each client knows all three, gives an attempt
+// that long and then sends the request anew; its latency counts from the first.
 package main
 
 import (
@@ -51,6 +54,7 @@ var (
 	seconds = flag.Int("seconds", 5, "measured")
 	warm    = flag.Int("warm", 1, "seconds before measuring")
 	keys    = flag.Int("keys", 10000, "different keys")
+	attempt = flag.Duration("attempt", 0, "patience with one attempt; 0: one attempt, at the leader")
 )
 
 func check(what string, err error) {
@@ -75,12 +79,12 @@ func endpoint(member int) string {
 	return fmt.Sprintf("https://127.0.0.1:%d", *port+member)
 }
 
-func dial(to string) *clientv3.Client {
+func dial(to ...string) *clientv3.Client {
 	quiet := zap.NewProductionConfig()
 	quiet.Level = zap.NewAtomicLevelAt(zap.FatalLevel)
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{to}, TLS: tlsConfig(),
+	c, err := clientv3.New(clientv3.Config{Endpoints: to, TLS: tlsConfig(),
 		DialTimeout: 5 * time.Second, LogConfig: &quiet})
-	check("connecting to "+to, err)
+	check("connecting to "+strings.Join(to, ","), err)
 	return c
 }
 
@@ -101,10 +105,23 @@ func leader() string {
 func key(number int) string { return fmt.Sprintf("bench/%d/%08d", *size, number) }
 
 func put(c *clientv3.Client, number int, value string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+	patience := opTimeout
+	if *attempt > 0 {
+		patience = *attempt
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	_, err := c.Put(ctx, key(number), value)
 	return err
+}
+
+func putPatiently(c *clientv3.Client, number int, value string) error {
+	for end := time.Now().Add(opTimeout); ; time.Sleep(5 * time.Millisecond) {
+		err := put(c, number, value)
+		if err == nil || *attempt == 0 || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 func get(c *clientv3.Client, number int) error {
@@ -144,6 +161,9 @@ func serversCPU() (s float64) {
 		pid, err := ioutil.ReadFile(fmt.Sprintf("%s/n%d.pid", *dir, i))
 		check("pid", err)
 		stat, err := ioutil.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		if err != nil && *attempt > 0 {
+			continue // killed
+		}
 		check("pid", err)
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
 		user, _ := strconv.ParseFloat(fields[11], 64)
@@ -166,7 +186,7 @@ func client(c *clientv3.Client, rng *rand.Rand, value string, phase, errors *int
 		if *op == "get" {
 			err = get(c, number)
 		} else {
-			err = put(c, number, value)
+			err = putPatiently(c, number, value)
 		}
 		if err != nil {
 			atomic.AddInt64(errors, 1)
@@ -182,10 +202,13 @@ func main() {
 	rand.New(rand.NewSource(time.Now().UnixNano())).Read(bytes)
 	value := string(bytes)
 
-	to := leader()
+	to := []string{endpoint(0), endpoint(1), endpoint(2)}
+	if *attempt == 0 {
+		to = []string{leader()}
+	}
 	conns := make([]*clientv3.Client, connsMax)
 	for i := range conns {
-		conns[i] = dial(to)
+		conns[i] = dial(to...)
 	}
 	if *op == "get" {
 		fill(conns[0], value)

@@ -15,6 +15,8 @@ cleanup() {
     "$F" down --cluster "$C" >/dev/null 2>&1
     umount -l "$M" 2>/dev/null
     umount -l "$C"/data/g1-* 2>/dev/null
+    "$F" down --cluster "$W/one/cluster" >/dev/null 2>&1
+    umount -l "$W/mnt-one" "$W/one" 2>/dev/null
     rm -rf "$W"
 }
 trap cleanup EXIT
@@ -252,6 +254,38 @@ kill_everything() {
     echo "note: $(cat "$W/acknowledged") lines acknowledged"
 }
 check "kill -9 of everything, ${KILLS:-10} times: nothing acknowledged is lost" kill_everything
+
+# What happens to whoever keeps everything on one disk. Every read must be
+# answered, all the time that not a byte is free.
+reads_answered() {
+    local i
+    for i in $(seq 12); do
+        timeout 5 cmp "$W/known" "$M/known" && timeout 5 ls "$M" >/dev/null || return 1
+        [ "$(df --output=avail "$W/one" | tail -1)" -lt 64 ] || return 1
+        sleep 1
+    done
+}
+one_full_disk() {
+    local C=$W/one/cluster M=$W/mnt-one PORT=$((PORT + 40)) pids
+    up && head -c 3000000 /dev/urandom >"$W/known" && cp "$W/known" "$M/known" || return 1
+    pids=$(cut -d' ' -f1 "$C"/run/*-[123].pid)
+    echo 0 >"$W/acknowledged"
+    writer_start
+    writes_go_on || return 1
+    dd if=/dev/zero of="$W/one/hog" bs=64k 2>/dev/null
+    reads_answered && says_full 1 || return 1
+    wait $writer && { echo "the writer saw nothing"; return 1; }
+    writer=
+    rm "$W/go" "$W/one/hog"
+    wait_for 30 well && echo after >"$M/after" && [ "$(cat "$M/after")" = after ] &&
+        lines_intact && kill -0 $pids && "$F" down --cluster "$C"
+}
+mkdir "$W/one"
+if truncate -s 400M "$W/image" && mkfs.ext4 -q -F "$W/image" && mount -o loop "$W/image" "$W/one"; then
+    check "everything on one ext4 that is full to the last byte: reads go on; it heals" one_full_disk
+else
+    echo "note: no loop device here, so ext4 was not tried"
+fi
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

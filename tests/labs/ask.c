@@ -1,28 +1,84 @@
-/* What a row asks of the group: who leads, what is committed, agree on this. */
+/* What a row asks of the group: who leads, what is committed, agree on this;
+ * and what goes on beside the row. The same for both harnesses. */
 #include "tests/labs/group.h"
 
 #include <inttypes.h>
-
-#include "base/check.h"
-#include "base/codec.h"
-#include "raft/storage/wal_int.h"
+#include <string.h>
 
 #define MS UINT64_C(1000)
 
-/* ---- leaders ---- */
+/* ---- chance, time, and what goes on beside ---- */
 
-raft_term lab_term(struct lab *l, uint32_t peer, bool *leader)
+uint64_t lab_random(struct lab *l)
 {
-    struct lab_peer *p = &l->peers[peer];
-    *leader = false;
-    if (p->rsm == NULL) {
-        return 0;
-    }
-    struct raft_status status;
-    raft_status(rsm_raft(p->rsm), &status);
-    *leader = rsm_is_leader(p->rsm);
-    return status.term;
+    return rng_next(l->rng);
 }
+
+bool lab_chance(struct lab *l, uint32_t per_mille)
+{
+    return rng_chance(l->rng, per_mille);
+}
+
+static struct lab_task *first_due(struct lab *l, uint64_t end_us)
+{
+    struct lab_task *first = NULL;
+    for (struct lab_task *t = l->tasks; t != NULL; t = t->next) {
+        if (t->due_us <= end_us &&
+            (first == NULL || t->due_us < first->due_us)) {
+            first = t;
+        }
+    }
+    return first;
+}
+
+static void task_remove(struct lab *l, struct lab_task *task)
+{
+    struct lab_task **at = &l->tasks;
+    while (*at != NULL && *at != task) {
+        at = &(*at)->next;
+    }
+    if (*at == task) {
+        *at = task->next;
+    }
+}
+
+static void task_poll(struct lab *l, struct lab_task *task)
+{
+    lab_run_to(l, task->due_us);
+    uint64_t again_ms = task->poll_ms(task);
+    if (again_ms == 0 || lab_failed(l)) {
+        task_remove(l, task);
+    } else {
+        task->due_us = lab_now_us(l) + again_ms * MS;
+    }
+}
+
+void lab_sleep_us(struct lab *l, uint64_t us)
+{
+    uint64_t end_us = lab_now_us(l) + us;
+    while (!lab_failed(l)) {
+        struct lab_task *task = first_due(l, end_us);
+        if (task == NULL) {
+            break;
+        }
+        task_poll(l, task);
+    }
+    lab_run_to(l, end_us);
+}
+
+void lab_sleep(struct lab *l, uint64_t ms)
+{
+    lab_sleep_us(l, ms * MS);
+}
+
+void lab_task_begin(struct lab *l, struct lab_task *task)
+{
+    task->due_us = lab_now_us(l);
+    task->next = l->tasks;
+    l->tasks = task;
+}
+
+/* ---- leaders ---- */
 
 /* Of those that are connected, the leader of the newest term. */
 static bool newest_leader(struct lab *l, uint32_t *peer)
@@ -42,10 +98,10 @@ static bool newest_leader(struct lab *l, uint32_t *peer)
 uint32_t lab_one_leader(struct lab *l)
 {
     for (int i = 0; i < 10 && !lab_failed(l); i++) {
-        lab_sleep(l, sim_between(&l->world, 450, 549));
+        lab_sleep(l, rng_between(l->rng, 450, 549));
         uint32_t leader = 0;
         if (newest_leader(l, &leader)) {
-            return leader; /* one a term: see after_event() */
+            return leader; /* one a term: see lab_saw_leader() */
         }
     }
     lab_fail(l, "expected one leader, got none");
@@ -81,86 +137,17 @@ raft_term lab_same_term(struct lab *l)
 
 /* ---- Start() ---- */
 
-struct lab_start {
-    struct rsm_proposal proposal;
-    bool answered;
-    struct lab_start *next;
-};
-
-static void on_answer(struct rsm_proposal *p, enum err rc, struct slice reply)
+struct lab_begun lab_begin_command(struct lab *l, uint32_t peer, uint64_t value)
 {
-    (void)reply;
-    ((struct lab_start *)p)->answered = true;
-    p->rc = rc;
-}
-
-/* The same value and size are the same bytes. */
-static struct bytes *command_of(uint64_t value, size_t size)
-{
-    CHECK(size >= LAB_COMMAND_SIZE);
-    struct bytes *b = bytes_new(size);
-    struct rng rng = {value};
-    for (size_t i = LAB_COMMAND_SIZE; i < size; i++) {
-        b->data[i] = (uint8_t)rng_next(&rng); /* nothing to compress */
-    }
-    set_u64(b->data, value);
-    return b;
-}
-
-static struct lab_start *propose(struct lab *l, uint32_t peer, uint64_t value,
-                                 size_t size)
-{
-    struct lab_peer *p = &l->peers[peer];
-    if (lab_failed(l) || p->rsm == NULL || !rsm_is_leader(p->rsm)) {
-        return NULL;
-    }
-    struct lab_start *s = mem_alloc(sizeof *s);
-    s->next = l->starts;
-    l->starts = s;
-    s->proposal.done = on_answer;
-    rsm_propose(p->rsm, &s->proposal, command_of(value, size));
-    return s;
-}
-
-/* The core learns of it at the end of the turn of the peer's loop. */
-static struct lab_begun await_index(struct lab *l, const struct lab_start *s)
-{
-    while (s != NULL && !s->answered && s->proposal.index == 0 &&
-           sim_step(&l->world)) {
-    }
-    if (s == NULL || s->proposal.index == 0 ||
-        (s->answered && s->proposal.rc != ERR_OK)) {
-        return (struct lab_begun){0};
-    }
-    return (struct lab_begun){
-        .ok = true, .index = s->proposal.index, .term = s->proposal.term};
+    struct lab_begun begun;
+    lab_begin_sized(l, peer, &value, 1, LAB_COMMAND_SIZE, &begun);
+    return begun;
 }
 
 void lab_begin_commands(struct lab *l, uint32_t peer, const uint64_t *values,
                         uint32_t count, struct lab_begun *begun)
 {
-    struct lab_start **starts = mem_array(count, sizeof(struct lab_start *));
-    for (uint32_t i = 0; i < count; i++) {
-        starts[i] = propose(l, peer, values[i], LAB_COMMAND_SIZE);
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        begun[i] = await_index(l, starts[i]);
-    }
-    mem_free(starts);
-}
-
-struct lab_begun lab_begin_command(struct lab *l, uint32_t peer, uint64_t value)
-{
-    return await_index(l, propose(l, peer, value, LAB_COMMAND_SIZE));
-}
-
-void lab_starts_free(struct lab *l)
-{
-    while (l->starts != NULL) {
-        struct lab_start *s = l->starts;
-        l->starts = s->next;
-        mem_free(s);
-    }
+    lab_begin_sized(l, peer, values, count, LAB_COMMAND_SIZE, begun);
 }
 
 /* ---- what is committed ---- */
@@ -169,7 +156,7 @@ uint32_t lab_committed(const struct lab *l, raft_index index, uint64_t *value)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < l->peer_count; i++) {
-        count += index > 0 && l->peers[i].now.count >= index;
+        count += index > 0 && l->peers[i].applied >= index;
     }
     if (count > 0) {
         *value = l->decided.entries[index - 1].value;
@@ -219,11 +206,11 @@ static void agreement_try(struct lab_agreement *a)
         if (!l->peers[a->next_peer].connected) {
             continue;
         }
-        struct lab_begun begun =
-            await_index(l, propose(l, a->next_peer, a->value, a->size));
+        struct lab_begun begun;
+        lab_begin_sized(l, a->next_peer, &a->value, 1, a->size, &begun);
         if (begun.ok) {
             a->index = begun.index;
-            a->tried_us = l->world.now_us;
+            a->tried_us = lab_now_us(l);
             return;
         }
     }
@@ -240,7 +227,7 @@ static uint64_t agreement_poll(struct lab_task *task)
 {
     struct lab_agreement *a = (struct lab_agreement *)task;
     struct lab *l = a->lab;
-    uint64_t now_us = l->world.now_us;
+    uint64_t now_us = lab_now_us(l);
     if (a->tried_us != 0) {
         a->done = agreement_reached(a);
         if (a->done || now_us - a->tried_us < TRY_MS * MS) {
@@ -260,7 +247,7 @@ static uint64_t agreement_poll(struct lab_task *task)
 void lab_agreement_begin(struct lab *l, struct lab_agreement *a)
 {
     a->lab = l;
-    a->begun_us = l->world.now_us;
+    a->begun_us = lab_now_us(l);
     a->task.poll_ms = agreement_poll;
     lab_task_begin(l, &a->task);
 }
@@ -268,13 +255,17 @@ void lab_agreement_begin(struct lab *l, struct lab_agreement *a)
 raft_index lab_one_sized(struct lab *l, uint64_t value, size_t size,
                          uint32_t peers, bool retry)
 {
-    struct lab_agreement a = {
+    struct lab_agreement *a = mem_alloc(sizeof *a);
+    *a = (struct lab_agreement){
         .value = value, .size = size, .peers = peers, .retry = retry};
-    lab_agreement_begin(l, &a);
-    while (!a.done && !lab_failed(l)) {
+    lab_agreement_begin(l, a);
+    while (!a->done && !lab_failed(l)) {
         lab_sleep(l, LOOK_MS);
     }
-    return a.done ? a.index : 0;
+    raft_index index = a->done ? a->index : 0;
+    task_remove(l, &a->task);
+    mem_free(a);
+    return index;
 }
 
 raft_index lab_one(struct lab *l, uint64_t value, uint32_t peers, bool retry)
@@ -282,68 +273,79 @@ raft_index lab_one(struct lab *l, uint64_t value, uint32_t peers, bool retry)
     return lab_one_sized(l, value, LAB_COMMAND_SIZE, peers, retry);
 }
 
-/* ---- how much the log is ---- */
+/* ---- what must always hold ---- */
 
-static size_t beginning_size(const struct raft_status *status)
+static bool entry_same(const struct lab_entry *a, const struct lab_entry *b)
 {
-    struct buf conf = {0};
-    raft_conf_encode(&conf, &status->conf);
-    size_t size = WAL_HEAD_SIZE + wal_record_size(sizeof(raft_id)) +
-                  wal_record_size(conf.size);
-    buf_free(&conf);
-    return size;
+    return a->value == b->value && a->crc == b->crc && a->type == b->type;
 }
 
-size_t lab_log_size(const struct rsm *rsm)
+void lab_saw_applied(struct lab *l, uint32_t peer, raft_index index,
+                     const struct lab_entry *entry)
 {
-    const struct raft *raft = rsm_raft(rsm);
-    struct raft_status status;
-    raft_status(raft, &status);
-    uint32_t count = 0;
-    const struct raft_entry *entries =
-        raft_entries(raft, status.first_index, status.last_index, UINT32_MAX,
-                     SIZE_MAX, &count);
-    size_t size = beginning_size(&status);
-    for (uint32_t i = 0; i < count; i++) {
-        size += wal_record_size(bytes_slice(entries[i].data).size);
-    }
-    return size;
-}
-
-void lab_note_state_size(struct lab_peer *p)
-{
-    p->state_size = lab_log_size(p->rsm);
-}
-
-size_t lab_state_size(struct lab *l)
-{
-    size_t most = 0;
-    for (uint32_t i = 0; i < l->peer_count; i++) {
-        struct lab_peer *p = &l->peers[i];
-        if (p->rsm != NULL) {
-            lab_note_state_size(p);
+    if (index > l->decided.count) {
+        if (index != l->decided.count + 1) {
+            lab_fail(l,
+                     "server %u applies index %" PRIu64
+                     ", and nobody has applied %" PRIu64,
+                     peer, index, index - 1);
+            return;
         }
-        most = p->state_size > most ? p->state_size : most;
+        lab_log_add(&l->decided, *entry);
+    } else if (!entry_same(&l->decided.entries[index - 1], entry)) {
+        lab_fail(l,
+                 "commit index=%" PRIu64 " server=%u %" PRIu64 " != %" PRIu64
+                 " that was applied there before",
+                 index, peer, entry->value,
+                 l->decided.entries[index - 1].value);
     }
-    return most;
 }
 
-static void count_file(void *arg, const char *name)
+void lab_saw_leader(struct lab *l, uint32_t peer, raft_term term)
 {
-    (void)name;
-    ++*(uint32_t *)arg;
+    if (term >= l->term_count) {
+        raft_term count = 2 * term + 64;
+        l->leaders = mem_resize(l->leaders, count * sizeof *l->leaders);
+        memset(l->leaders + l->term_count, 0,
+               (count - l->term_count) * sizeof *l->leaders);
+        l->term_count = count;
+    }
+    raft_id *leader = &l->leaders[term];
+    if (*leader == 0) {
+        *leader = peer + 1;
+    } else if (*leader != peer + 1) {
+        lab_fail(l, "term %" PRIu64 " has 2 leaders: n%" PRIu64 " and n%u",
+                 term, *leader - 1, peer);
+    }
 }
 
-uint32_t lab_state_files(struct lab *l)
+/* ---- the labs' line ---- */
+
+uint64_t lab_rpcs(struct lab *l)
 {
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < l->peer_count; i++) {
-        struct disk *disk = sim_disk_seam(l->peers[i].disk);
-        uint32_t count = 0;
-        if (l->peers[i].rsm != NULL &&
-            disk->ops->list(disk, "wal", count_file, &count) == ERR_OK) {
-            most = count > most ? count : most;
-        }
+    struct lab_counts c;
+    lab_count(l, &c);
+    return c.requests > c.replies ? c.requests : c.replies;
+}
+
+void lab_report(struct lab *l)
+{
+    struct lab_run *run = l->run;
+    struct lab_counts c;
+    uint64_t time_us = lab_now_us(l) - l->begun_us;
+    if (time_us > LAB_TEST_SECONDS_MAX * 1000 * MS) {
+        lab_fail(l, "test took longer than %d seconds", LAB_TEST_SECONDS_MAX);
     }
-    return most;
+    lab_count(l, &c);
+    run->seconds = (double)time_us / 1e6;
+    run->peers = l->peer_count;
+    run->rpcs = lab_rpcs(l);
+    run->bytes = c.bytes;
+    run->entries = l->decided.count;
+}
+
+void lab_free(struct lab *l)
+{
+    lab_log_fini(&l->decided);
+    mem_free(l->leaders);
 }

@@ -1,3 +1,5 @@
+/* The harness of group.h on virtual time: peers, disks and a network that are
+ * simulated. */
 #include "tests/labs/group.h"
 
 #include <inttypes.h>
@@ -6,21 +8,37 @@
 #include <string.h>
 
 #include "base/check.h"
-#include "base/codec.h"
+#include "tests/sim/disk.h"
+#include "tests/sim/net.h"
 
 #define MS UINT64_C(1000)
 
-enum {
-    GROUP = 1,
-    TEST_SECONDS_MAX = 120,
-    /* What an entry of 8 bytes counts in rsm/checkpoint.c. */
-    ENTRY_SIZE = 64 + LAB_COMMAND_SIZE,
-    /* Small: a log fills its segment with zeros ahead of what it writes. */
-    SEGMENT_SIZE = 32768,
-    SEGMENT_SIZE_SMALL = 4096,
+enum { GROUP = 1, SPEEDS = 3 };
+
+struct lab_start;
+
+struct sim_peer {
+    struct lab *lab;
+    uint32_t number;
+    struct sim_env env;
+    struct net *net;
+    struct sim_disk *disk;
+    struct rsm_fsm fsm;
+    struct rsm *rsm;       /* NULL while it is down */
+    struct lab_log now;    /* of this life */
+    struct lab_log stored; /* on its disk */
+    size_t state_size;     /* when it was last up */
 };
 
-enum { SPEEDS = 3 };
+struct group {
+    struct sim_world world;
+    struct sim_wire *wire;
+    struct sim_peer peers[LAB_PEERS_MAX];
+    bool unreliable, long_reordering;
+    struct lab_start *starts;
+    uint64_t arrives_us[LAB_PEERS_MAX][LAB_PEERS_MAX]; /* the last message */
+    struct lab_counts counts;
+};
 
 static const struct sim_speed speeds[SPEEDS] = {
     {"wal", 50, 5000, 0, 0},
@@ -38,28 +56,28 @@ static const struct sim_speed slow_speeds[SPEEDS] = {
 
 void lab_fail(struct lab *l, const char *format, ...)
 {
-    char words[sizeof l->world.failure];
+    char words[sizeof l->group->world.failure];
     va_list args;
     va_start(args, format);
     vsnprintf(words, sizeof words, format, args);
     va_end(args);
-    sim_fail(&l->world, "%s", words);
+    sim_fail(&l->group->world, "%s", words);
 }
 
 bool lab_failed(const struct lab *l)
 {
-    return l->world.failed;
+    return l->group->world.failed;
 }
 
-uint64_t lab_random(struct lab *l)
+uint64_t lab_now_us(const struct lab *l)
 {
-    return rng_next(&l->world.rng);
+    return l->group->world.now_us;
 }
 
-/* Moves the world to `end_us`, exactly. */
-static void run_to(struct lab *l, uint64_t end_us)
+/* To `end_us`, exactly. */
+void lab_run_to(struct lab *l, uint64_t end_us)
 {
-    struct sim_world *w = &l->world;
+    struct sim_world *w = &l->group->world;
     while (!w->failed && w->count > 0 && w->heap[0]->time_us <= end_us) {
         sim_step(w);
     }
@@ -68,137 +86,24 @@ static void run_to(struct lab *l, uint64_t end_us)
     }
 }
 
-static struct lab_task *first_due(struct lab *l, uint64_t end_us)
-{
-    struct lab_task *first = NULL;
-    for (struct lab_task *t = l->tasks; t != NULL; t = t->next) {
-        if (t->due_us <= end_us &&
-            (first == NULL || t->due_us < first->due_us)) {
-            first = t;
-        }
-    }
-    return first;
-}
+/* ---- the state machine: a list ---- */
 
-static void task_remove(struct lab *l, struct lab_task *task)
+static struct sim_peer *peer_of(struct rsm_fsm *fsm)
 {
-    struct lab_task **at = &l->tasks;
-    while (*at != task) {
-        at = &(*at)->next;
-    }
-    *at = task->next;
-}
-
-static void task_poll(struct lab *l, struct lab_task *task)
-{
-    run_to(l, task->due_us);
-    uint64_t again_ms = task->poll_ms(task);
-    if (again_ms == 0 || lab_failed(l)) {
-        task_remove(l, task);
-    } else {
-        task->due_us = l->world.now_us + again_ms * MS;
-    }
-}
-
-void lab_sleep_us(struct lab *l, uint64_t us)
-{
-    uint64_t end_us = l->world.now_us + us;
-    while (!lab_failed(l)) {
-        struct lab_task *task = first_due(l, end_us);
-        if (task == NULL) {
-            break;
-        }
-        task_poll(l, task);
-    }
-    run_to(l, end_us);
-}
-
-void lab_sleep(struct lab *l, uint64_t ms)
-{
-    lab_sleep_us(l, ms * MS);
-}
-
-void lab_task_begin(struct lab *l, struct lab_task *task)
-{
-    task->due_us = l->world.now_us;
-    task->next = l->tasks;
-    l->tasks = task;
-}
-
-/* ---- the state machine: a list, and checkLogs ---- */
-
-static void log_add(struct lab_log *log, struct lab_entry entry)
-{
-    if (log->count == log->capacity) {
-        log->capacity = log->capacity == 0 ? 64 : 2 * log->capacity;
-        log->entries =
-            mem_resize(log->entries, log->capacity * sizeof *log->entries);
-    }
-    log->entries[log->count++] = entry;
-}
-
-static void log_copy(struct lab_log *to, const struct lab_log *from)
-{
-    to->count = 0;
-    for (raft_index i = 0; i < from->count; i++) {
-        log_add(to, from->entries[i]);
-    }
-    to->term = from->term;
-}
-
-static void log_fini(struct lab_log *log)
-{
-    mem_free(log->entries);
-    *log = (struct lab_log){0};
-}
-
-static struct lab_peer *peer_of(struct rsm_fsm *fsm)
-{
-    return (struct lab_peer *)((char *)fsm - offsetof(struct lab_peer, fsm));
+    return (struct sim_peer *)((char *)fsm - offsetof(struct sim_peer, fsm));
 }
 
 static raft_index fsm_durable(struct rsm_fsm *fsm, raft_term *term)
 {
-    struct lab_peer *p = peer_of(fsm);
+    struct sim_peer *p = peer_of(fsm);
     *term = p->stored.term;
     return p->stored.count;
-}
-
-static struct lab_entry entry_of(const struct rsm_entry *e)
-{
-    struct lab_entry entry = {.type = e->type, .value = e->term};
-    if (e->type == RAFT_ENTRY_COMMAND) {
-        entry.value = get_u64(e->command.data);
-        entry.crc = crc32c(0, e->command);
-    }
-    return entry;
-}
-
-static bool entry_same(const struct lab_entry *a, const struct lab_entry *b)
-{
-    return a->value == b->value && a->crc == b->crc && a->type == b->type;
-}
-
-/* The labs' checkLogs(), against all that was ever applied anywhere. */
-static void check_entry(struct lab *l, const struct lab_peer *p,
-                        raft_index index, const struct lab_entry *entry)
-{
-    if (index > l->decided.count) {
-        CHECK(index == l->decided.count + 1);
-        log_add(&l->decided, *entry);
-    } else if (!entry_same(&l->decided.entries[index - 1], entry)) {
-        lab_fail(l,
-                 "commit index=%" PRIu64 " server=%u %" PRIu64 " != %" PRIu64
-                 " that was applied there before",
-                 index, p->number, entry->value,
-                 l->decided.entries[index - 1].value);
-    }
 }
 
 static enum err fsm_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
                           uint32_t count)
 {
-    struct lab_peer *p = peer_of(fsm);
+    struct sim_peer *p = peer_of(fsm);
     if (p->env.dead) {
         return ERR_CLOSED;
     }
@@ -211,28 +116,29 @@ static enum err fsm_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
                      p->number, p->now.count + 1, e->index);
             return ERR_CLOSED;
         }
-        struct lab_entry entry = entry_of(e);
-        check_entry(p->lab, p, e->index, &entry);
-        log_add(&p->now, entry);
+        struct lab_entry entry = lab_entry_of(e);
+        lab_saw_applied(p->lab, p->number, e->index, &entry);
+        lab_log_add(&p->now, entry);
         p->now.term = e->term;
+        p->lab->peers[p->number].applied = p->now.count;
     }
     return ERR_OK;
 }
 
 static enum err fsm_checkpoint(struct rsm_fsm *fsm)
 {
-    struct lab_peer *p = peer_of(fsm);
+    struct sim_peer *p = peer_of(fsm);
     if (p->env.dead) {
         return ERR_CLOSED;
     }
-    log_copy(&p->stored, &p->now);
+    lab_log_copy(&p->stored, &p->now);
     return ERR_OK;
 }
 
 static enum err fsm_snap_begin(struct rsm_fsm *fsm, void **view)
 {
     struct lab_log *copy = mem_alloc(sizeof *copy);
-    log_copy(copy, &peer_of(fsm)->now);
+    lab_log_copy(copy, &peer_of(fsm)->now);
     *view = copy;
     return ERR_OK;
 }
@@ -249,34 +155,18 @@ static enum err fsm_snap_read(struct rsm_fsm *fsm, void *view,
 static void fsm_snap_end(struct rsm_fsm *fsm, void *view)
 {
     (void)fsm;
-    log_fini(view);
+    lab_log_fini(view);
     mem_free(view);
-}
-
-static enum err read_log(struct snap_source *source, struct lab_log *log)
-{
-    for (;;) {
-        struct lab_entry entry;
-        size_t got = 0;
-        enum err rc = source->read(source, &entry, sizeof entry, &got);
-        if (rc != ERR_OK || got == 0) {
-            return rc;
-        }
-        if (got != sizeof entry) {
-            return ERR_CORRUPT;
-        }
-        log_add(log, entry);
-    }
 }
 
 static enum err fsm_snap_install(struct rsm_fsm *fsm,
                                  struct snap_source *source, raft_index index,
                                  raft_term term)
 {
-    struct lab_peer *p = peer_of(fsm);
+    struct sim_peer *p = peer_of(fsm);
     struct lab *l = p->lab;
     struct lab_log log = {.term = term};
-    enum err rc = read_log(source, &log);
+    enum err rc = lab_log_read(source, &log);
     if (rc == ERR_OK && p->env.dead) {
         rc = ERR_CLOSED;
     }
@@ -289,13 +179,14 @@ static enum err fsm_snap_install(struct rsm_fsm *fsm,
     }
     if (rc == ERR_OK) {
         for (raft_index i = 1; i <= index; i++) {
-            check_entry(l, p, i, &log.entries[i - 1]);
+            lab_saw_applied(l, p->number, i, &log.entries[i - 1]);
         }
-        log_copy(&p->now, &log);
-        log_copy(&p->stored, &log);
-        l->installs++;
+        lab_log_copy(&p->now, &log);
+        lab_log_copy(&p->stored, &log);
+        l->peers[p->number].applied = index;
+        l->group->counts.installs++;
     }
-    log_fini(&log);
+    lab_log_fini(&log);
     return rc;
 }
 
@@ -313,34 +204,24 @@ static const struct rsm_fsm_ops fsm_ops = {
 
 static bool is_reply(const struct sim_letter *letter)
 {
-    if (letter->reply || letter->method != RSM_METHOD_RAFT) {
-        return letter->reply;
-    }
-    uint8_t type = letter->body.data[0];
-    return type == RAFT_MSG_PREVOTE_REPLY || type == RAFT_MSG_VOTE_REPLY ||
-           type == RAFT_MSG_APPEND_REPLY;
-}
-
-/* That the log did not fit, not that the leader's term is old. */
-static bool is_refusal(const struct sim_letter *letter)
-{
-    struct arena arena = {0};
-    struct raft_msg m;
-    if (letter->method != RSM_METHOD_RAFT ||
-        letter->body.data[0] != RAFT_MSG_APPEND_REPLY ||
-        raft_msg_decode(letter->body, &arena, &m) != ERR_OK) {
-        return false;
-    }
-    return m.reject && m.log_index > 0;
+    return letter->reply || (letter->method == RSM_METHOD_RAFT &&
+                             lab_raft_is_reply(letter->body));
 }
 
 static void count(struct lab *l, const struct sim_letter *letter, bool reply)
 {
-    l->bytes += letter->body.size;
-    l->requests += !reply;
-    l->replies += reply;
-    l->refusals += reply && is_refusal(letter);
-    l->chunks += !reply && letter->method == RSM_METHOD_SNAP;
+    struct lab_counts *c = &l->group->counts;
+    c->bytes += letter->body.size;
+    c->requests += !reply;
+    c->replies += reply;
+    c->refusals += letter->method == RSM_METHOD_RAFT && reply &&
+                   lab_raft_is_refusal(letter->body);
+    c->chunks += !reply && letter->method == RSM_METHOD_SNAP;
+}
+
+void lab_count(struct lab *l, struct lab_counts *counts)
+{
+    *counts = l->group->counts;
 }
 
 static bool is_slow(const struct lab *l)
@@ -352,41 +233,37 @@ static bool is_slow(const struct lab *l)
 static uint64_t after_the_last(struct lab *l, const struct sim_letter *letter,
                                uint64_t delay_us)
 {
-    uint64_t *last_us = &l->arrives_us[letter->from][letter->to];
-    uint64_t at_us = l->world.now_us + delay_us;
+    uint64_t *last_us = &l->group->arrives_us[letter->from][letter->to];
+    uint64_t at_us = l->group->world.now_us + delay_us;
     *last_us = at_us > *last_us ? at_us : *last_us + 1;
-    return *last_us - l->world.now_us;
+    return *last_us - l->group->world.now_us;
 }
 
 static bool fate(void *arg, const struct sim_letter *letter, uint64_t *delay_us)
 {
     struct lab *l = arg;
-    struct sim_world *w = &l->world;
+    struct sim_world *w = &l->group->world;
     bool reply = is_reply(letter);
     count(l, letter, reply);
+    bool unreliable = l->group->unreliable;
     if (!l->peers[letter->from].connected || !l->peers[letter->to].connected ||
-        (l->unreliable && sim_chance(w, 100))) {
+        (unreliable && sim_chance(w, 100))) {
         return false;
     }
     *delay_us = sim_delay(w, 20, 500);
-    if (!reply && l->unreliable) {
+    if (!reply && unreliable) {
         *delay_us += sim_between(w, 0, 26 * MS);
     } else if (!reply && is_slow(l)) {
         *delay_us += sim_between(w, 0, 5 * MS);
     }
-    if (!l->unreliable) {
+    if (!unreliable) {
         *delay_us = after_the_last(l, letter, *delay_us);
     }
-    if (l->long_reordering && reply && sim_chance(w, 667)) {
+    if (l->group->long_reordering && reply && sim_chance(w, 667)) {
         uint64_t most_ms = sim_between(w, 1, 2000);
         *delay_us += (200 + sim_between(w, 0, most_ms)) * MS;
     }
     return true;
-}
-
-uint64_t lab_rpcs(const struct lab *l)
-{
-    return l->requests > l->replies ? l->requests : l->replies;
 }
 
 /* ---- lives ---- */
@@ -395,55 +272,38 @@ static void handle(void *arg, struct net_request *request,
                    const struct net_peer *peer, net_method method,
                    struct slice body)
 {
-    struct lab_peer *p = arg;
+    struct sim_peer *p = arg;
     rsm_handle(p->rsm, request, peer, method, body);
 }
 
 static void peer_down(void *arg, const char *address)
 {
-    struct lab_peer *p = arg;
+    struct sim_peer *p = arg;
     rsm_peer_down(p->rsm, address);
 }
 
-static struct rsm_config config_of(struct lab_peer *p)
+static struct rsm_config config_of(struct sim_peer *p)
 {
     struct lab *l = p->lab;
-    struct rsm_config config = {
-        .env = &p->env.env,
-        .net = p->net,
-        .disk = sim_disk_seam(p->disk),
-        .fsm = &p->fsm,
-        .group = GROUP,
-        .id = p->number + 1,
-        .peer_count = l->peer_count,
-        .no_noop = !l->noop,
-        .checkpoint_ms_max = UINT32_MAX,
-        .checkpoint_size_max = SIZE_MAX,
-        .wal_segment_size = SEGMENT_SIZE,
-    };
+    struct rsm_config config = lab_rsm_config(l->options, l->run->seed);
+    config.env = &p->env.env;
+    config.net = p->net;
+    config.disk = sim_disk_seam(p->disk);
+    config.fsm = &p->fsm;
+    config.id = p->number + 1;
+    config.peer_count = l->peer_count;
     for (uint32_t i = 0; i < l->peer_count; i++) {
         config.peers[i].id = i + 1;
         sim_net_address(i, config.peers[i].address);
     }
-    if (is_slow(l) && !l->unreliable) {
-        config.append_size_max = 1; /* where messages overtake: too dear */
-    }
-    if ((l->options & LAB_SNAPSHOTS) != 0) {
-        config.checkpoint_size_max = LAB_SNAPSHOT_INTERVAL * ENTRY_SIZE;
-        /* As the labs, nothing; or as what ships, a little. */
-        bool keep = l->run->seed / 2 % 2 == 0;
-        config.log_keep_size = keep ? LAB_SNAPSHOT_INTERVAL * ENTRY_SIZE : 1;
-        config.wal_segment_size = SEGMENT_SIZE_SMALL;
-        config.log_hold_size = 1; /* who is behind is sent a snapshot */
-    }
     return config;
 }
 
-static void peer_start(struct lab_peer *p)
+static void peer_start(struct sim_peer *p)
 {
-    sim_trace(&p->lab->world, "n%u starts", p->number);
+    sim_trace(&p->lab->group->world, "n%u starts", p->number);
     sim_env_start(&p->env);
-    log_copy(&p->now, &p->stored);
+    lab_log_copy(&p->now, &p->stored);
     struct rsm_config config = config_of(p);
     enum err rc = rsm_new(&config, &p->rsm);
     if (rc != ERR_OK) {
@@ -457,28 +317,32 @@ static void peer_start(struct lab_peer *p)
     p->net->handler_arg = p;
     p->net->down = peer_down;
     p->net->down_arg = p;
+    p->lab->peers[p->number].up = true;
+    p->lab->peers[p->number].applied = p->now.count;
 }
 
-static void peer_end(struct lab_peer *p)
+static void peer_end(struct sim_peer *p)
 {
     if (p->rsm == NULL) {
         return;
     }
-    lab_note_state_size(p);
+    p->state_size = lab_log_size(p->rsm);
     sim_env_kill(&p->env);
     rsm_free(p->rsm);
     p->rsm = NULL;
-    sim_net_bury(p->lab->wire, p->number);
+    sim_net_bury(p->lab->group->wire, p->number);
     sim_env_bury(&p->env);
     p->now.count = 0;
+    p->lab->peers[p->number].up = false;
+    p->lab->peers[p->number].applied = 0;
 }
 
 void lab_crash(struct lab *l, uint32_t peer)
 {
-    struct lab_peer *p = &l->peers[peer];
+    struct sim_peer *p = &l->group->peers[peer];
     lab_disconnect(l, peer);
     if (p->rsm != NULL && !lab_failed(l)) {
-        sim_trace(&l->world, "n%u dies", p->number);
+        sim_trace(&l->group->world, "n%u dies", p->number);
         peer_end(p);
         sim_disk_crash(p->disk);
     }
@@ -488,49 +352,145 @@ void lab_start1(struct lab *l, uint32_t peer)
 {
     lab_crash(l, peer);
     if (!lab_failed(l)) {
-        peer_start(&l->peers[peer]);
+        peer_start(&l->group->peers[peer]);
     }
 }
 
 void lab_connect(struct lab *l, uint32_t peer)
 {
-    sim_trace(&l->world, "n%u is connected", peer);
+    sim_trace(&l->group->world, "n%u is connected", peer);
     l->peers[peer].connected = true;
 }
 
 void lab_disconnect(struct lab *l, uint32_t peer)
 {
-    sim_trace(&l->world, "n%u is disconnected", peer);
+    sim_trace(&l->group->world, "n%u is disconnected", peer);
     l->peers[peer].connected = false;
+}
+
+void lab_network(struct lab *l, bool unreliable, bool long_reordering)
+{
+    l->group->unreliable = unreliable;
+    l->group->long_reordering = long_reordering;
+}
+
+/* ---- what a row asks ---- */
+
+raft_term lab_term(struct lab *l, uint32_t peer, bool *leader)
+{
+    struct sim_peer *p = &l->group->peers[peer];
+    *leader = false;
+    if (p->rsm == NULL) {
+        return 0;
+    }
+    struct raft_status status;
+    raft_status(rsm_raft(p->rsm), &status);
+    *leader = rsm_is_leader(p->rsm);
+    return status.term;
+}
+
+size_t lab_state_size(struct lab *l)
+{
+    size_t most = 0;
+    for (uint32_t i = 0; i < l->peer_count; i++) {
+        struct sim_peer *p = &l->group->peers[i];
+        if (p->rsm != NULL) {
+            p->state_size = lab_log_size(p->rsm);
+        }
+        most = p->state_size > most ? p->state_size : most;
+    }
+    return most;
+}
+
+uint32_t lab_state_files(struct lab *l)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < l->peer_count; i++) {
+        struct sim_peer *p = &l->group->peers[i];
+        uint32_t count =
+            p->rsm != NULL ? lab_wal_files(sim_disk_seam(p->disk)) : 0;
+        most = count > most ? count : most;
+    }
+    return most;
+}
+
+raft_index lab_stored(struct lab *l, uint32_t peer)
+{
+    return l->group->peers[peer].stored.count;
+}
+
+/* ---- Start() ---- */
+
+struct lab_start {
+    struct rsm_proposal proposal;
+    bool answered;
+    struct lab_start *next;
+};
+
+static void on_answer(struct rsm_proposal *p, enum err rc, struct slice reply)
+{
+    (void)reply;
+    ((struct lab_start *)p)->answered = true;
+    p->rc = rc;
+}
+
+static struct lab_start *propose(struct lab *l, uint32_t peer, uint64_t value,
+                                 size_t size)
+{
+    struct sim_peer *p = &l->group->peers[peer];
+    if (lab_failed(l) || p->rsm == NULL || !rsm_is_leader(p->rsm)) {
+        return NULL;
+    }
+    struct lab_start *s = mem_alloc(sizeof *s);
+    s->next = l->group->starts;
+    l->group->starts = s;
+    s->proposal.done = on_answer;
+    rsm_propose(p->rsm, &s->proposal, lab_command(value, size));
+    return s;
+}
+
+/* The core learns of it at the end of the turn of the peer's loop. */
+static struct lab_begun await_index(struct lab *l, const struct lab_start *s)
+{
+    while (s != NULL && !s->answered && s->proposal.index == 0 &&
+           sim_step(&l->group->world)) {
+    }
+    if (s == NULL || s->proposal.index == 0 ||
+        (s->answered && s->proposal.rc != ERR_OK)) {
+        return (struct lab_begun){0};
+    }
+    return (struct lab_begun){
+        .ok = true, .index = s->proposal.index, .term = s->proposal.term};
+}
+
+void lab_begin_sized(struct lab *l, uint32_t peer, const uint64_t *values,
+                     uint32_t count, size_t size, struct lab_begun *begun)
+{
+    struct lab_start *starts[LAB_COMMANDS_MAX];
+    CHECK(count <= LAB_COMMANDS_MAX);
+    for (uint32_t i = 0; i < count; i++) {
+        starts[i] = propose(l, peer, values[i], size);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        begun[i] = await_index(l, starts[i]);
+    }
+}
+
+static void starts_free(struct lab *l)
+{
+    while (l->group->starts != NULL) {
+        struct lab_start *s = l->group->starts;
+        l->group->starts = s->next;
+        mem_free(s);
+    }
 }
 
 /* ---- after each event ---- */
 
-static void check_leader(struct lab *l, const struct lab_peer *p)
-{
-    struct raft_status status;
-    raft_status(rsm_raft(p->rsm), &status);
-    if (status.term >= l->term_count) {
-        raft_term count = 2 * status.term + 64;
-        l->leaders = mem_resize(l->leaders, count * sizeof *l->leaders);
-        memset(l->leaders + l->term_count, 0,
-               (count - l->term_count) * sizeof *l->leaders);
-        l->term_count = count;
-    }
-    raft_id *leader = &l->leaders[status.term];
-    if (*leader == 0) {
-        sim_trace(&l->world, "n%u leads term %" PRIu64, p->number, status.term);
-        *leader = status.id;
-    } else if (*leader != status.id) {
-        lab_fail(l, "term %" PRIu64 " has 2 leaders: n%" PRIu64 " and n%u",
-                 status.term, *leader - 1, p->number);
-    }
-}
-
 static void after_event(void *arg, struct sim_env *env)
 {
     struct lab *l = arg;
-    struct lab_peer *p = env != NULL ? &l->peers[env->node] : NULL;
+    struct sim_peer *p = env != NULL ? &l->group->peers[env->node] : NULL;
     if (p == NULL || p->rsm == NULL) {
         return;
     }
@@ -538,7 +498,9 @@ static void after_event(void *arg, struct sim_env *env)
         lab_fail(l, "server %u stopped without cause: %s", p->number,
                  env->words);
     } else if (rsm_is_leader(p->rsm)) {
-        check_leader(l, p);
+        struct raft_status status;
+        raft_status(rsm_raft(p->rsm), &status);
+        lab_saw_leader(l, p->number, status.term);
     }
 }
 
@@ -546,15 +508,16 @@ static void after_event(void *arg, struct sim_env *env)
 
 static void peer_init(struct lab *l, uint32_t number)
 {
-    struct lab_peer *p = &l->peers[number];
+    struct sim_peer *p = &l->group->peers[number];
     p->lab = l;
     p->number = number;
     p->fsm.ops = &fsm_ops;
-    sim_env_init(&p->env, &l->world, number);
-    p->env.rate_ppm = (uint32_t)sim_between(&l->world, 995000, 1005000);
+    sim_env_init(&p->env, &l->group->world, number);
+    p->env.rate_ppm = (uint32_t)sim_between(&l->group->world, 995000, 1005000);
     p->env.speeds = is_slow(l) ? slow_speeds : speeds;
     p->env.speed_count = SPEEDS;
-    p->net = sim_net_add(l->wire, &p->env, NET_ROLE_SERVER, GROUP, "server");
+    p->net =
+        sim_net_add(l->group->wire, &p->env, NET_ROLE_SERVER, GROUP, "server");
     p->disk = sim_disk_new(&p->env);
 }
 
@@ -565,56 +528,51 @@ void lab_begin(struct lab *l, struct lab_run *run, uint32_t peer_count,
     *l = (struct lab){.run = run,
                       .peer_count = peer_count,
                       .options = options,
-                      .unreliable = (options & LAB_UNRELIABLE) != 0};
-    l->noop = (options & LAB_EXACT) == 0 && run->seed % 2 == 0;
-    sim_world_init(&l->world, run->seed, run->verbose);
-    l->world.after = after_event;
-    l->world.after_arg = l;
-    l->wire = sim_wire_new(&l->world);
-    sim_wire_set_fate(l->wire, fate, l);
-    sim_trace(&l->world, "seed %" PRIu64 ", %s", run->seed,
-              l->noop ? "a no-op begins each term" : "no no-ops");
+                      .group = mem_alloc(sizeof *l->group)};
+    l->rng = &l->group->world.rng;
+    l->group->unreliable = (options & LAB_UNRELIABLE) != 0;
+    sim_world_init(&l->group->world, run->seed, run->verbose);
+    l->group->world.after = after_event;
+    l->group->world.after_arg = l;
+    l->group->wire = sim_wire_new(&l->group->world);
+    sim_wire_set_fate(l->group->wire, fate, l);
+    sim_trace(&l->group->world, "seed %" PRIu64 ", options %x", run->seed,
+              options);
     for (uint32_t i = 0; i < peer_count; i++) {
         peer_init(l, i);
     }
     for (uint32_t i = 0; i < peer_count; i++) {
-        peer_start(&l->peers[i]);
+        peer_start(&l->group->peers[i]);
         lab_connect(l, i);
     }
-    l->begun_us = l->world.now_us;
+    l->begun_us = l->group->world.now_us;
 }
 
 static void report(struct lab *l)
 {
     struct lab_run *run = l->run;
-    run->failed = l->world.failed;
-    memcpy(run->failure, l->world.failure, sizeof run->failure);
-    run->hash = l->world.hash;
-    run->seconds = (double)(l->world.now_us - l->begun_us) / 1e6;
-    run->peers = l->peer_count;
-    run->rpcs = lab_rpcs(l);
-    run->bytes = l->bytes;
-    run->entries = l->decided.count;
+    lab_report(l);
+    run->failed = l->group->world.failed;
+    memcpy(run->failure, l->group->world.failure, sizeof run->failure);
+    run->hash = l->group->world.hash;
     if (run->failed && run->tail) {
-        sim_print_tail(&l->world);
+        sim_print_tail(&l->group->world);
     }
 }
 
 void lab_end(struct lab *l)
 {
-    if (l->world.now_us - l->begun_us > TEST_SECONDS_MAX * 1000 * MS) {
-        lab_fail(l, "test took longer than %d seconds", TEST_SECONDS_MAX);
-    }
-    for (uint32_t i = 0; i < l->peer_count; i++) {
-        peer_end(&l->peers[i]);
-        sim_disk_free(l->peers[i].disk);
-        log_fini(&l->peers[i].now);
-        log_fini(&l->peers[i].stored);
-    }
+    struct group *g = l->group;
     report(l);
-    lab_starts_free(l);
-    log_fini(&l->decided);
-    mem_free(l->leaders);
-    sim_world_fini(&l->world);
-    sim_wire_free(l->wire);
+    for (uint32_t i = 0; i < l->peer_count; i++) {
+        peer_end(&g->peers[i]);
+        sim_disk_free(g->peers[i].disk);
+        lab_log_fini(&g->peers[i].now);
+        lab_log_fini(&g->peers[i].stored);
+    }
+    starts_free(l);
+    sim_world_fini(&g->world);
+    sim_wire_free(g->wire);
+    mem_free(g);
+    lab_free(l);
 }

@@ -1,4 +1,5 @@
-/* What a row asks of the store and of the controllers. */
+/* What a row asks of the store and of the controllers: the same for both
+ * harnesses. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,13 +9,171 @@
 #include "base/codec.h"
 #include "tests/labs/kv_harness.h"
 
-enum { CHECK_STEPS = 100000000 };
+enum {
+    CHECK_STEPS = 100000000,
+    LOOK_MS = 10,
+    SEGMENT_SIZE = 65536,
+    SEGMENT_SIZE_SMALL = 4096,
+};
+
+/* ---- begin and end ---- */
+
+struct kv *kv_new(struct lab_run *run, const struct kv_options *options)
+{
+    struct kv *kv = mem_alloc(sizeof *kv);
+    kv->run = run;
+    kv->options = *options;
+    kv->options.admins += options->admins == 0;
+    kv->options.shards += options->shards == 0 ? KV_SHARDS : 0;
+    kv->clients = mem_array(options->clients, sizeof *kv->clients);
+    kv->admins = mem_array(kv->options.admins, sizeof *kv->admins);
+    for (uint32_t i = 0; i < options->clients; i++) {
+        kv->clients[i].kv = kv;
+        kv->clients[i].number = i;
+    }
+    for (uint32_t i = 0; i < kv->options.admins; i++) {
+        kv->admins[i].kv = kv;
+    }
+    return kv;
+}
+
+void kv_free(struct kv *kv)
+{
+    for (uint32_t i = 0; i < kv->options.clients; i++) {
+        struct kv_client *c = &kv->clients[i];
+        CHECK(!c->busy);
+        buf_free(&c->key);
+        buf_free(&c->data);
+        buf_free(&c->value);
+    }
+    for (uint32_t i = 0; i < kv->options.admins; i++) {
+        arena_free(&kv->admins[i].arena);
+    }
+    for (uint32_t i = 0; i < kv->history_count; i++) {
+        mem_free(kv->histories[i].ops);
+    }
+    mem_free(kv->histories);
+    mem_free(kv->clients);
+    mem_free(kv->admins);
+    arena_free(&kv->arena);
+    mem_free(kv);
+}
+
+void kv_report(struct kv *kv)
+{
+    struct lab_run *run = kv->run;
+    struct kv_counts c;
+    uint64_t time_us = kv_now_us(kv) - kv->begun_us;
+    if (time_us > KV_TEST_SECONDS_MAX * UINT64_C(1000000)) {
+        kv_fail(kv, "test took longer than %d seconds", KV_TEST_SECONDS_MAX);
+    }
+    kv_count(kv, &c);
+    run->seconds = (double)time_us / 1e6;
+    run->peers = kv_group_size(kv, kv->options.groups > 0 ? 1 : 0);
+    run->rpcs = c.requests > c.replies ? c.requests : c.replies;
+    run->bytes = c.bytes;
+    run->entries = kv->operations;
+}
+
+struct kv_tuning kv_tuning(const struct kv *kv)
+{
+    int64_t limit = kv->options.maxraftstate;
+    if (limit < 0) {
+        return (struct kv_tuning){.checkpoint_size_max = SIZE_MAX,
+                                  .checkpoint_ms_max = UINT32_MAX,
+                                  .log_keep_size = SIZE_MAX,
+                                  .wal_segment_size = SEGMENT_SIZE};
+    }
+    if (limit > 0) {
+        /* As the labs, nothing stays; or as what ships, a little. */
+        bool keep = kv->run->seed / 2 % 2 == 0;
+        return (struct kv_tuning){.checkpoint_size_max = (size_t)limit,
+                                  .log_keep_size = keep ? (size_t)limit : 1,
+                                  /* Who is behind is sent a snapshot. */
+                                  .log_hold_size = 1,
+                                  .wal_segment_size = SEGMENT_SIZE_SMALL};
+    }
+    return (struct kv_tuning){.wal_segment_size = SEGMENT_SIZE};
+}
+
+/* ---- chance, time, servers ---- */
+
+uint64_t kv_random(struct kv *kv, uint64_t below)
+{
+    return rng_between(kv->rng, 0, below - 1);
+}
+
+uint64_t kv_now_ms(const struct kv *kv)
+{
+    return (kv_now_us(kv) - kv->begun_us) / 1000;
+}
+
+uint32_t kv_group_size(const struct kv *kv, uint32_t group)
+{
+    return group == 0 ? KV_CONTROLLERS : kv->options.replicas;
+}
+
+void kv_shutdown_group(struct kv *kv, uint32_t group)
+{
+    for (uint32_t i = 0; i < kv_group_size(kv, group); i++) {
+        kv_shutdown(kv, group, i);
+    }
+}
+
+void kv_start_group(struct kv *kv, uint32_t group)
+{
+    for (uint32_t i = 0; i < kv_group_size(kv, group); i++) {
+        kv_start(kv, group, i);
+    }
+}
+
+uint32_t kv_leader(struct kv *kv, uint32_t group)
+{
+    for (uint32_t tries = 0; tries < 5000 / LOOK_MS && !kv_failed(kv);
+         tries++) {
+        int leader = kv_leader_now(kv, group);
+        if (leader >= 0) {
+            return (uint32_t)leader;
+        }
+        kv_sleep(kv, LOOK_MS);
+    }
+    kv_fail(kv, "group %u has no leader", group);
+    return 0;
+}
+
+static void check_log(struct kv *kv, uint32_t group, uint32_t server)
+{
+    int64_t limit = kv->options.maxraftstate;
+    struct kv_sizes sizes;
+    struct kv_counts counts;
+    kv_sizes(kv, group, server, &sizes);
+    kv_count(kv, &counts);
+    if (limit > 0 && sizes.log > 8 * (size_t)limit) {
+        kv_fail(kv, "server %u of group %u: logs were not trimmed (%zu > 8*%d)",
+                server, group, sizes.log, (int)limit);
+    }
+    if (limit < 0 && (sizes.snapshot > 0 || counts.chunks > 0)) {
+        kv_fail(kv,
+                "server %u of group %u: there is a snapshot, and there may "
+                "be none",
+                server, group);
+    }
+}
+
+void kv_check_logs(struct kv *kv)
+{
+    for (uint32_t g = 1; g <= kv->options.groups && !kv_failed(kv); g++) {
+        for (uint32_t i = 0; i < kv->options.replicas; i++) {
+            check_log(kv, g, i);
+        }
+    }
+}
 
 /* ---- keys ---- */
 
 uint32_t kv_shard(const struct kv *kv, const char *key)
 {
-    return (uint8_t)key[0] % kv->cluster.plan.shards;
+    return (uint8_t)key[0] % kv->options.shards;
 }
 
 static void key_of(const struct kv *kv, const char *key, struct buf *out)
@@ -59,7 +218,7 @@ static void take_value(struct kv_client *c)
 static void record(struct kv_client *c)
 {
     struct linear_part *part = &c->record.parts[0];
-    c->record.ret = c->kv->world.now_us;
+    c->record.ret = kv_now_us(c->kv);
     c->record.unknown = c->rc != ERR_OK;
     if (c->rc == ERR_OK && part->kind == LINEAR_GET) {
         part->exists = c->txn.results[0].rc == ERR_OK;
@@ -76,7 +235,6 @@ static void op_done(struct skv_txn *txn)
     struct kv *kv = c->kv;
     c->busy = false;
     c->rc = txn->rc;
-    sim_mix(&kv->world, txn->rc);
     if (c->rc == ERR_OK) {
         kv->operations++;
         if (c->record.parts[0].kind == LINEAR_GET) {
@@ -90,6 +248,7 @@ static void op_done(struct skv_txn *txn)
         record(c);
     }
     arena_free(&txn->arena);
+    kv_wake(kv);
     if (c->then != NULL && !kv->ending && !kv_failed(kv)) {
         c->then(c);
     }
@@ -101,7 +260,7 @@ static void record_begin(struct kv_client *c, enum linear_kind kind)
 {
     struct kv *kv = c->kv;
     c->record = (struct linear_op){
-        .call = kv->world.now_us,
+        .call = kv_now_us(kv),
         .name = (uint64_t)c->number << 32 | (kv->operations & UINT32_MAX),
         .part_count = 1,
         .parts[0] = {.kind = kind, .exists = true},
@@ -177,6 +336,16 @@ void kv_check(struct kv_client *c, const char *key, const char *value)
     }
 }
 
+bool kv_is_refusal(struct slice body)
+{
+    struct arena a = {0};
+    struct skv_reply reply;
+    bool refused = skv_reply_decode(body, &a, &reply) == ERR_OK &&
+                   reply.rc == ERR_WRONGGROUP;
+    arena_free(&a);
+    return refused;
+}
+
 /* ---- histories ---- */
 
 void kv_record(struct kv *kv, uint32_t count)
@@ -206,11 +375,11 @@ void kv_check_histories(struct kv *kv)
 enum { MADE_UP_SERVERS = 3 };
 
 struct group_text {
-    struct ctl_server servers[SIM_REPLICAS_MAX];
-    char addresses[SIM_REPLICAS_MAX][NET_ADDRESS_SIZE_MAX];
+    struct ctl_server servers[KV_REPLICAS_MAX];
+    char addresses[KV_REPLICAS_MAX][NET_ADDRESS_SIZE_MAX];
 };
 
-static void server_add(struct ctl_group *g, struct group_text *t, raft_id id)
+static void server_add(struct ctl_group *g, struct group_text *t, uint64_t id)
 {
     uint32_t at = g->servers_count++;
     t->servers[at] =
@@ -218,21 +387,19 @@ static void server_add(struct ctl_group *g, struct group_text *t, raft_id id)
 }
 
 /* A group that does not run has addresses like the labs': "7x", "7y", "7z". */
-static void group_fill(const struct cluster *c, uint32_t gid,
-                       struct ctl_group *g, struct group_text *t)
+static void group_fill(const struct kv *kv, uint32_t gid, struct ctl_group *g,
+                       struct group_text *t)
 {
+    bool runs = gid <= kv->options.groups;
+    uint32_t count = runs ? kv->options.replicas : MADE_UP_SERVERS;
     *g = (struct ctl_group){.gid = gid, .servers = t->servers};
-    for (uint32_t i = 0; i < c->node_count; i++) {
-        const struct node *n = &c->nodes[i];
-        if (n->kind == NODE_SERVER && n->gid == gid) {
-            sim_net_address(n->number, t->addresses[g->servers_count]);
-            server_add(g, t, n->id);
+    for (uint32_t i = 0; i < count; i++) {
+        if (runs) {
+            kv_address(kv, gid, i, t->addresses[i]);
+        } else {
+            snprintf(t->addresses[i], sizeof t->addresses[i], "%u%c:1", gid,
+                     (int)('x' + i));
         }
-    }
-    bool runs = g->servers_count > 0;
-    for (uint32_t i = 0; !runs && i < MADE_UP_SERVERS; i++) {
-        snprintf(t->addresses[i], sizeof t->addresses[i], "%u%c:1", gid,
-                 (int)('x' + i));
         server_add(g, t, i + 1);
     }
 }
@@ -245,7 +412,7 @@ static void changed(void *arg, enum err rc, uint64_t number)
     a->rc = rc;
     a->number = number;
     a->kv->operations += rc == ERR_OK;
-    sim_mix(&a->kv->world, rc);
+    kv_wake(a->kv);
 }
 
 void kv_change_begin(struct kv_admin *a, enum ctl_change_kind kind,
@@ -258,7 +425,7 @@ void kv_change_begin(struct kv_admin *a, enum ctl_change_kind kind,
     }
     struct group_text *texts = mem_array(count, sizeof *texts);
     for (uint32_t i = 0; i < count; i++) {
-        group_fill(&a->kv->cluster, gids[i], &groups[i], &texts[i]);
+        group_fill(a->kv, gids[i], &groups[i], &texts[i]);
         owners[i].gid = gids[i];
     }
     struct ctl_change change = {
@@ -272,7 +439,7 @@ void kv_change_begin(struct kv_admin *a, enum ctl_change_kind kind,
     };
     a->waiting++;
     a->busy = true;
-    ctl_client_change(a->node->admin, &change, 0, changed, a);
+    ctl_client_change(a->ctl, &change, 0, changed, a);
     mem_free(texts);
 }
 
@@ -280,6 +447,7 @@ static void queried(void *arg, enum err rc, const struct ctl_config *config)
 {
     struct kv_admin *a = arg;
     a->busy = false;
+    kv_wake(a->kv);
     a->rc = rc;
     arena_free(&a->arena);
     a->config = (struct ctl_config){0};
@@ -293,7 +461,7 @@ void kv_query_begin(struct kv_admin *a, uint64_t number)
 {
     if (!kv_failed(a->kv)) {
         a->busy = true;
-        ctl_client_query(a->node->admin, number, 0, 0, queried, a);
+        ctl_client_query(a->ctl, number, 0, 0, queried, a);
     }
 }
 

@@ -247,17 +247,11 @@ enum {
 
 void generic_speed(struct lab_run *run, int64_t maxraftstate)
 {
-    /* A disk that turns: each sync takes its 4 to 12 ms. */
-    static const struct sim_speed slow[SIM_SPEEDS] = {
-        {"wal", 4000, 12000, 0, 0},
-        {"apply", 5, 500, 0, 0},
-        {"snap", 4000, 12000, 0, 0},
-    };
     struct kv_options options = {.groups = 1,
                                  .replicas = 3,
                                  .clients = 1,
                                  .maxraftstate = maxraftstate,
-                                 .speeds = slow};
+                                 .slow_disks = true};
     struct kv *kv = kv_begin(run, &options);
     struct kv_client *c = &kv->clients[0];
     uint32_t count = SPEED_OPS;

@@ -166,20 +166,6 @@ static bool run_row(const struct lab_table *table, const struct lab_row *row,
     return passed;
 }
 
-static bool wanted(const struct lab_table *table, const struct lab_row *row,
-                   char **which, int count)
-{
-    for (int i = 0; i < count; i++) {
-        if (strcmp(which[i], table->part) == 0 ||
-            strcmp(which[i], row->number) == 0 ||
-            (which[i][1] != '\0' && which[i][2] != '\0' &&
-             strstr(row->name, which[i]) != NULL)) {
-            return true;
-        }
-    }
-    return count == 0;
-}
-
 static int run_all(const struct options *o, char **which, int count)
 {
     uint32_t passed = 0;
@@ -187,7 +173,7 @@ static int run_all(const struct options *o, char **which, int count)
     for (uint32_t t = 0; t < TABLES; t++) {
         for (uint32_t i = 0; i < tables[t]->row_count; i++) {
             const struct lab_row *row = &tables[t]->rows[i];
-            if (!wanted(tables[t], row, which, count)) {
+            if (!lab_wanted(tables[t], row, which, count)) {
                 continue;
             }
             if (run_row(tables[t], row, o)) {

@@ -13,6 +13,7 @@
 
 /* One run of a row. The runner gives the first fields, the row the others. */
 struct lab_run {
+    const char *name; /* the row's */
     uint64_t seed;
     bool verbose; /* print the trace while it runs, on standard error */
     bool tail;    /* print the last lines of the trace if it fails */
@@ -41,6 +42,11 @@ struct lab_table {
     const struct lab_row *rows;
     uint32_t row_count;
 };
+
+/* Does one of `which` name the row? A part (2B), all parts that begin so (2), a
+ * row (R12), or text in a name (Backup). None: all are wanted. */
+bool lab_wanted(const struct lab_table *table, const struct lab_row *row,
+                char **which, int count);
 
 #define LAB_TABLE(name, part_text, rows_array)                                 \
     const struct lab_table name = {                                            \

@@ -1,7 +1,7 @@
 /* Tests that later editions have added (2024: kvsrv; 2025: 5A, 5B), as far as
  * they are about something that is here: memory, and progress while groups
  * come and go. */
-#include "tests/labs/kv_harness.h"
+#include "tests/labs/kv_sim.h"
 
 #include <malloc.h>
 #include <stdio.h>
@@ -119,15 +119,16 @@ static void visited(struct skv_txn *txn)
 static void visit_begin(struct kv *kv, struct visitor *v, uint8_t kind,
                         struct slice key)
 {
-    char addresses[SIM_CONTROLLERS][NET_ADDRESS_SIZE_MAX];
-    struct node *n = kv->clients[0].node;
-    for (uint32_t i = 0; i < SIM_CONTROLLERS; i++) {
-        sim_net_address(i, addresses[i]);
+    char addresses[KV_CONTROLLERS][NET_ADDRESS_SIZE_MAX];
+    const struct kv_client *c = &kv->clients[0];
+    for (uint32_t i = 0; i < KV_CONTROLLERS; i++) {
+        kv_address(kv, 0, i, addresses[i]);
     }
     *v = (struct visitor){.item = {.kind = kind, .key = key, .number = 100}};
     v->txn =
         (struct skv_txn){.items = &v->item, .item_count = 1, .done = visited};
-    v->clerk = skv_clerk_new(&n->env.env, n->net, addresses, SIM_CONTROLLERS);
+    v->clerk =
+        skv_clerk_new(kv_sim_env(c), kv_sim_net(c), addresses, KV_CONTROLLERS);
     skv_clerk_run(v->clerk, &v->txn);
 }
 
@@ -144,12 +145,19 @@ static void visit_end(struct kv *kv, struct visitor *v)
     kv->operations++;
 }
 
+static size_t snapshot_size(struct kv *kv, uint32_t group)
+{
+    struct kv_sizes sizes;
+    kv_sizes(kv, group, 0, &sizes);
+    return sizes.snapshot;
+}
+
 /* What the group has stored, with a checkpoint for certain. */
 static size_t stored(struct kv *kv)
 {
     kv_put(&kv->clients[0], "k", "v");
     kv_sleep(kv, 6000); /* a checkpoint comes after five seconds */
-    return kv_snapshot_size(kv_server(kv, 1, 0));
+    return snapshot_size(kv, 1);
 }
 
 static void many(struct lab_run *run, uint8_t kind, size_t bytes_max)
@@ -328,14 +336,13 @@ static void delete_basic(struct lab_run *run)
     kv_random_text(kv, value, sizeof value - 1);
     put_all(kv, value);
     kv_sleep(kv, 1000);
-    size_t before = kv_snapshot_size(kv_server(kv, G1, 0));
+    size_t before = snapshot_size(kv, G1);
     kv_join(kv, G2);
     for (uint32_t i = 0; i < KEYS; i++) {
         kv_check(&kv->clients[0], keys[i], value);
     }
     kv_sleep(kv, 1000);
-    size_t after = kv_snapshot_size(kv_server(kv, G1, 0)) +
-                   kv_snapshot_size(kv_server(kv, G2, 0));
+    size_t after = snapshot_size(kv, G1) + snapshot_size(kv, G2);
     /* The labs allow 10,000 with 40 keys of 4,000 bytes. */
     if (!kv_failed(kv) && after > before + 2000) {
         kv_fail(kv, "%zu bytes in the two groups, and there were %zu", after,

@@ -5,23 +5,45 @@
 #   planted.sh [NAME...]     only these
 #   SEEDS=1000               give up after so many
 #   ROWS=2C                  these rows, whatever the patch says
+#   REAL=1                   the rows of its `Real:` line, on processes: each seed
+#                            (10 at most) is a run
 # Exit status 1 when a row did not find its bug.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 names=("$@")
+lines=Rows targets=build/release/labs
+if [ -n "${REAL:-}" ]; then
+    lines=Real targets="build/release/labs_real build/release/labs_node" SEEDS=${SEEDS:-10}
+fi
 if [ ${#names[@]} -eq 0 ]; then
-    for patch in tests/labs/planted/*.patch; do
+    for patch in $(grep -l "^$lines: " tests/labs/planted/*.patch); do
         names+=("$(basename "$patch" .patch)")
     done
 fi
+
+# run_row ROW: until a seed fails.
+run_row() {
+    if [ -z "${REAL:-}" ]; then
+        timeout 300 "$copy"/tree/build/release/labs --stop --seeds "${SEEDS:-1000}" "$1"
+        return
+    fi
+    local seed
+    for seed in $(seq "$SEEDS"); do
+        "$copy"/tree/build/release/labs_real --seed "$seed" "$1" || break
+    done
+    # Of a row that failed.
+    sed -nE 's/^    its directory is (.*)$/\1/p' "$copy"/out | while read -r dir; do
+        rm -r "$(dirname "$dir")"
+    done
+}
 
 # row_finds ROW: runs it until a seed fails. Prints how many seeds that took,
 # and what failed.
 row_finds() {
     local first words
-    { timeout 300 "$copy"/tree/build/release/labs --stop --seeds "${SEEDS:-1000}" "$1" >"$copy"/out 2>&1; } 2>/dev/null
+    { run_row "$1" >"$copy"/out 2>&1; } 2>/dev/null
     words=$(grep -a '^    seed ' "$copy"/out | head -1)
     first=$(sed -nE 's/^    seed ([0-9]+): .*/\1/p' "$copy"/out | head -1)
     if [ -z "$first" ]; then
@@ -36,12 +58,13 @@ row_finds() {
     echo "| $1 | $name | $first | ${words#*: } |"
 }
 
-make -s build/release/labs || exit 2
+# shellcheck disable=SC2086 # one or two words
+make -s $targets || exit 2
 found=0
 missed=0
 for name in "${names[@]}"; do
     patch=$PWD/tests/labs/planted/$name.patch
-    rows=${ROWS:-$(sed -n 's/^Rows: //p;/^diff/q' "$patch")}
+    rows=${ROWS:-$(sed -n "s/^$lines: //p;/^diff/q" "$patch")}
     rm -rf "$copy"/tree
     mkdir -p "$copy"/tree/build
     # With the objects, so that a copy only builds what its patch touches.
@@ -52,7 +75,8 @@ for name in "${names[@]}"; do
         missed=$((missed + 1))
         continue
     fi
-    make -s -C "$copy"/tree build/release/labs WERROR= 2>"$copy"/warnings || exit 2
+    # shellcheck disable=SC2086
+    make -s -C "$copy"/tree $targets WERROR= 2>"$copy"/warnings || exit 2
     for row in $rows; do
         row_finds "$row"
     done

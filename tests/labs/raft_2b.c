@@ -29,7 +29,8 @@ static void rpc_bytes(struct lab_run *run)
     struct lab l;
     lab_begin(&l, run, PEERS, LAB_EXACT);
     lab_one(&l, 99, PEERS, false);
-    uint64_t before = l.bytes;
+    struct lab_counts before;
+    lab_count(&l, &before);
     for (raft_index index = 2; index < COMMANDS + 2; index++) {
         raft_index at = lab_one_sized(&l, lab_random(&l), SIZE, PEERS, false);
         if (at != index) {
@@ -37,7 +38,9 @@ static void rpc_bytes(struct lab_run *run)
                      index);
         }
     }
-    uint64_t got = l.bytes - before;
+    struct lab_counts after;
+    lab_count(&l, &after);
+    uint64_t got = after.bytes - before.bytes;
     if (got > PEERS * COMMANDS * SIZE + SLACK) {
         lab_fail(&l, "too many RPC bytes; got %" PRIu64 ", expected %d", got,
                  PEERS * COMMANDS * SIZE);
@@ -297,8 +300,11 @@ static void backup(struct lab_run *run)
         lab_connect(&l, i);
     }
     lab_one(&l, lab_random(&l), 5, true);
-    if (l.refusals > REFUSALS_MAX) {
-        lab_fail(&l, "%" PRIu64 " refusals until all logs fit", l.refusals);
+    struct lab_counts counts;
+    lab_count(&l, &counts);
+    if (counts.refusals > REFUSALS_MAX) {
+        lab_fail(&l, "%" PRIu64 " refusals until all logs fit",
+                 counts.refusals);
     }
     lab_end(&l);
 }

@@ -116,7 +116,7 @@ static int begin_anywhere(struct lab *l)
  * milliseconds, ours less. */
 static void figure_8_pause(struct lab *l)
 {
-    uint64_t most_ms = sim_chance(&l->world, 100) ? LAB_ELECTION_MS / 2 : 13;
+    uint64_t most_ms = lab_chance(l, 100) ? LAB_ELECTION_MS / 2 : 13;
     lab_sleep_us(l, lab_random(l) % (most_ms * 1000));
 }
 
@@ -134,13 +134,13 @@ static void figure_8(struct lab_run *run)
             up--;
         }
         uint32_t one = (uint32_t)(lab_random(&l) % FIGURE_8_PEERS);
-        if (up < 3 && l.peers[one].rsm == NULL) {
+        if (up < 3 && !l.peers[one].up) {
             restart(&l, one);
             up++;
         }
     }
     for (uint32_t i = 0; i < FIGURE_8_PEERS; i++) {
-        if (l.peers[i].rsm == NULL) {
+        if (!l.peers[i].up) {
             restart(&l, i);
         }
     }
@@ -155,10 +155,12 @@ static void figure_8_unreliable(struct lab_run *run)
     lab_one(&l, lab_random(&l), 1, true);
     int up = FIGURE_8_PEERS;
     for (int i = 0; i < FIGURE_8_ROUNDS && !lab_failed(&l); i++) {
-        l.long_reordering = i >= 200;
+        if (i == 200) {
+            lab_network(&l, true, true);
+        }
         int leader = begin_anywhere(&l);
         figure_8_pause(&l);
-        if (leader >= 0 && sim_chance(&l.world, 500)) {
+        if (leader >= 0 && lab_chance(&l, 500)) {
             lab_disconnect(&l, (uint32_t)leader);
             up--;
         }
@@ -195,7 +197,7 @@ static void unreliable_agree(struct lab_run *run)
         }
         lab_one(&l, i + 1, 1, true);
     }
-    l.unreliable = false;
+    lab_network(&l, false, false);
     for (int i = 0; i < AGREE_ROUNDS * AGREE_BESIDE; i++) {
         while (!beside[i].done && !lab_failed(&l)) {
             lab_sleep(&l, 10);
@@ -259,18 +261,17 @@ static uint64_t client_poll(struct lab_task *task)
 
 static void churn_step(struct lab *l)
 {
-    struct sim_world *w = &l->world;
-    if (sim_chance(w, 200)) {
+    if (lab_chance(l, 200)) {
         lab_disconnect(l, (uint32_t)(lab_random(l) % CHURN_PEERS));
     }
-    if (sim_chance(w, 500)) {
+    if (lab_chance(l, 500)) {
         uint32_t peer = (uint32_t)(lab_random(l) % CHURN_PEERS);
-        if (l->peers[peer].rsm == NULL) {
+        if (!l->peers[peer].up) {
             lab_start1(l, peer);
         }
         lab_connect(l, peer);
     }
-    if (sim_chance(w, 200)) {
+    if (lab_chance(l, 200)) {
         lab_crash(l, (uint32_t)(lab_random(l) % CHURN_PEERS));
     }
     /* Seldom enough that the peers can often keep up, often enough that not
@@ -298,9 +299,9 @@ static void check_seen(struct lab *l, const struct churn_client *c,
 static void churn_end(struct lab *l, struct churn_client *clients)
 {
     lab_sleep(l, LAB_ELECTION_MS);
-    l->unreliable = false;
+    lab_network(l, false, false);
     for (uint32_t i = 0; i < CHURN_PEERS; i++) {
-        if (l->peers[i].rsm == NULL) {
+        if (!l->peers[i].up) {
             lab_start1(l, i);
         }
         lab_connect(l, i);

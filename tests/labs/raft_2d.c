@@ -88,11 +88,13 @@ static void snapshots(struct lab_run *run, unsigned options, enum loss loss)
         snapshot_round(&l, i, &leader, loss);
     }
     /* What the labs' names say and their tests do not check. */
-    if (loss == LOSS_NONE && l.chunks > 0) {
+    struct lab_counts counts;
+    lab_count(&l, &counts);
+    if (loss == LOSS_NONE && counts.chunks > 0) {
         lab_fail(&l, "%" PRIu64 " snapshots were sent, and all kept up",
-                 l.chunks);
+                 counts.chunks);
     }
-    if (loss != LOSS_NONE && l.installs == 0) {
+    if (loss != LOSS_NONE && counts.installs == 0) {
         lab_fail(&l, "nobody ever needed a snapshot");
     }
     lab_end(&l);
@@ -137,7 +139,7 @@ static void restart_all(struct lab *l)
 static void check_snapshots(struct lab *l)
 {
     for (uint32_t i = 0; i < PEERS; i++) {
-        if (l->peers[i].stored.count == 0) {
+        if (lab_stored(l, i) == 0) {
             lab_fail(l, "server %u has no snapshot to restart from", i);
         }
     }

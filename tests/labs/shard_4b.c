@@ -129,7 +129,7 @@ static void append_next(void *arg)
 static void appended(struct kv_client *c)
 {
     struct shards *s = c->arg;
-    sim_after(&s->kv->world, s->pace_ms * 1000, append_next, c);
+    kv_after(s->kv, s->pace_ms, append_next, c);
 }
 
 static void appenders_begin(struct shards *s, uint64_t pace_ms)
@@ -215,17 +215,10 @@ static void static_shards(struct lab_run *run)
 static void deceive(struct shards *s)
 {
     struct kv *kv = s->kv;
-    for (uint32_t i = 1; i <= KEYS && !kv_failed(kv); i++) {
-        struct node *n = kv->clients[i].node;
-        node_crash(n, "asks other controllers from now on");
-        n->controllers = kv->other_first;
-        node_start(n);
-        kv->clients[i].clerk = n->clerk;
+    for (uint32_t i = 1; i <= KEYS; i++) {
+        kv_client_deceive(&kv->clients[i]);
     }
-    struct node *admin = kv->admins[0].node;
-    node_crash(admin, "speaks to other controllers from now on");
-    admin->controllers = kv->other_first;
-    node_start(admin);
+    kv_admin_redirect(&kv->admins[0]);
     kv_join(kv, G0);
 }
 
@@ -247,15 +240,18 @@ static void rejection(struct lab_run *run)
     for (uint32_t i = 1; i <= KEYS; i++) {
         kv_client_reach(&s.kv->clients[i], G1, 0);
     }
-    uint64_t refusals = s.kv->refusals;
+    struct kv_counts before, after;
+    kv_count(s.kv, &before);
     gets_begin(&s);
     kv_sleep(s.kv, 2000);
     uint32_t done = gets_done(&s);
     if (!kv_failed(s.kv) && done != 5) {
         kv_fail(s.kv, "expected 5 completions; got %u", done);
     }
-    if (!kv_failed(s.kv) && s.kv->refusals - refusals < KEYS - 5) {
-        kv_fail(s.kv, "%d were refused", (int)(s.kv->refusals - refusals));
+    kv_count(s.kv, &after);
+    if (after.refusals - before.refusals < KEYS - 5) {
+        kv_fail(s.kv, "%d were refused",
+                (int)(after.refusals - before.refusals));
     }
     kv_connect_all(s.kv);
     for (uint32_t i = 1; i <= KEYS; i++) {
@@ -487,7 +483,7 @@ static void unreliable2(struct lab_run *run)
     put_keys(&s, KEYS, 5);
     appenders_begin(&s, 0);
     five_changes(s.kv);
-    s.kv->unreliable = false;
+    kv_network(s.kv, false);
     appenders_finish(&s);
     check_keys(&s, KEYS);
     end(&s);
@@ -527,7 +523,7 @@ static void unreliable3(struct lab_run *run)
         random_next(c);
     }
     five_changes(s.kv);
-    s.kv->unreliable = false;
+    kv_network(s.kv, false);
     appenders_finish(&s);
     kv_check_histories(s.kv);
     end(&s);
@@ -550,12 +546,13 @@ static void check_total(struct kv *kv)
     size_t packed = 0;
     for (uint32_t gid = G0; gid <= G2; gid++) {
         for (uint32_t i = 0; i < SERVERS; i++) {
-            const struct node *n = kv_server(kv, gid, i);
-            plain += kv_log_size(n) + kv_snapshot_size(n);
-            packed += kv_log_size(n) + kv_stream_size(n);
+            struct kv_sizes sizes;
+            kv_sizes(kv, gid, i, &sizes);
+            plain += sizes.log + sizes.snapshot;
+            packed += sizes.log + sizes.stream;
         }
     }
-    sim_trace(&kv->world, "%zu bytes in all, %zu compressed", plain, packed);
+    kv_note(kv, "%zu bytes in all, %zu compressed", plain, packed);
     if (plain > TOTAL_MAX || packed > TOTAL_MAX) {
         kv_fail(kv,
                 "snapshot + persisted Raft state are too big: %zu (compressed "

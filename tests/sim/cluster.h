@@ -43,6 +43,8 @@ enum fault {
     FAULT_CLERK,   /* a clerk's process dies; another starts */
     FAULT_MEMBERS, /* a replica is added, removed, replaced */
     FAULT_WIPE,    /* a disk is lost, for good */
+    FAULT_RESET,   /* a leader's connections to its peers break; it lives */
+    FAULT_APART,   /* a follower hears its leader no more, others restart */
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULT_STREAM,  /* an end of a snapshot stream dies, or its link */
     FAULT_FULL,    /* a disk is full for a while, or for good */
@@ -66,6 +68,8 @@ struct plan {
     uint64_t space_low;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
+    bool lease_reads;
+    uint32_t clock_error_ppm; /* clocks run so much too fast or too slow */
 };
 
 /* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.
@@ -127,6 +131,7 @@ struct cluster {
     const struct sim_speed *speeds; /* SIM_SPEEDS of them; NULL: default */
     struct verify *verify;
     struct workload *workload;
+    uint64_t reads_only_until_us;          /* clerks write nothing */
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     void (*removed)(void *node);           /* its rsm says so; may be NULL */
@@ -193,6 +198,8 @@ void admin_join_first(struct cluster *c);
 
 /* ---- members.c ---- */
 void members_change(struct cluster *c);
+/* Asks a leader to hand over, to anybody. */
+void members_transfer(struct cluster *c, struct node *leader);
 void members_wipe(struct cluster *c);
 void members_replace(struct node *n);
 void members_removed(void *node); /* its rsm says so */

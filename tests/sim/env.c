@@ -298,6 +298,7 @@ static const struct env_ops ops = {
     .post = env_post_job,
     .worker_new = env_worker_make,
     .worker_submit = worker_submit,
+    .worker_submit_brief = worker_submit,
     .worker_free = worker_end,
     .fatal = env_die,
     .random = env_draw,

@@ -354,6 +354,79 @@ static void leader_cut(struct cluster *c)
               leader->gid, keeps_others ? ", but not from clients" : "");
 }
 
+/* As when something between them resets connections: its peers take it for
+ * dead, clients still speak to it, and it has not noticed. */
+static void reset_now(void *arg)
+{
+    struct node *leader = arg;
+    struct cluster *c = leader->cluster;
+    if (c->healed) {
+        return;
+    }
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n != leader && node_is_server(n) && n->gid == leader->gid) {
+            cut_both(c, n->number, leader->number);
+            sim_wire_hint(c->wire, n->number, leader->number,
+                          sim_between(c->world, 50, 5 * MS));
+        }
+    }
+    sim_trace(c->world, "connections of n%u, leader of group %u, break",
+              leader->number, leader->gid);
+}
+
+static void leader_reset(struct cluster *c)
+{
+    struct node *leader = cluster_leader(c, any_server(c)->gid);
+    if (leader == NULL) {
+        return;
+    }
+    if (sim_chance(c->world, 300)) { /* while it hands over */
+        members_transfer(c, leader);
+        sim_after(c->world, sim_between(c->world, MS, 12 * MS), reset_now,
+                  leader);
+    } else {
+        reset_now(leader);
+    }
+}
+
+/* It comes back at once, and does not hear the leader either. */
+static void crash_apart(void *arg)
+{
+    struct node *n = arg;
+    struct node *leader = cluster_leader(n->cluster, n->gid);
+    if (n->env.dead || n->cluster->healed || leader == NULL || leader == n) {
+        return;
+    }
+    cut_both(n->cluster, n->number, leader->number);
+    node_crash(n, "killed for a moment");
+    node_restart_later(n, sim_between(n->cluster->world, MS, 20 * MS));
+}
+
+/* A follower that hears its leader no more asks the others for their votes,
+ * again and again; its log is as good as theirs, as nobody writes; then they
+ * restart. */
+static void follower_apart(struct cluster *c)
+{
+    struct node *apart = any_server(c);
+    struct node *leader = cluster_leader(c, apart->gid);
+    if (leader == NULL || leader == apart) {
+        return;
+    }
+    cut_both(c, apart->number, leader->number);
+    c->reads_only_until_us = c->world->now_us + 3 * SECOND;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        struct node *n = &c->nodes[i];
+        if (n != leader && n != apart && node_is_server(n) &&
+            n->gid == leader->gid && !n->spare && !n->retired) {
+            sim_after(c->world, sim_between(c->world, SECOND, 3 * SECOND),
+                      crash_apart, n);
+        }
+    }
+    sim_trace(c->world, "n%u is cut off from n%u, leader of group %u",
+              apart->number, leader->number, leader->gid);
+}
+
 static void mend(struct cluster *c)
 {
     sim_trace(c->world, "all links mended");
@@ -552,6 +625,8 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_FULL] = full,
     [FAULT_FULL_GROUP] = full_group,
     [FAULT_ROT] = rot,
+    [FAULT_RESET] = leader_reset,
+    [FAULT_APART] = follower_apart,
 };
 
 static enum fault draw(struct cluster *c)

@@ -194,6 +194,26 @@ static void ask(struct members_change *m)
     buf_free(&body);
 }
 
+static void not_waited_for(void *arg, enum err rc, struct slice body)
+{
+    (void)arg;
+    (void)rc;
+    (void)body;
+}
+
+void members_transfer(struct cluster *c, struct node *leader)
+{
+    char to[NET_ADDRESS_SIZE_MAX];
+    sim_net_address(leader->number, to);
+    struct rsm_wish wish = {.kind = RSM_TRANSFER, .timeout_ms = WISH_MS};
+    struct buf body = {0};
+    rsm_wish_encode(&body, &wish);
+    struct slice part = buf_slice(&body);
+    net_call(c->nodes[c->clerk_first - 1].net, to, RSM_METHOD_CHANGE, &part, 1,
+             CALL_MS, not_waited_for, NULL);
+    buf_free(&body);
+}
+
 static void change_begin(struct cluster *c, uint32_t gid, struct node *in,
                          struct node *out)
 {

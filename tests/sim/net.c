@@ -242,9 +242,6 @@ static struct net_request *request_new(struct message *m, struct sim_net *net)
     return r;
 }
 
-static void hint_later(struct sim_wire *wire, uint32_t at, uint32_t about,
-                       uint64_t delay_us);
-
 static void message_fire(struct sim_event *event)
 {
     struct message *m = (struct message *)event;
@@ -253,7 +250,7 @@ static void message_fire(struct sim_event *event)
     if (net->env->dead || net->net.handler == NULL) {
         request_close(m);
         if (net->env->dead && sim_chance(m->wire->world, 200)) {
-            hint_later(m->wire, m->from, m->to, way_us(m->wire, 0));
+            sim_wire_hint(m->wire, m->from, m->to, way_us(m->wire, 0));
         }
     } else {
         struct net_peer peer = {
@@ -451,8 +448,8 @@ static void hint_fire(struct sim_event *event)
     }
 }
 
-static void hint_later(struct sim_wire *wire, uint32_t at, uint32_t about,
-                       uint64_t delay_us)
+void sim_wire_hint(struct sim_wire *wire, uint32_t at, uint32_t about,
+                   uint64_t delay_us)
 {
     struct hint *h = mem_alloc(sizeof *h);
     h->event = (struct sim_event){.env = wire->nets[at]->env,
@@ -554,7 +551,7 @@ void sim_net_bury(struct sim_wire *wire, uint32_t node)
     for (uint32_t i = 0; i < SIM_NODES_MAX; i++) {
         if (wire->nets[i] != NULL && i != node && !wire->nets[i]->env->dead &&
             sim_chance(wire->world, 300)) {
-            hint_later(wire, i, node, sim_between(wire->world, 100, 50000));
+            sim_wire_hint(wire, i, node, sim_between(wire->world, 100, 50000));
         }
     }
 }

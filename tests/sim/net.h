@@ -30,6 +30,9 @@ struct sim_weather *sim_wire_weather(struct sim_wire *wire);
 /* Cuts (or mends) the way from one node to another; not the way back. */
 void sim_wire_cut(struct sim_wire *wire, uint32_t from, uint32_t to, bool cut);
 void sim_wire_mend(struct sim_wire *wire); /* every way */
+/* Tells the node `at` that its connection to `about` broke. */
+void sim_wire_hint(struct sim_wire *wire, uint32_t at, uint32_t about,
+                   uint64_t delay_us);
 
 /* Sees each message that a node sends, before the wire gets it. */
 typedef void sim_wire_watch(void *arg, uint32_t from, uint32_t to,

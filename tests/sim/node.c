@@ -159,6 +159,7 @@ static enum err server_start(struct node *n)
         .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
         .identified = true,
+        .lease_reads = n->cluster->plan.lease_reads,
         .on_removed = n->cluster->removed,
         .arg = n,
     };
@@ -233,7 +234,9 @@ void node_start(struct node *n)
     bool is_new = n->env.life == 0;
     if (is_new) {
         /* Its crystal; clocks only go forward, so it is set once. */
-        n->env.rate_ppm = (uint32_t)sim_between(w, 995000, 1005000);
+        uint32_t error_ppm = n->cluster->plan.clock_error_ppm;
+        n->env.rate_ppm =
+            (uint32_t)sim_between(w, 1000000 - error_ppm, 1000000 + error_ppm);
     }
     sim_env_start(&n->env);
     n->doomed = false;

@@ -80,6 +80,18 @@ static const struct scenario scenarios[] = {
       [FAULT_WEATHER] = 2,
       [FAULT_ADMIN] = 2,
       [FAULT_CLERK] = 1}},
+    {"leases",
+     50 * MS,
+     1200 * MS,
+     {[FAULT_RESET] = 8,
+      [FAULT_APART] = 4,
+      [FAULT_CRASH_LEADER] = 3,
+      [FAULT_CRASH] = 3,
+      [FAULT_PAUSE] = 2,
+      [FAULT_MEND] = 8,
+      [FAULT_WEATHER] = 1,
+      [FAULT_CLERK] = 2,
+      [FAULT_MEMBERS] = 2}},
     {"moves",
      20 * MS,
      600 * MS,
@@ -121,6 +133,9 @@ static const struct scenario scenarios[] = {
       [FAULT_MEMBERS] = 3, [FAULT_WIPE] = 1}},
 };
 enum { SCENARIOS = sizeof scenarios / sizeof *scenarios, GROUPS_MAX = 3 };
+
+/* The fastest clock and the slowest are RAFT_LEASE_DRIFT_PERCENT apart. */
+enum { LEASE_CLOCK_ERROR_PPM = 90000 };
 
 void plan_print_names(void)
 {
@@ -196,6 +211,11 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->space_low = rng_chance(&rng, 500) ? 1 : 16384;
     p->log_hold_size = seed % 3; /* 1, 2: nothing; snapshots all the time */
     p->snap_piece_size = 256u << seed % 8;
+    p->clock_error_ppm = 5000;
+    if (p->weights[FAULT_RESET] > 1) {
+        p->lease_reads = true;
+        p->clock_error_ppm = LEASE_CLOCK_ERROR_PPM;
+    }
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);
     }

@@ -11,7 +11,8 @@
  *     everywhere, for ever.
  *  6. Leader completeness: a new leader's log has every entry committed in
  *     earlier terms.
- *  7. At the end, replicas of a group hold the same keys and values. */
+ *  7. While a leader may answer reads by its lease, nobody leads a later term.
+ *  8. At the end, replicas of a group hold the same keys and values. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -38,6 +39,7 @@ struct group_record {
     raft_index count, capacity;
     struct term_record *terms;
     raft_term term_count;
+    raft_term newest_led;
 };
 
 struct verify {
@@ -277,6 +279,41 @@ static void compare_leader(struct verify *v, struct node *n,
     }
 }
 
+/* ---- leases (7) ---- */
+
+static void check_lease(struct verify *v, struct node *n)
+{
+    struct rsm *rsm = n->env.dead ? NULL : node_rsm(n);
+    struct raft_status s;
+    if (rsm == NULL) {
+        return;
+    }
+    raft_status(rsm_raft(rsm), &s);
+    raft_term newest = v->groups[n->gid].newest_led;
+    if (s.term < newest && env_now_ms(&n->env.env) < s.lease_until_ms) {
+        sim_fail(v->world,
+                 "a lease outlives its leader: group %u: n%u of term %" PRIu64
+                 " may read for %" PRIu64 " ms more, term %" PRIu64 " is led",
+                 n->gid, n->number, s.term,
+                 s.lease_until_ms - env_now_ms(&n->env.env), newest);
+    }
+}
+
+static void check_leases(struct verify *v, uint32_t gid, raft_term led)
+{
+    struct cluster *c = v->cluster;
+    if (led <= v->groups[gid].newest_led) {
+        return;
+    }
+    v->groups[gid].newest_led = led;
+    for (uint32_t i = 0; i < c->node_count && c->plan.lease_reads; i++) {
+        struct node *n = &c->nodes[i];
+        if (node_is_server(n) && n->gid == gid) {
+            check_lease(v, n);
+        }
+    }
+}
+
 void verify_after(struct verify *v, struct node *n)
 {
     struct rsm *rsm = node_is_server(n) ? node_rsm(n) : NULL;
@@ -306,6 +343,7 @@ void verify_after(struct verify *v, struct node *n)
     if (leads && (!n->led || n->led_term != s.term)) {
         saw_leader(v, n, s.term);
         compare_leader(v, n, raft, &s);
+        check_leases(v, n->gid, s.term);
         sim_trace(v->world, "n%u leads group %u in term %" PRIu64, n->number,
                   n->gid, s.term);
         n->led_term = s.term;
@@ -314,9 +352,12 @@ void verify_after(struct verify *v, struct node *n)
         }
     }
     n->led = leads;
+    if (leads && s.lease_until_ms > 0) {
+        check_lease(v, n);
+    }
 }
 
-/* ---- replicas (7) ---- */
+/* ---- replicas (8) ---- */
 
 /* A key and a hash of its value. */
 struct pair {

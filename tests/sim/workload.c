@@ -139,7 +139,9 @@ static void op_draw(struct op *op)
     uint32_t one =
         (uint32_t)sim_between(world, 0, op->workload->keys_in_object - 1);
     bool pairs = op->workload->keys_in_object == 2;
-    if (draw < 35) {
+    if (world->now_us < op->workload->cluster->reads_only_until_us) {
+        part_add(op, LINEAR_GET, one);
+    } else if (draw < 35) {
         part_grow(op, one);
     } else if (draw < 40) {
         part_write(op, LINEAR_PUT, one);

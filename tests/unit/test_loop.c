@@ -414,6 +414,136 @@ static void a_slow_batch_is_reported_in_pieces(void **state)
     env_worker_free(env, worker);
 }
 
+/* --- brief jobs --- */
+
+enum { BRIEF_JOBS = 600 };
+
+struct brief {
+    struct env_job job; /* first */
+    uint32_t number;
+    uint32_t sleep_us;
+    bool was_here; /* run() was on the loop's thread */
+};
+
+static pthread_t loop_thread;
+static struct brief briefs[BRIEF_JOBS];
+static uint32_t brief_end; /* done() of that many ends the loop */
+
+static void brief_run(struct env_job *job)
+{
+    struct brief *b = (struct brief *)job;
+    b->was_here = pthread_equal(pthread_self(), loop_thread) != 0;
+    assert_int_equal(b->number, ran_count);
+    ran_count++;
+    if (b->sleep_us > 0) {
+        usleep(b->sleep_us);
+    }
+}
+
+static void brief_done(struct env_job *job)
+{
+    assert_int_equal(((struct brief *)job)->number, done_count);
+    if (++done_count == brief_end) {
+        net_loop_stop(loop);
+    }
+}
+
+static struct brief *brief_make(uint32_t number, uint32_t sleep_us)
+{
+    briefs[number] =
+        (struct brief){.job = {.run = brief_run, .done = brief_done},
+                       .number = number,
+                       .sleep_us = sleep_us};
+    return &briefs[number];
+}
+
+static void briefs_begin(uint32_t end)
+{
+    ran_count = done_count = 0;
+    brief_end = end;
+    loop_thread = pthread_self();
+    worker = env_worker_new(env, "test");
+}
+
+/* Wrong if the thread is woken for it, or done() comes inside the call. */
+static void a_brief_job_of_an_idle_worker_runs_here(void **state)
+{
+    (void)state;
+    briefs_begin(2);
+    env_worker_submit_brief(env, worker, &brief_make(0, 0)->job);
+    env_worker_submit_brief(env, worker, &brief_make(1, 0)->job);
+    assert_int_equal(ran_count, 2);
+    assert_int_equal(done_count, 0);
+    net_loop_run(loop);
+    assert_true(briefs[0].was_here && briefs[1].was_here);
+    env_worker_free(env, worker);
+}
+
+/* Wrong if a brief job overtakes others, or runs beside one. */
+static void brief_jobs_keep_their_place(void **state)
+{
+    (void)state;
+    briefs_begin(BRIEF_JOBS);
+    for (uint32_t i = 0; i < BRIEF_JOBS; i++) {
+        struct env_job *job = &brief_make(i, i % 100 == 0 ? 2000 : 0)->job;
+        if (i % 3 == 0) {
+            env_worker_submit(env, worker, job);
+        } else {
+            env_worker_submit_brief(env, worker, job);
+        }
+    }
+    net_loop_run(loop);
+    assert_int_equal(ran_count, BRIEF_JOBS);
+    assert_false(briefs[1].was_here); /* number 0 took 2 ms */
+    env_worker_free(env, worker);
+}
+
+static bool brief_begun; /* atomic */
+
+static void begun_run(struct env_job *job)
+{
+    __atomic_store_n(&brief_begun, true, __ATOMIC_RELEASE);
+    brief_run(job);
+}
+
+/* Wrong if only the queue is looked at, and not what runs. */
+static void a_brief_job_waits_for_the_one_that_runs(void **state)
+{
+    (void)state;
+    briefs_begin(2);
+    brief_begun = false;
+    brief_make(0, 20000)->job.run = begun_run;
+    env_worker_submit(env, worker, &briefs[0].job);
+    while (!__atomic_load_n(&brief_begun, __ATOMIC_ACQUIRE)) {
+        usleep(100);
+    }
+    env_worker_submit_brief(env, worker, &brief_make(1, 0)->job);
+    net_loop_run(loop);
+    assert_false(briefs[1].was_here);
+    env_worker_free(env, worker);
+}
+
+/* Wrong if a slow disk holds up the loop again and again. */
+static void a_job_that_was_not_brief_sends_the_next_to_the_thread(void **state)
+{
+    (void)state;
+    briefs_begin(2);
+    env_worker_submit_brief(env, worker, &brief_make(0, 20000)->job);
+    env_worker_submit_brief(env, worker, &brief_make(1, 0)->job);
+    net_loop_run(loop);
+    assert_true(briefs[0].was_here);
+    assert_false(briefs[1].was_here);
+    env_worker_free(env, worker);
+
+    briefs_begin(2); /* a worker of its own: nothing is remembered */
+    env_worker_submit_brief(env, worker, &brief_make(0, 0)->job);
+    assert_true(briefs[0].was_here);
+    env_worker_free(env, worker);
+    assert_int_equal(done_count, 1);
+    run_for(2000);
+    assert_int_equal(done_count, 1);
+}
+
 /* --- the rest --- */
 
 static int signal_seen;
@@ -486,6 +616,10 @@ int main(void)
         T(freeing_a_worker_finishes_everything_first),
         T(a_job_may_free_its_worker),
         T(a_slow_batch_is_reported_in_pieces),
+        T(a_brief_job_of_an_idle_worker_runs_here),
+        T(brief_jobs_keep_their_place),
+        T(a_brief_job_waits_for_the_one_that_runs),
+        T(a_job_that_was_not_brief_sends_the_next_to_the_thread),
         T(a_signal_is_called_on_the_loop),
         T(fatal_ends_the_process_with_status_70),
         T(a_stop_before_the_run_is_not_lost),

@@ -888,6 +888,130 @@ static void a_follower_echoes_the_round_before_its_disk_is_done(void **state)
     raft_free(b.r);
 }
 
+/* ---- leases ---- */
+
+/* A leader of three with a committed entry of its term. */
+static struct box leader_with_lease(void)
+{
+    struct raft_config config = {
+        .id = 1, .seed = 7, .conf = conf_of(3), .lease_reads = true};
+    struct box b = {.now_ms = 1000};
+    config.now_ms = b.now_ms;
+    assert_int_equal(raft_new(&config, &b.r), ERR_OK);
+    make_leader(&b);
+    propose(&b, RAFT_ENTRY_NOOP, NULL);
+    persist(&b);
+    ack(&b, 2, 1);
+    assert_int_equal(status(&b).commit, 1);
+    return b;
+}
+
+static void a_lease_answers_at_once_until_it_ends(void **state)
+{
+    (void)state;
+    struct box b = leader_with_lease();
+    uint64_t began_ms = b.now_ms;
+    read(&b, 7);
+    assert_int_equal(b.u.read_count, 0);
+    assert_true(sent(&b, RAFT_MSG_APPEND, 3)->lease);
+    b.now_ms += 50; /* the echo is late: the lease began with the round */
+    echo(&b, 3, 1, 1);
+    assert_int_equal(b.u.read_count, 1);
+    read(&b, 8);
+    assert_int_equal(b.u.read_count, 1);
+    assert_int_equal(b.u.reads[0].rc, ERR_OK);
+    assert_int_equal(b.u.reads[0].index, 1);
+    assert_null(sent(&b, RAFT_MSG_APPEND, 3)); /* young: not renewed yet */
+
+    /* The slowest clock's 200 ms are 166 of the fastest. */
+    uint64_t until_ms = status(&b).lease_until_ms;
+    assert_true(until_ms > began_ms + 150 && until_ms <= began_ms + 166);
+    b.now_ms = until_ms - 1;
+    read(&b, 9);
+    assert_int_equal(b.u.read_count, 1);
+    assert_int_equal(sent(&b, RAFT_MSG_APPEND, 2)->read_round, 2);
+    b.now_ms = until_ms;
+    read(&b, 10); /* round 2 began before it came */
+    assert_int_equal(b.u.read_count, 0);
+    echo(&b, 2, 1, 2); /* but it renews the lease */
+    assert_int_equal(b.u.read_count, 1);
+    assert_int_equal(b.u.reads[0].read, 10);
+    raft_free(b.r);
+}
+
+static void a_leader_that_hands_over_has_no_lease(void **state)
+{
+    (void)state;
+    struct box b = leader_with_lease();
+    read(&b, 7);
+    echo(&b, 2, 1, 1);
+    assert_int_not_equal(status(&b).lease_until_ms, 0);
+    step(&b, (struct raft_event){.type = RAFT_EV_TRANSFER, .u.peer = 2});
+    assert_non_null(sent(&b, RAFT_MSG_TIMEOUT_NOW, 2));
+    assert_int_equal(status(&b).lease_until_ms, 0);
+    read(&b, 8);
+    assert_int_equal(b.u.read_count, 0);
+    echo(&b, 2, 1, 2); /* the transfer failed: still none in this term */
+    assert_int_equal(b.u.read_count, 1);
+    read(&b, 9);
+    assert_int_equal(b.u.read_count, 0);
+    raft_free(b.r);
+}
+
+static bool grants_prevote(struct box *b)
+{
+    struct raft_msg m = vote_of(3, 9, 9, 9);
+    m.type = RAFT_MSG_PREVOTE;
+    recv(b, m);
+    const struct raft_msg *reply = sent(b, RAFT_MSG_PREVOTE_REPLY, 3);
+    return reply != NULL && !reply->reject;
+}
+
+static void a_promise_outlives_a_hint(void **state)
+{
+    (void)state;
+    struct box b = box_of(1, 3, 2, "12");
+    struct raft_msg m = append_of(2, 2, 2, 2, "");
+    m.lease = true;
+    recv(&b, m);
+    uint64_t heard_ms = b.now_ms;
+    step(&b, (struct raft_event){.type = RAFT_EV_PEER_DOWN, .u.peer = 2});
+    assert_false(grants_prevote(&b));
+    while (b.now_ms < heard_ms + RAFT_LEASE_MS) {
+        tick(&b);
+        assert_true(b.now_ms >= heard_ms + RAFT_LEASE_MS ||
+                    b.u.send_count == 0);
+    }
+    assert_true(b.now_ms <= heard_ms + RAFT_LEASE_MS + 50); /* and then soon */
+    assert_non_null(sent(&b, RAFT_MSG_PREVOTE, 3));
+    raft_free(b.r);
+
+    b = box_of(1, 3, 2, "12"); /* without a promise the hint frees it */
+    recv(&b, append_of(2, 2, 2, 2, ""));
+    step(&b, (struct raft_event){.type = RAFT_EV_PEER_DOWN, .u.peer = 2});
+    assert_true(grants_prevote(&b));
+    raft_free(b.r);
+}
+
+static void a_restart_keeps_a_promise_it_forgot(void **state)
+{
+    (void)state;
+    struct raft_config config = {.id = 1,
+                                 .seed = 7,
+                                 .conf = conf_of(3),
+                                 .hard_state = {.term = 2},
+                                 .restarted = true,
+                                 .now_ms = 1000};
+    struct box b = {.now_ms = 1000};
+    assert_int_equal(raft_new(&config, &b.r), ERR_OK);
+    assert_false(grants_prevote(&b));
+    b.now_ms += RAFT_LEASE_MS - 1;
+    assert_false(grants_prevote(&b));
+    b.now_ms += 1;
+    assert_true(grants_prevote(&b));
+    raft_free(b.r);
+}
+
 static void a_group_of_one_reads_at_once(void **state)
 {
     (void)state;
@@ -1221,6 +1345,7 @@ static struct raft_msg full_message(struct bytes *data)
     m.match = 6;
     m.reject = true;
     m.transfer = true;
+    m.lease = true;
     m.conflict_term = 7;
     m.conflict_index = 8;
     m.last_index = 10;
@@ -1258,6 +1383,7 @@ static void a_message_survives_its_bytes(void **state)
     assert_null(back.entries[2].data);
     assert_true(back.reject);
     assert_true(back.transfer);
+    assert_true(back.lease);
     raft_msg_release(&back);
     arena_free(&a);
     for (size_t size = 0; size < b.size; size++) {
@@ -1283,7 +1409,7 @@ static void the_bytes_do_not_change(void **state)
         3, 0, 0, 0, 0, 0, 0, 0,         /* log_term */
         5, 0, 0, 0, 0, 0, 0, 0,         /* commit */
         6, 0, 0, 0, 0, 0, 0, 0,         /* match */
-        3,                                              /* flags */
+        7,                                              /* flags */
         7, 0, 0, 0, 0, 0, 0, 0,         /* conflict_term */
         8, 0, 0, 0, 0, 0, 0, 0,         /* conflict_index */
         10, 0, 0, 0, 0, 0, 0, 0,         /* last_index */
@@ -1314,7 +1440,7 @@ static void nonsense_is_refused(void **state)
         {0, 0},     {0, 8},   {0, 255}, /* type */
         {1, 0},     {9, 0},             /* from, to */
         {17, 0},                        /* term */
-        {57, 8},                        /* flags */
+        {57, 16},                       /* flags */
         {90, 200},                      /* entry_count */
         {93, 255},                      /* a count over all bounds */
         {94, 0},    {94, 99},           /* an entry's term */
@@ -1392,6 +1518,10 @@ int main(void)
         cmocka_unit_test(a_read_waits_for_the_term_and_for_a_round),
         cmocka_unit_test(a_follower_echoes_the_round_before_its_disk_is_done),
         cmocka_unit_test(a_group_of_one_reads_at_once),
+        cmocka_unit_test(a_lease_answers_at_once_until_it_ends),
+        cmocka_unit_test(a_leader_that_hands_over_has_no_lease),
+        cmocka_unit_test(a_promise_outlives_a_hint),
+        cmocka_unit_test(a_restart_keeps_a_promise_it_forgot),
         cmocka_unit_test(a_joint_configuration_needs_both_majorities),
         cmocka_unit_test(a_leader_that_is_not_in_the_new_set_steps_down),
         cmocka_unit_test(who_is_leaving_still_stands_until_that_is_committed),

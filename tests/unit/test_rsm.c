@@ -235,6 +235,7 @@ static const struct env_ops env_ops = {
     .timer_stop = t_timer_stop,
     .worker_new = t_worker_new,
     .worker_submit = t_worker_submit,
+    .worker_submit_brief = t_worker_submit,
     .worker_free = t_worker_free,
     .fatal = t_fatal,
     .random = t_random,

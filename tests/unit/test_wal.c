@@ -663,6 +663,62 @@ static void test_records_inside_an_entry(void **state)
     faultdisk_free(d);
 }
 
+enum { LONG_SEGMENT = 1 << 20, LONG_ENTRY = 70000 };
+
+static enum err append_long(struct wal *w, raft_index index)
+{
+    static uint8_t text[LONG_ENTRY];
+    struct bytes *data = bytes_copy(slice_of(text, sizeof text));
+    struct raft_entry e = {
+        .term = 1, .index = index, .type = RAFT_ENTRY_COMMAND, .data = data};
+    enum err rc = wal_append(w, NULL, &e, 1);
+    bytes_unref(data);
+    return rc;
+}
+
+/* Long writes have no zeros ahead: what the disk took of them goes, and the
+ * room for votes stays. */
+static void long_once(uint64_t slack)
+{
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    raft_index last = 0;
+    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
+                     ERR_OK);
+    wal_recovery_free(&r);
+    assert_int_equal(append_long(w, ++last), ERR_OK);
+    faultdisk_fill(d, slack, false);
+    while (append_long(w, last + 1) == ERR_OK) {
+        last++;
+    }
+    assert_int_equal(append_long(w, last + 1), ERR_NOSPACE);
+    faultdisk_fill(d, 0, false); /* others take what it gave back */
+    for (uint64_t term = 2; term < 40; term++) {
+        struct raft_hard_state hs = {.term = term};
+        assert_int_equal(wal_append(w, &hs, NULL, 0), ERR_OK);
+    }
+    wal_close(w);
+    faultdisk_empty(d);
+    faultdisk_crash(d, slack);
+    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
+                     ERR_OK);
+    assert_int_equal(r.entry_count, last);
+    assert_int_equal(r.hard_state.term, 39);
+    wal_recovery_free(&r);
+    assert_int_equal(append_long(w, last + 1), ERR_OK);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+static void test_full_disk_long_writes(void **state)
+{
+    (void)state;
+    for (uint64_t slack = 0; slack < 3000000; slack += 33333) {
+        long_once(slack);
+    }
+}
+
 int main(void)
 {
     log_set_level(LOG_LEVEL_OFF);
@@ -670,6 +726,7 @@ int main(void)
         cmocka_unit_test(test_crash_at_every_operation),
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_full_disk_votes_and_compacts),
+        cmocka_unit_test(test_full_disk_long_writes),
         cmocka_unit_test(test_crash_while_recovering),
         cmocka_unit_test(test_flipped_bytes),
         cmocka_unit_test(test_lost_sector_in_the_middle),

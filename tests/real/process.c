@@ -1,0 +1,342 @@
+#include "tests/real/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "transport/tls.h"
+
+enum {
+    PORT_FIRST = 20000,
+    PORT_COUNT = 12000, /* below those that the kernel gives away */
+    GROUPS = 8,
+    CERTIFICATE_DAYS = 2,
+};
+
+static volatile sig_atomic_t interrupted;
+static char home[64];
+static char row_dir[PATH_MAX];
+static char certs_dir[PATH_MAX];
+static char program[PATH_MAX];
+
+uint64_t process_now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* ---- directories, certificates, ports ---- */
+
+static bool make_certificate(const char *name, const char *unit)
+{
+    struct tls_identity who = {.name = name,
+                               .unit = unit,
+                               .hosts = "127.0.0.1",
+                               .days = CERTIFICATE_DAYS};
+    return tls_make_certificate(certs_dir, &who) == ERR_OK;
+}
+
+static bool make_certificates(void)
+{
+    bool ok = mkdir(certs_dir, 0700) == 0 &&
+              tls_make_ca(certs_dir, "labs", CERTIFICATE_DAYS) == ERR_OK &&
+              make_certificate("client", "client") &&
+              make_certificate("admin", "admin");
+    for (uint32_t group = 0; group <= GROUPS && ok; group++) {
+        char name[16], unit[32];
+        snprintf(name, sizeof name, "g%u", group);
+        snprintf(unit, sizeof unit, "server:%u", group);
+        ok = make_certificate(name, unit);
+    }
+    return ok;
+}
+
+static void on_interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+bool process_interrupted(void)
+{
+    return interrupted != 0;
+}
+
+/* Calls that wait return then: no SA_RESTART. */
+static void catch_interrupts(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+bool process_home_make(void)
+{
+    catch_interrupts();
+    ssize_t size = readlink("/proc/self/exe", program, sizeof program - 32);
+    snprintf(home, sizeof home, "/tmp/flotilla-labs.XXXXXX");
+    if (size <= 0 || mkdtemp(home) == NULL) {
+        fprintf(stderr, "labs: cannot make a directory in /tmp: %s\n",
+                strerror(errno));
+        return false;
+    }
+    strcpy(strrchr(program, '/'), "/labs_node");
+    snprintf(certs_dir, sizeof certs_dir, "%s/certs", home);
+    if (!make_certificates()) {
+        fprintf(stderr, "labs: cannot make certificates in %s\n", certs_dir);
+        return false;
+    }
+    return true;
+}
+
+static int remove_one(const char *path, const struct stat *st, int type,
+                      struct FTW *ftw)
+{
+    (void)st;
+    (void)type;
+    (void)ftw;
+    return remove(path);
+}
+
+static void remove_all(const char *dir)
+{
+    nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+void process_home_remove(void)
+{
+    remove_all(certs_dir);
+    rmdir(home);
+}
+
+const char *process_row_make(const char *row)
+{
+    snprintf(row_dir, sizeof row_dir, "%s/%s", home, row);
+    for (char *c = row_dir + strlen(home) + 1; *c != '\0'; c++) {
+        *c = *c == '/' ? '-' : *c;
+    }
+    CHECK(mkdir(row_dir, 0700) == 0);
+    return row_dir;
+}
+
+const char *process_row_dir(void)
+{
+    return row_dir;
+}
+
+void process_row_remove(void)
+{
+    remove_all(row_dir);
+}
+
+const char *process_certs(void)
+{
+    return certs_dir;
+}
+
+static bool port_is_free(uint32_t port)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int one = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    bool is_free = bind(fd, (struct sockaddr *)&at, sizeof at) == 0;
+    close(fd);
+    return is_free;
+}
+
+uint32_t process_ports(uint32_t count)
+{
+    static uint32_t next;
+    if (next == 0) {
+        next = (uint32_t)getpid() * REAL_NODES_MAX;
+    }
+    for (;;) {
+        uint32_t first = PORT_FIRST + next % PORT_COUNT;
+        uint32_t found = 0;
+        while (found < count && port_is_free(first + found)) {
+            found++;
+        }
+        next += REAL_NODES_MAX;
+        if (found == count) {
+            return first;
+        }
+    }
+}
+
+/* ---- a process ---- */
+
+static void problem(struct process *p, const char *words)
+{
+    if (p->problem[0] == '\0') {
+        snprintf(p->problem, sizeof p->problem,
+                 "server %u %s; its log is %s.log", p->node.number, words,
+                 p->node.dir);
+    }
+}
+
+void process_init(struct process *p)
+{
+    p->counts = real_counts_map(p->node.dir);
+}
+
+void process_fini(struct process *p)
+{
+    process_kill(p);
+    real_counts_unmap(p->counts);
+}
+
+static void child(const struct process *p, int fd)
+{
+    char log[PATH_MAX + 8];
+    snprintf(log, sizeof log, "%s.log", p->node.dir);
+    int log_fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    int null_fd = open("/dev/null", O_RDWR);
+    if (log_fd < 0 || dup2(null_fd, 0) < 0 || dup2(null_fd, 1) < 0 ||
+        dup2(log_fd, 2) < 0 ||
+        (fd != REAL_CONTROL_FD && dup2(fd, REAL_CONTROL_FD) < 0)) {
+        _exit(127);
+    }
+    fcntl(REAL_CONTROL_FD, F_SETFD, 0);
+    char *argv[] = {program, NULL};
+    execv(program, argv);
+    _exit(127);
+}
+
+void process_start(struct process *p)
+{
+    int pair[2];
+    CHECK(p->pid == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
+    p->pid = fork();
+    CHECK(p->pid >= 0);
+    if (p->pid == 0) {
+        child(p, pair[1]);
+    }
+    close(pair[1]);
+    p->fd = pair[0];
+    p->problem[0] = '\0';
+    ssize_t sent = send(p->fd, &p->node, sizeof p->node, MSG_NOSIGNAL);
+    if (sent != (ssize_t)sizeof p->node) {
+        problem(p, "does not start");
+    }
+}
+
+bool process_await(struct process *p)
+{
+    struct real_note note;
+    return process_answer(p, REAL_READY, &note);
+}
+
+static void reap(struct process *p)
+{
+    close(p->fd);
+    waitpid(p->pid, NULL, 0);
+    p->pid = 0;
+}
+
+void process_kill(struct process *p)
+{
+    struct real_note note;
+    if (p->pid == 0) {
+        return;
+    }
+    kill(p->pid, SIGKILL);
+    /* What it said before: entries that it has applied. */
+    while (process_hear(p, REAL_ANSWER_MS, &note)) {
+        if (p->noted != NULL) {
+            p->noted(p, &note);
+        }
+    }
+    if (p->pid != 0) {
+        reap(p);
+    }
+    p->problem[0] = '\0';
+}
+
+bool process_hear(struct process *p, int timeout_ms, struct real_note *note)
+{
+    struct pollfd in = {.fd = p->fd, .events = POLLIN};
+    if (p->pid == 0 || poll(&in, 1, timeout_ms) <= 0) {
+        return false;
+    }
+    if (recv(p->fd, note, sizeof *note, 0) != (ssize_t)sizeof *note) {
+        reap(p);
+        problem(p, "stopped without cause");
+        return false;
+    }
+    return true;
+}
+
+void process_tell(struct process *p, const struct real_ask *ask)
+{
+    if (p->pid != 0 && send(p->fd, ask, sizeof *ask, MSG_NOSIGNAL) < 0) {
+        problem(p, "does not listen");
+    }
+}
+
+bool process_answer(struct process *p, enum real_note_kind kind,
+                    struct real_note *note)
+{
+    uint64_t end_us = process_now_us() + REAL_ANSWER_MS * UINT64_C(1000);
+    while (p->pid != 0 && process_now_us() < end_us) {
+        if (!process_hear(p, 100, note)) {
+            continue;
+        }
+        if (note->kind == kind) {
+            return true;
+        }
+        p->noted(p, note);
+    }
+    problem(p, "does not answer");
+    return false;
+}
+
+bool process_ask(struct process *p, const struct real_ask *ask,
+                 enum real_note_kind kind, struct real_note *note)
+{
+    process_tell(p, ask);
+    return process_answer(p, kind, note);
+}
+
+void process_hear_all(struct process *all, uint32_t count, uint64_t end_us)
+{
+    for (;;) {
+        struct pollfd in[REAL_NODES_MAX];
+        for (uint32_t i = 0; i < count; i++) {
+            in[i] = (struct pollfd){.fd = all[i].pid != 0 ? all[i].fd : -1,
+                                    .events = POLLIN};
+        }
+        uint64_t now_us = process_now_us();
+        uint64_t left_us = end_us > now_us ? end_us - now_us : 0;
+        struct timespec left = {.tv_sec = (time_t)(left_us / 1000000),
+                                .tv_nsec = (long)(left_us % 1000000) * 1000};
+        if (ppoll(in, count, &left, NULL) <= 0) {
+            return;
+        }
+        for (uint32_t i = 0; i < count; i++) {
+            struct real_note note;
+            if (in[i].revents != 0 && process_hear(&all[i], 0, &note)) {
+                all[i].noted(&all[i], &note);
+            }
+        }
+    }
+}
