@@ -684,8 +684,8 @@ static void long_once(uint64_t slack)
     struct wal *w = NULL;
     struct wal_recovery r;
     raft_index last = 0;
-    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
-                     ERR_OK);
+    assert_int_equal(
+        wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, 0, &w, &r), ERR_OK);
     wal_recovery_free(&r);
     assert_int_equal(append_long(w, ++last), ERR_OK);
     faultdisk_fill(d, slack, false);
@@ -701,8 +701,8 @@ static void long_once(uint64_t slack)
     wal_close(w);
     faultdisk_empty(d);
     faultdisk_crash(d, slack);
-    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
-                     ERR_OK);
+    assert_int_equal(
+        wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, 0, &w, &r), ERR_OK);
     assert_int_equal(r.entry_count, last);
     assert_int_equal(r.hard_state.term, 39);
     wal_recovery_free(&r);
