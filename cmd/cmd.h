@@ -25,6 +25,9 @@ int cmd_member(int argc, char **argv);
  * error. */
 bool replica_start(const struct cluster *c, const struct cluster_replica *r);
 int cmd_certs(int argc, char **argv);
+int cmd_backup(int argc, char **argv);
+int cmd_restore(int argc, char **argv);
+int cmd_fsck(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
 #define FLOTILLA_VERSION "0.1.0"

@@ -19,6 +19,9 @@ static const struct {
     {"shards", cmd_shards, "join, leave, move, query: which group owns which"},
     {"member", cmd_member, "who is in a group: add, remove, replace, list"},
     {"certs", cmd_certs, "make the cluster's CA and certificates"},
+    {"backup", cmd_backup, "all of it, as of one moment, into a file"},
+    {"restore", cmd_restore, "a backup into an empty cluster"},
+    {"fsck", cmd_fsck, "compare what the replicas hold"},
     {"server", cmd_server, "run one replica of one group"},
     {"bench", cmd_bench, "measure the key/value store"},
 };

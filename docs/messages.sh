@@ -19,8 +19,8 @@ gaps, integers little-endian:
 Which method carries which message: docs/wire.md. A Raft message has a form of its own: `raft/message.c`.
 END
 for file in rsm/rsm.h rsm/rsm_int.h shardctrler/config.h shardctrler/client.h \
-    shardctrler/fsm_int.h shardkv/request.h shardkv/command_int.h \
-    shardkv/fsm_int.h; do
+    shardctrler/fsm_int.h shardkv/request.h shardkv/cut.h shardkv/command_int.h \
+    shardkv/fsm_int.h shardkv/archive.h; do
     awk -v file="$file" '
     # A table goes on while its lines end in a backslash or a field may follow.
     /^#define [A-Z0-9_]+_FIELDS\(F\)/ { table = ""; reading = 1 }

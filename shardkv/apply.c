@@ -123,9 +123,26 @@ static enum err apply_execute(struct skv_call *c)
     return rc;
 }
 
+/* A cut is being taken: what has not begun waits, or would be half in it. A
+ * PREPARE is voted against, so that its other participants, which may hold as
+ * well, get rid of theirs. What is prepared may be finished. */
+static enum err apply_held(struct skv_call *c)
+{
+    if (c->request->phase == SKV_PREPARE) {
+        skv_answer_code(c->fsm, ERR_ABORTED);
+        return skv_use_add(c, SKV_USE_ABORTED, buf_slice(&c->fsm->reply));
+    }
+    skv_answer_code(c->fsm, ERR_BUSY);
+    return ERR_OK;
+}
+
 static enum err apply_new(struct skv_call *c)
 {
     const struct skv_request *q = c->request;
+    if (skv_is_held(c->fsm) &&
+        (q->phase == SKV_EXECUTE || q->phase == SKV_PREPARE)) {
+        return apply_held(c);
+    }
     if (c->row.replies >= SKV_REPLIES_MAX ||
         (q->phase == SKV_PREPARE &&
          c->shard->prepared_count >= SKV_PREPARED_MAX)) {

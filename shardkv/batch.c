@@ -1,7 +1,7 @@
-/* The contents of a shard that moves, in batches: read from the old owner while
- * it serves on, written by the new owner's log. First come the keys, in order;
- * then what changed since (track.c), until nothing is left of it when the shard
- * is frozen. Invariants:
+/* The contents of a shard in batches. Of one that moves: read from the old
+ * owner while it serves on, written by the new owner's log. First come the
+ * keys, in order; then what changed since (track.c), until nothing is left of
+ * it when the shard is frozen. Invariants:
  *
  *  1. A batch is of one moment of the source: what happens there later has left
  *     a change that sorts behind the batch's cursor, and is read later.
@@ -32,7 +32,7 @@ struct sent {
 };
 
 struct batch {
-    struct skv_fsm *fsm;
+    const struct skv_source *source;
     const struct skv_cursor *from;
     struct skv_pulled pulled;
     uint32_t capacity;
@@ -43,6 +43,7 @@ struct batch {
     struct sent *sent;
     struct slice at; /* the large value at hand; empty: none */
     uint64_t at_offset;
+    uint64_t zeros_end; /* there are only zeros up to here, as a view knows */
     uint64_t at_length;
 };
 
@@ -51,7 +52,7 @@ struct batch {
 static void add(struct batch *b, const struct skv_record *record)
 {
     struct skv_pulled *p = &b->pulled;
-    struct arena *a = &b->fsm->arena;
+    struct arena *a = b->source->arena;
     if (p->records_count == b->capacity) {
         uint32_t capacity = b->capacity == 0 ? 256 : 2 * b->capacity;
         struct skv_record *more = arena_array(a, capacity, sizeof *p->records);
@@ -68,7 +69,7 @@ static void add(struct batch *b, const struct skv_record *record)
 
 static void add_small(struct batch *b, struct slice key, struct slice value)
 {
-    struct arena *a = &b->fsm->arena;
+    struct arena *a = b->source->arena;
     struct skv_record r = {.key = arena_copy(a, key),
                            .span = value.size,
                            .length = value.size,
@@ -78,16 +79,50 @@ static void add_small(struct batch *b, struct slice key, struct slice value)
 
 static bool has_room(const struct batch *b)
 {
-    return b->size < b->fsm->batch_size &&
-           b->read < READ_FACTOR * b->fsm->batch_size &&
+    return b->size < b->source->batch_size && b->read < b->source->read_size &&
            b->pulled.records_count < SKV_RECORDS_MAX && b->looked < CHANGES_MAX;
 }
 
 static void stop_before(struct batch *b, struct slice key, uint64_t offset)
 {
     b->full = true;
-    b->pulled.cursor.key = arena_copy(&b->fsm->arena, key);
+    b->pulled.cursor.key = arena_copy(b->source->arena, key);
     b->pulled.cursor.offset = offset;
+}
+
+/* ---- the source: the store, or a view of it ---- */
+
+static enum err source_scan(struct batch *b, struct slice prefix,
+                            struct slice from, skv_scan_fn *each)
+{
+    struct skv_store *s = b->source->store;
+    struct skv_view *v = b->source->view;
+    return v != NULL ? s->ops->view_scan(s, v, prefix, from, each, b)
+                     : s->ops->scan(s, prefix, from, each, b);
+}
+
+/* Exactly `size` bytes of the large value at hand. */
+static enum err source_read(struct batch *b, uint64_t offset, uint8_t *to,
+                            size_t size)
+{
+    struct skv_store *s = b->source->store;
+    struct skv_view *v = b->source->view;
+    size_t got = 0;
+    enum err rc = v != NULL
+                      ? s->ops->view_value(s, v, b->at, offset, to, size, &got)
+                      : s->ops->read(s, b->at, offset, to, size, &got);
+    return rc == ERR_OK && got != size ? ERR_CORRUPT : rc;
+}
+
+/* A view may know without reading where there are only zeros. */
+static enum err source_skip(struct batch *b)
+{
+    struct skv_store *s = b->source->store;
+    struct skv_view *v = b->source->view;
+    if (v == NULL || b->zeros_end > b->at_offset) {
+        return ERR_OK;
+    }
+    return s->ops->view_skip(s, v, b->at, b->at_offset, &b->zeros_end);
 }
 
 /* ---- large values ---- */
@@ -98,7 +133,7 @@ static bool is_zero(const uint8_t *data, size_t size)
 }
 
 /* Zeros right behind the last record make that one longer. */
-static bool extend_last(struct batch *b, size_t size)
+static bool extend_last(struct batch *b, uint64_t size)
 {
     struct skv_pulled *p = &b->pulled;
     if (p->records_count == 0) {
@@ -113,28 +148,42 @@ static bool extend_last(struct batch *b, size_t size)
     return true;
 }
 
-static enum err read_part(struct batch *b, size_t size)
+static void add_zeros(struct batch *b, uint64_t size)
 {
-    struct skv_store *s = b->fsm->store;
-    size_t got = 0;
-    uint8_t *to = arena_alloc(&b->fsm->arena, size);
-    enum err rc = s->ops->read(s, b->at, b->at_offset, to, size, &got);
-    if (rc != ERR_OK) {
-        return rc;
-    }
-    if (got != size) {
-        return ERR_CORRUPT;
-    }
-    b->read += size;
-    bool zero = is_zero(to, size);
-    if (!zero || !extend_last(b, size)) {
+    if (!extend_last(b, size)) {
         struct skv_record r = {.key = b->at,
                                .offset = b->at_offset,
                                .span = size,
-                               .length = b->at_length,
-                               .data = slice_of(to, zero ? 0 : size)};
+                               .length = b->at_length};
         add(b, &r);
     }
+    b->at_offset += size;
+}
+
+/* A hole counts as if it were read: where a batch ends is the same on replicas
+ * of which only some have one. */
+static enum err read_part(struct batch *b, size_t size)
+{
+    enum err rc = source_skip(b);
+    bool hole = b->zeros_end >= b->at_offset + size;
+    uint8_t *to = hole ? NULL : arena_alloc(b->source->arena, size);
+    if (rc == ERR_OK && !hole) {
+        rc = source_read(b, b->at_offset, to, size);
+    }
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    b->read += size;
+    if (hole || is_zero(to, size)) {
+        add_zeros(b, size);
+        return ERR_OK;
+    }
+    struct skv_record r = {.key = b->at,
+                           .offset = b->at_offset,
+                           .span = size,
+                           .length = b->at_length,
+                           .data = slice_of(to, size)};
+    add(b, &r);
     b->at_offset += size;
     return ERR_OK;
 }
@@ -158,15 +207,11 @@ static enum err read_large(struct batch *b, uint64_t end, struct slice resume)
 /* A large value that was cut to a short one comes whole. */
 static enum err read_short(struct batch *b)
 {
-    struct skv_store *s = b->fsm->store;
     uint8_t bytes[SKV_INLINE_SIZE_MAX];
-    size_t got = 0;
-    enum err rc = s->ops->read(s, b->at, 0, bytes, (size_t)b->at_length, &got);
-    if (rc == ERR_OK && got != b->at_length) {
-        rc = ERR_CORRUPT;
-    }
+    size_t size = (size_t)b->at_length;
+    enum err rc = source_read(b, 0, bytes, size);
     if (rc == ERR_OK) {
-        add_small(b, b->at, slice_of(bytes, got));
+        add_small(b, b->at, slice_of(bytes, size));
     }
     return rc;
 }
@@ -182,7 +227,7 @@ static bool each(void *arg, struct slice key, const struct skv_value *value)
         return false;
     }
     if (!value->is_inline) {
-        b->at = arena_copy(&b->fsm->arena, key);
+        b->at = arena_copy(b->source->arena, key);
         b->at_length = value->length;
         return false;
     }
@@ -205,6 +250,7 @@ static enum err read_at(struct batch *b)
 {
     bool goes_on = slice_compare(b->at, b->from->key) == 0;
     b->at_offset = goes_on ? b->from->offset : 0;
+    b->zeros_end = 0;
     enum err rc = b->at_length <= SKV_INLINE_SIZE_MAX
                       ? read_short(b)
                       : read_large(b, b->at_length, b->at);
@@ -214,12 +260,11 @@ static enum err read_at(struct batch *b)
 
 static enum err fill_keys(struct batch *b, uint16_t shard)
 {
-    struct skv_store *s = b->fsm->store;
     struct skv_name prefix = skv_name_shard(shard);
     struct slice from = b->from->key;
     while (!b->full) {
         b->at = slice_of(NULL, 0);
-        enum err rc = s->ops->scan(s, skv_name_slice(&prefix), from, each, b);
+        enum err rc = source_scan(b, skv_name_slice(&prefix), from, each);
         if (rc == ERR_OK && b->at.size > 0) {
             rc = read_at(b);
         }
@@ -229,7 +274,7 @@ static enum err fill_keys(struct batch *b, uint16_t shard)
         if (b->at.size == 0) {
             break;
         }
-        from = above(&b->fsm->arena, b->at);
+        from = above(b->source->arena, b->at);
     }
     if (!b->full) { /* changes come next, from the first */
         b->pulled.cursor.changes = 1;
@@ -251,7 +296,7 @@ static bool was_sent(struct batch *b, struct slice key, uint64_t offset,
         return true;
     }
     if (s == NULL) {
-        s = arena_alloc(&b->fsm->arena, sizeof *s);
+        s = arena_alloc(b->source->arena, sizeof *s);
         s->key = key;
         HASH_ADD_KEYPTR(hh, b->sent, s->key.data, s->key.size, s);
     }
@@ -286,7 +331,7 @@ static enum err add_large_change(struct batch *b,
 static enum err add_change(struct batch *b, const struct skv_change *change,
                            struct slice name)
 {
-    struct skv_store *s = b->fsm->store;
+    struct skv_store *s = b->source->store;
     struct skv_value value;
     enum err rc = s->ops->lookup(s, change->key, &value);
     if (rc != ERR_OK && rc != ERR_NOTFOUND) {
@@ -348,7 +393,7 @@ static enum err fill_some(struct batch *b, const struct some *some)
             return ERR_OK;
         }
         enum err rc =
-            skv_change_decode(some->list[i].change, &b->fsm->arena, &change);
+            skv_change_decode(some->list[i].change, b->source->arena, &change);
         if (rc == ERR_OK) {
             b->looked++;
             rc = add_change(b, &change, name);
@@ -356,7 +401,7 @@ static enum err fill_some(struct batch *b, const struct some *some)
         if (rc != ERR_OK || b->full) {
             return rc;
         }
-        b->pulled.cursor.key = above(&b->fsm->arena, name);
+        b->pulled.cursor.key = above(b->source->arena, name);
         b->pulled.cursor.offset = 0;
     }
     return ERR_OK;
@@ -364,12 +409,12 @@ static enum err fill_some(struct batch *b, const struct some *some)
 
 static enum err fill_changes(struct batch *b, uint16_t shard)
 {
-    struct skv_store *s = b->fsm->store;
+    struct skv_store *s = b->source->store;
     struct skv_name prefix = skv_name_changes(shard);
-    struct some *some = arena_alloc(&b->fsm->arena, sizeof *some);
+    struct some *some = arena_alloc(b->source->arena, sizeof *some);
     enum err rc = ERR_OK;
     do {
-        some->arena = &b->fsm->arena;
+        some->arena = b->source->arena;
         some->count = 0;
         some->more = false;
         rc = s->ops->scan(s, skv_name_slice(&prefix), b->pulled.cursor.key,
@@ -398,14 +443,25 @@ static enum err may_read(const struct skv_fsm *f, uint16_t shard,
     return leaves ? skv_shard_may_take(f, shard, to) : ERR_INVALID;
 }
 
-static enum err fill(struct batch *b, uint16_t shard)
+enum err skv_batch_fill(const struct skv_source *source, uint16_t shard,
+                        const struct skv_cursor *from, struct skv_pulled *out)
+{
+    struct batch b = {
+        .source = source, .from = from, .pulled = {.cursor = *from}};
+    enum err rc = fill_keys(&b, shard);
+    b.pulled.end = b.full ? SKV_END_MORE : SKV_END_LAST;
+    *out = b.pulled;
+    return rc;
+}
+
+static enum err fill(struct batch *b, const struct skv_fsm *f, uint16_t shard)
 {
     bool copying = b->from->changes == 0;
     enum err rc = copying ? fill_keys(b, shard) : fill_changes(b, shard);
     if (b->full || copying) {
         b->pulled.end = SKV_END_MORE;
     } else {
-        b->pulled.end = b->fsm->shards[shard].state == SKV_SHARD_FROZEN
+        b->pulled.end = f->shards[shard].state == SKV_SHARD_FROZEN
                             ? SKV_END_LAST
                             : SKV_END_NOW;
     }
@@ -424,10 +480,14 @@ enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
                            ? ERR_INVALID
                            : may_read(f, pull->shard, pull->number, to);
     if (refusal == ERR_OK) {
-        struct batch b = {.fsm = f,
+        struct skv_source source = {.store = f->store,
+                                    .arena = &f->arena,
+                                    .batch_size = f->batch_size,
+                                    .read_size = READ_FACTOR * f->batch_size};
+        struct batch b = {.source = &source,
                           .from = &pull->cursor,
                           .pulled = {.cursor = pull->cursor}};
-        *fault = fill(&b, pull->shard);
+        *fault = fill(&b, f, pull->shard);
         skv_pulled_encode(out, &b.pulled);
     }
     arena_free(&f->arena);

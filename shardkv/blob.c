@@ -10,7 +10,7 @@
  *  3. Errors of writing back are not lost with a closed file: syncfs() on a
  *     descriptor that was open all along reports them (Linux 5.8 and later).
  *
- * One thread, except skv_blobs_stream(). */
+ * One thread, except skv_blobs_stream() and what is said of exact views. */
 #include "shardkv/store_int.h"
 
 #include <errno.h>
@@ -53,6 +53,7 @@ struct skv_blobs {
     bool sync_all;
     bool made[FANOUT]; /* a file in it */
     bool made_fan;     /* one of the directories */
+    struct skv_undos undos;
 };
 
 static unsigned fan_of(uint64_t id)
@@ -97,6 +98,7 @@ enum err skv_blobs_open(const char *dir, struct skv_blobs **out)
     struct skv_blobs *b = mem_alloc(sizeof *b);
     b->dir = mem_strdup(dir);
     b->dir_fd = fd;
+    skv_undos_init(&b->undos);
     *out = b;
     return ERR_OK;
 }
@@ -118,6 +120,7 @@ void skv_blobs_close(struct skv_blobs *b)
     {
         file_close(b, f);
     }
+    skv_undos_fini(&b->undos);
     close(b->dir_fd);
     mem_free(b->dir);
     mem_free(b);
@@ -215,6 +218,7 @@ enum err skv_blobs_write(struct skv_blobs *b, uint64_t id, uint64_t offset,
         return rc;
     }
     file_mark(b, f);
+    skv_undos_keep(&b->undos, f->fd, id, offset, data.size, true);
     for (size_t done = 0; done < data.size;) {
         ssize_t size = pwrite(f->fd, data.data + done, data.size - done,
                               (off_t)(offset + done));
@@ -261,6 +265,8 @@ enum err skv_blobs_truncate(struct skv_blobs *b, uint64_t id, uint64_t length)
         return rc;
     }
     file_mark(b, f);
+    skv_undos_keep(&b->undos, f->fd, id, length, SKV_VALUE_SIZE_MAX - length,
+                   false);
     if (ftruncate(f->fd, (off_t)length) != 0) {
         return failed(b, "truncate", id);
     }
@@ -290,6 +296,7 @@ enum err skv_blobs_punch(struct skv_blobs *b, uint64_t id, uint64_t offset,
         return rc;
     }
     file_mark(b, f);
+    skv_undos_keep(&b->undos, f->fd, id, offset, size, false);
     if (fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   (off_t)offset, (off_t)size) == 0) {
         return ERR_OK;
@@ -387,8 +394,7 @@ enum err skv_blobs_sync(struct skv_blobs *b)
 
 /* ---- for a view ---- */
 
-/* Where the next byte that is not in a hole is, or `length`. */
-static uint64_t data_from(int fd, uint64_t offset, uint64_t length)
+uint64_t skv_blob_data_from(int fd, uint64_t offset, uint64_t length)
 {
     off_t at = lseek(fd, (off_t)offset, SEEK_DATA);
     if (at < 0) {
@@ -402,7 +408,7 @@ static enum err stream_file(const struct skv_blobs *b, uint64_t id, int fd,
                             uint64_t length, struct skv_stream_writer *w)
 {
     uint8_t *chunk = mem_resize(NULL, SKV_STREAM_DATA_MAX);
-    uint64_t offset = data_from(fd, 0, length);
+    uint64_t offset = skv_blob_data_from(fd, 0, length);
     enum err rc = ERR_OK;
     while (offset < length && w->rc == ERR_OK) {
         uint64_t left = length - offset;
@@ -420,22 +426,39 @@ static enum err stream_file(const struct skv_blobs *b, uint64_t id, int fd,
             break; /* shorter than its length: the rest is zeros */
         }
         skv_stream_data(w, offset, slice_of(chunk, (size_t)got));
-        offset = data_from(fd, offset + (uint64_t)got, length);
+        offset = skv_blob_data_from(fd, offset + (uint64_t)got, length);
     }
     mem_free(chunk);
     return rc != ERR_OK ? rc : w->rc;
 }
 
-enum err skv_blobs_stream(const struct skv_blobs *b, uint64_t id,
-                          uint64_t length, struct skv_stream_writer *w)
+enum err skv_blobs_open_file(const struct skv_blobs *b, uint64_t id, int *fd)
 {
     char name[NAME_SIZE];
     name_of(id, name);
-    int fd = openat(b->dir_fd, name, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return failed(b, "open", id);
+    *fd = openat(b->dir_fd, name, O_RDONLY | O_CLOEXEC);
+    return *fd < 0 ? failed(b, "open", id) : ERR_OK;
+}
+
+struct skv_undos *skv_blobs_undos(struct skv_blobs *b)
+{
+    return &b->undos;
+}
+
+int skv_blobs_dir_fd(const struct skv_blobs *b)
+{
+    return b->dir_fd;
+}
+
+enum err skv_blobs_stream(const struct skv_blobs *b, uint64_t id,
+                          uint64_t length, struct skv_stream_writer *w)
+{
+    int fd = -1;
+    enum err rc = skv_blobs_open_file(b, id, &fd);
+    if (rc != ERR_OK) {
+        return rc;
     }
-    enum err rc = stream_file(b, id, fd, length, w);
+    rc = stream_file(b, id, fd, length, w);
     close(fd);
     return rc;
 }

@@ -10,6 +10,10 @@ MSG_CODEC(skv_expire, SKV_EXPIRE_FIELDS)
 MSG_CODEC(skv_outcome, SKV_OUTCOME_FIELDS)
 MSG_CODEC(skv_pull, SKV_PULL_FIELDS)
 MSG_CODEC(skv_pulled, SKV_PULLED_FIELDS)
+MSG_CODEC(skv_cut, SKV_CUT_FIELDS)
+MSG_CODEC(skv_cut_reply, SKV_CUT_REPLY_FIELDS)
+MSG_CODEC(skv_look, SKV_LOOK_FIELDS)
+MSG_CODEC(skv_seen, SKV_SEEN_FIELDS)
 MSG_CODEC(skv_count, SKV_COUNT_FIELDS)
 MSG_CODEC(skv_counted, SKV_COUNTED_FIELDS)
 
@@ -67,5 +71,13 @@ struct bytes *skv_command_expire(uint64_t stamp_us, uint16_t shard,
         .stamp_us = stamp_us, .shard = shard, .after = after};
     enc_u8(&b, SKV_COMMAND_EXPIRE);
     skv_expire_encode(&b, &expire);
+    return finish(&b);
+}
+
+struct bytes *skv_command_cut(const struct skv_cut *cut)
+{
+    struct buf b = {0};
+    enc_u8(&b, SKV_COMMAND_CUT);
+    skv_cut_encode(&b, cut);
     return finish(&b);
 }

@@ -8,9 +8,8 @@
 #define SHARDKV_COMMAND_INT_H
 
 #include "shardctrler/config.h"
-#include "shardkv/request.h"
+#include "shardkv/cut.h"
 
-#define SKV_RECORDS_MAX 65536u
 /* Bytes of one batch, about. */
 #define SKV_BATCH_SIZE_MAX (1u << 20)
 
@@ -22,19 +21,8 @@ enum skv_command_kind {
     SKV_COMMAND_DROP = 6, /* the new owner has it: some of it goes: skv_step */
     SKV_COMMAND_EXPIRE = 7, /* idle sessions go */
     SKV_COMMAND_FREEZE = 8, /* the new owner has nearly all: skv_step */
+    SKV_COMMAND_CUT = 9,    /* skv_cut; answered by skv_cut_reply */
 };
-
-/* A key as it is at its source: gone; or `span` bytes from `offset` of a value
- * of `length` bytes, namely `data` and then zeros. Values of up to
- * SKV_INLINE_SIZE_MAX bytes come whole. */
-#define SKV_RECORD_FIELDS(F)                                                   \
-    F(BYTES, key)                                                              \
-    F(U8, gone)                                                                \
-    F(U64, offset)                                                             \
-    F(U64, span)                                                               \
-    F(U64, length)                                                             \
-    F(BYTES, data)
-MSG_STRUCT(skv_record, SKV_RECORD_FIELDS);
 
 /* How far a shard on its way has come: first its keys in order, then what
  * changed meanwhile. It goes on at `offset` of the value of the first key >=
@@ -103,6 +91,7 @@ struct bytes *skv_command_config(const struct ctl_config *config);
 struct bytes *skv_command_install(const struct skv_install *install);
 struct bytes *skv_command_step(enum skv_command_kind kind, uint16_t shard,
                                uint64_t number);
+struct bytes *skv_command_cut(const struct skv_cut *cut);
 struct bytes *skv_command_expire(uint64_t stamp_us, uint16_t shard,
                                  uint64_t after);
 

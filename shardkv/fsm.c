@@ -61,8 +61,11 @@ static enum err apply_config(struct skv_fsm *f, struct slice body)
     if (rc != ERR_OK) {
         return rc;
     }
+    /* Who serves what stays as it is while a cut is taken. */
     struct skv_outcome outcome = {
-        .rc = (uint32_t)skv_shards_configure(f, &next, &fault)};
+        .rc = (uint32_t)(skv_is_held(f)
+                             ? ERR_BUSY
+                             : skv_shards_configure(f, &next, &fault))};
     answer(f, &outcome);
     return fault;
 }
@@ -117,6 +120,13 @@ static enum err apply_expire(struct skv_fsm *f, struct slice body)
     return rc;
 }
 
+static enum err apply_cut(struct skv_fsm *f, struct slice body)
+{
+    struct skv_cut cut;
+    enum err rc = skv_cut_decode(body, &f->arena, &cut);
+    return rc == ERR_OK ? skv_cut_apply(f, &cut) : rc;
+}
+
 static enum err apply_command(struct skv_fsm *f, struct slice command)
 {
     if (command.size == 0) {
@@ -132,6 +142,7 @@ static enum err apply_command(struct skv_fsm *f, struct slice command)
     case SKV_COMMAND_SETTLED:
     case SKV_COMMAND_DROP: return apply_step(f, kind, body);
     case SKV_COMMAND_EXPIRE: return apply_expire(f, body);
+    case SKV_COMMAND_CUT: return apply_cut(f, body);
     }
     return ERR_CORRUPT; /* of a kind that this version does not know */
 }
@@ -144,6 +155,20 @@ static raft_index op_durable(struct rsm_fsm *fsm, raft_term *term)
     uint64_t index = 0;
     s->ops->durable(s, &index, term);
     return index;
+}
+
+static enum err op_checkpoint(struct rsm_fsm *fsm);
+
+/* The checkpoint is at the entry: a replay after a crash begins behind it, so
+ * no view is ever opened over what a replay has left of later entries. */
+static enum err open_view(struct skv_fsm *f)
+{
+    enum err rc = f->view_wanted == 0 ? ERR_OK : op_checkpoint(&f->fsm);
+    if (rc == ERR_OK && f->view_wanted != 0) {
+        skv_view_add(f);
+    }
+    f->view_wanted = 0;
+    return rc;
 }
 
 static enum err op_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
@@ -171,6 +196,10 @@ static enum err op_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
         }
         f->index = e->index;
         f->term = e->term;
+        enum err rc = open_view(f);
+        if (rc != ERR_OK) {
+            return rc;
+        }
     }
     return ERR_OK;
 }
@@ -253,6 +282,9 @@ static enum err load(struct skv_fsm *f)
     if (rc == ERR_OK) {
         rc = skv_shards_load(f);
     }
+    if (rc == ERR_OK) {
+        rc = skv_hold_load(f);
+    }
     arena_free(&f->arena);
     if (rc != ERR_OK) {
         log_error("shardkv",
@@ -281,6 +313,7 @@ static enum err op_snap_install(struct rsm_fsm *fsm, struct snap_source *source,
 static enum err op_rewind(struct rsm_fsm *fsm)
 {
     struct skv_fsm *f = fsm_of(fsm);
+    f->view_wanted = 0;
     enum err rc = f->store->ops->rewind(f->store);
     return rc == ERR_OK ? load(f) : rc;
 }
@@ -309,6 +342,9 @@ struct skv_fsm *skv_fsm_new(struct skv_store *store, ctl_gid gid)
 void skv_fsm_free(struct skv_fsm *f)
 {
     skv_shards_forget(f);
+    for (uint32_t i = 0; i < SKV_VIEWS_MAX; i++) {
+        skv_view_remove(f, f->views[i].id);
+    }
     arena_free(&f->arena);
     buf_free(&f->reply);
     buf_free(&f->scratch);

@@ -11,6 +11,8 @@
  *   track.c    what changes in a shard that leaves
  *   batch.c    a shard's contents and changes, in batches
  *   arrival.c  may what arrived be served?
+ *   cut.c      a cut through all shards: holding, and when a view is opened
+ *   view.c     ... the views that are open
  *   record.c   the keys of all this
  *
  * It is a function of the log: no clock but the stamps in commands, no random
@@ -58,6 +60,7 @@ struct skv_name skv_name_prepared(uint16_t shard, uint64_t session,
 struct skv_name skv_name_config(void);
 struct skv_name skv_name_previous(void);
 struct skv_name skv_name_clock(void);
+struct skv_name skv_name_cut(void);
 struct skv_name skv_name_states(void);
 struct skv_name skv_name_state(uint16_t shard);
 struct skv_name skv_name_debts(void);
@@ -147,6 +150,25 @@ struct skv_debt {
     struct skv_debt *next;
 };
 
+/* The newest cut (cut.c). The number is of the record in the store. */
+enum skv_hold_state {
+    SKV_HOLD_NONE = 0,
+    SKV_HOLD_HELD = 1,
+    SKV_HOLD_VIEWED = 2,
+    SKV_HOLD_RELEASED = 3,
+};
+#define SKV_HOLD_FIELDS(F) F(U64, id) F(U8, state) F(U64, index)
+MSG_STRUCT(skv_hold, SKV_HOLD_FIELDS);
+
+/* Views that are open (view.c). */
+enum { SKV_VIEWS_MAX = 4 };
+struct skv_view_slot {
+    uint32_t open; /* atomic; its setter owns what follows */
+    uint64_t id;   /* atomic: the loop looks at it */
+    raft_index index;
+    struct skv_view *view;
+};
+
 struct skv_fsm {
     struct rsm_fsm fsm;
     struct skv_store *store; /* taken; behind track.c */
@@ -165,7 +187,10 @@ struct skv_fsm {
     struct arena arena; /* of the entry at hand */
     struct buf reply;   /* likewise */
     struct buf scratch;
-    uint64_t generation; /* of configurations, shards and debts; atomic */
+    struct skv_hold hold;
+    uint64_t view_wanted; /* the entry at hand opens a view of this number */
+    struct skv_view_slot views[SKV_VIEWS_MAX];
+    uint64_t generation; /* of configurations, shards, debts, hold; atomic */
 };
 
 /* Takes the store, and does not touch it: that is the worker's. */
@@ -343,6 +368,22 @@ MUST_USE enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
 MUST_USE enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
                                  bool *more, enum err *fault);
 
+/* ---- cuts (cut.c, view.c) ---- */
+
+/* While it is so, no transaction begins here. */
+bool skv_is_held(const struct skv_fsm *f);
+MUST_USE enum err skv_hold_load(struct skv_fsm *f);
+/* The answer goes to f->reply. */
+MUST_USE enum err skv_cut_apply(struct skv_fsm *f, const struct skv_cut *cut);
+
+/* Opens the view that is wanted; after the entry, and after a checkpoint. */
+void skv_view_add(struct skv_fsm *f);
+/* The rest: on the "view" worker, or when the workers have ended. */
+/* Answers `look` (READ or SUM): an encoded skv_seen to the end of `out`. */
+MUST_USE enum err skv_view_look(struct skv_fsm *f, const struct skv_look *look,
+                                struct buf *out);
+void skv_view_remove(struct skv_fsm *f, uint64_t id);
+
 /* ---- what the loop sees (picture.c) ---- */
 
 /* A copy of what the group's leader acts on. Zero-initialise. */
@@ -363,6 +404,7 @@ struct skv_picture {
     } * debts;
     uint32_t debt_count;
     uint64_t keys, bytes; /* stored, about */
+    uint64_t held;        /* by the cut of this number; 0: not */
     /* Some prepared transactions of each shard: encoded replies with
      * ERR_LOCKED, as somebody gets who trips over them. */
     struct slice *prepared;
@@ -397,6 +439,20 @@ MUST_USE enum err skv_arrival_check(struct skv_fsm *f, uint16_t shard,
 /* ---- batches (batch.c) ---- */
 
 MUST_USE enum err skv_record_check(const struct skv_record *r, uint16_t shard);
+
+/* What batches are read from. */
+struct skv_source {
+    struct skv_store *store;
+    struct skv_view *view; /* NULL: what is in the store now */
+    struct arena *arena;
+    size_t batch_size; /* of records, about */
+    size_t read_size;  /* of values that are looked at, about */
+};
+/* The next batch of a shard's keys behind the cursor. SKV_END_LAST: the last.
+ */
+MUST_USE enum err skv_batch_fill(const struct skv_source *source,
+                                 uint16_t shard, const struct skv_cursor *from,
+                                 struct skv_pulled *out);
 
 /* Reads the next batch of a shard that is leaving, for group `to`: an encoded
  * skv_pulled to `out`. The code is a refusal; *fault is the store's own

@@ -51,6 +51,9 @@ static bool may_follow(const struct skv_mover *m,
                        const struct ctl_config *config)
 {
     const struct skv_picture *p = &m->picture;
+    if (p->held != 0) {
+        return false;
+    }
     for (uint32_t s = 0; s < p->shard_count && s < config->shards_count; s++) {
         if (p->states[s] == SKV_SHARD_DROPPING &&
             config->shards[s].gid == m->server->config.gid) {
@@ -147,6 +150,10 @@ void skv_mover_look(struct skv_mover *m)
     }
     for (uint32_t i = 0; i < m->picture.debt_count; i++) {
         look_at_debt(m, &m->picture.debts[i]);
+    }
+    if (m->picture.held != 0 && skv_task_find(m, SKV_TASK_RELEASE, 0) == NULL) {
+        skv_task_start_release(
+            skv_task_new(m, SKV_TASK_RELEASE, 0, m->picture.held, NULL));
     }
     skv_places_look(m);
     poll(m);

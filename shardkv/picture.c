@@ -92,6 +92,7 @@ enum err skv_picture_take(struct skv_fsm *f, struct skv_picture *p)
         group_copy(&p->arena, own, &p->own);
     }
     take_shards(f, p);
+    p->held = skv_is_held(f) ? f->hold.id : 0;
     take_debts(f, p);
     take_prepared(f, p);
     f->store->ops->usage(f->store, &p->keys, &p->bytes);

@@ -22,6 +22,7 @@ enum {
     LETTER_CLOCK = 'T',    /* u64: the replicated clock */
     LETTER_STATE = 'H',    /* shard: u8 state, u64 number */
     LETTER_DEBT = 'D',     /* shard, number: ctl_group */
+    LETTER_CUT = 'B',      /* skv_hold */
     LETTER_CURSOR = 'Q',   /* shard: skv_cursor, of one that arrives */
     LETTER_CHANGE = 'J',   /* shard, index, count: skv_change, of one that
                               leaves */
@@ -123,6 +124,11 @@ struct skv_name skv_name_previous(void)
 struct skv_name skv_name_clock(void)
 {
     return name_of(SKV_GROUP_SHARD, LETTER_CLOCK);
+}
+
+struct skv_name skv_name_cut(void)
+{
+    return name_of(SKV_GROUP_SHARD, LETTER_CUT);
 }
 
 struct skv_name skv_name_states(void)

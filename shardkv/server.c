@@ -68,7 +68,8 @@ static void propose(struct skv_server *s, struct net_request *request,
     rsm_propose(s->rsm, &c->proposal, command);
 }
 
-static enum err request_check(struct slice body, uint16_t *shard)
+static enum err request_check(struct slice body, uint16_t *shard,
+                              uint8_t *phase)
 {
     struct arena a = {0};
     struct skv_request q;
@@ -76,6 +77,7 @@ static enum err request_check(struct slice body, uint16_t *shard)
     if (rc == ERR_OK) {
         rc = skv_request_check(&q);
         *shard = q.shard;
+        *phase = q.phase;
     }
     arena_free(&a);
     return rc == ERR_CORRUPT ? ERR_INVALID : rc;
@@ -83,11 +85,23 @@ static enum err request_check(struct slice body, uint16_t *shard)
 
 /* While a shard is on its way its clients ask again and again: that need not
  * fill the log. To refuse is always safe; only the log lets a request in. */
+static bool picture_is_true(const struct skv_server *s)
+{
+    const struct skv_picture *p = &s->mover.picture;
+    return p->generation != 0 && p->generation == skv_fsm_generation(s->fsm);
+}
+
 static bool is_surely_away(const struct skv_server *s, uint16_t shard)
 {
     const struct skv_picture *p = &s->mover.picture;
-    return p->generation != 0 && p->generation == skv_fsm_generation(s->fsm) &&
-           !skv_picture_serves(p, shard);
+    return picture_is_true(s) && !skv_picture_serves(p, shard);
+}
+
+/* Likewise while a cut is taken. */
+static bool is_surely_held(const struct skv_server *s, uint8_t phase)
+{
+    return phase == SKV_EXECUTE && picture_is_true(s) &&
+           s->mover.picture.held != 0;
 }
 
 static void refuse_away(struct skv_server *s, struct net_request *request,
@@ -106,8 +120,12 @@ static void handle_write(struct skv_server *s, struct net_request *request,
                          struct slice body)
 {
     uint16_t shard = 0;
-    enum err rc =
-        rsm_is_leader(s->rsm) ? request_check(body, &shard) : ERR_NOTLEADER;
+    uint8_t phase = 0;
+    enum err rc = rsm_is_leader(s->rsm) ? request_check(body, &shard, &phase)
+                                        : ERR_NOTLEADER;
+    if (rc == ERR_OK && is_surely_held(s, phase)) {
+        rc = ERR_BUSY;
+    }
     if (rc != ERR_OK) {
         refuse(s, request, rc);
     } else if (is_surely_away(s, shard)) {
@@ -115,6 +133,23 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     } else {
         propose(s, request, skv_command_request(env_wall_us(s->env), body));
     }
+}
+
+static void handle_cut(struct skv_server *s, struct net_request *request,
+                       struct slice body)
+{
+    struct arena a = {0};
+    struct skv_cut cut;
+    enum err rc = skv_cut_decode(body, &a, &cut);
+    if (rc != ERR_OK || cut.id == 0 || cut.step < SKV_CUT_HOLD ||
+        cut.step > SKV_CUT_LOOK) {
+        refuse(s, request, ERR_INVALID);
+    } else if (!rsm_is_leader(s->rsm)) {
+        refuse(s, request, ERR_NOTLEADER);
+    } else {
+        propose(s, request, skv_command_cut(&cut));
+    }
+    arena_free(&a);
 }
 
 /* ---- reads ---- */
@@ -256,6 +291,8 @@ static bool may_call(const struct net_peer *peer, net_method method)
     case SKV_METHOD_SETTLE:
     case SKV_METHOD_FREEZE:
     case SKV_METHOD_COUNT: return peer->role == NET_ROLE_SERVER;
+    case SKV_METHOD_CUT:
+    case SKV_METHOD_VIEW: return peer->role == NET_ROLE_ADMIN;
     default: return peer->role != NET_ROLE_NONE;
     }
 }
@@ -285,6 +322,8 @@ static void handle_call(struct skv_server *s, struct net_request *request,
     case SKV_METHOD_SETTLE:
         handle_read(s, request, peer, body, &settle_steps);
         return;
+    case SKV_METHOD_CUT: handle_cut(s, request, body); return;
+    case SKV_METHOD_VIEW: skv_look_handle(s, request, body); return;
     default: refuse(s, request, ERR_INVALID);
     }
 }
@@ -328,8 +367,9 @@ static void on_leader(void *arg, bool leader)
 static void on_applied(void *arg)
 {
     struct skv_server *s = arg;
-    if (s->rsm != NULL) {
+    if (s->rsm != NULL && !s->closing) {
         skv_mover_applied(&s->mover);
+        skv_leases_look(s);
     }
 }
 
@@ -404,6 +444,7 @@ enum err skv_server_new(const struct skv_server_config *config,
         return rc;
     }
     skv_mover_init(&s->mover, s);
+    skv_leases_start(s);
     s->net->handler = handle;
     s->net->handler_arg = s;
     s->net->down = down;
@@ -421,6 +462,7 @@ void skv_server_free(struct skv_server *s)
     s->closing = true;
     skv_mover_stop(&s->mover);
     rsm_free(s->rsm);
+    skv_leases_stop(s);
     CHECK(s->waiting == 0);
     skv_mover_fini(&s->mover);
     skv_fsm_free(s->fsm);

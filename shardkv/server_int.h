@@ -6,6 +6,7 @@
  *   places.c    the leader tells the controllers who its members are
  *   janitor.c   and finishing what clerks have left prepared
  *   task.c      one thing that the leader does, until it is done or no leader
+ *   look.c      reading the views of cuts
  *
  * Everything runs on the loop, but for what is given to rsm_read(). */
 #ifndef SHARDKV_SERVER_INT_H
@@ -17,11 +18,12 @@
 /* ---- tasks (task.c) ---- */
 
 enum skv_task_kind {
-    SKV_TASK_CONFIG, /* the next configuration goes into the log */
-    SKV_TASK_PULL,   /* COUNT, ..., PULL, INSTALL, PULL, ..., FREEZE, ... */
-    SKV_TASK_SETTLE, /* SETTLE, SETTLED */
-    SKV_TASK_DROP,   /* DROP, DROP, ... */
-    SKV_TASK_EXPIRE, /* EXPIRE of each shard */
+    SKV_TASK_CONFIG,  /* the next configuration goes into the log */
+    SKV_TASK_PULL,    /* COUNT, ..., PULL, INSTALL, PULL, ..., FREEZE, ... */
+    SKV_TASK_SETTLE,  /* SETTLE, SETTLED */
+    SKV_TASK_DROP,    /* DROP, DROP, ... */
+    SKV_TASK_EXPIRE,  /* EXPIRE of each shard */
+    SKV_TASK_RELEASE, /* of a hold that lasts too long */
 };
 
 struct skv_mover;
@@ -138,12 +140,21 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
 /* PULL: where it goes on. */
 void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor);
 void skv_task_start(struct skv_task *t);
+/* RELEASE: in a while. */
+void skv_task_start_release(struct skv_task *t);
 /* CONFIG */
 void skv_task_start_config(struct skv_task *t, const struct ctl_config *config);
 void skv_task_end(struct skv_task *t);
 void skv_tasks_stop(struct skv_mover *m);
 
 /* ---- the server ---- */
+
+struct skv_lease {
+    uint64_t id; /* of an open view; 0: none */
+    uint64_t used_us;
+    bool ending;
+};
+enum { SKV_CLOSED_MAX = 16 };
 
 struct skv_server {
     struct skv_server_config config;
@@ -152,10 +163,21 @@ struct skv_server {
     struct skv_fsm *fsm;
     struct rsm *rsm;
     struct skv_mover mover;
+    struct env_worker *view_worker;
+    struct env_timer lease_timer;
+    struct skv_lease leases[SKV_VIEWS_MAX]; /* of fsm->views, as last seen */
+    uint64_t closed[SKV_CLOSED_MAX];        /* the last that were told to */
+    uint32_t closed_next;
     uint64_t started_us;
     uint32_t waiting; /* requests that are not answered yet */
     bool closing;
 };
+
+void skv_leases_start(struct skv_server *s);
+void skv_leases_stop(struct skv_server *s); /* when the rsm is freed */
+void skv_leases_look(struct skv_server *s);
+void skv_look_handle(struct skv_server *s, struct net_request *request,
+                     struct slice body);
 
 void skv_status_reply(struct skv_server *s, struct net_request *request);
 

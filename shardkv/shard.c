@@ -318,6 +318,9 @@ enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
                            enum err *fault)
 {
     enum err refusal = install_check(f, install);
+    if (refusal == ERR_OK && install->last != 0 && skv_is_held(f)) {
+        refusal = ERR_BUSY; /* who serves what stays as it is (cut.c) */
+    }
     if (refusal != ERR_OK) {
         return refusal;
     }
@@ -362,6 +365,9 @@ enum err skv_shard_freeze(struct skv_fsm *f, const struct skv_step *step,
         return ERR_BUSY;
     }
     if (is_in(f, step->shard, SKV_SHARD_LEAVING, step->number)) {
+        if (skv_is_held(f)) {
+            return ERR_BUSY; /* likewise */
+        }
         *fault = move(f, step->shard, SKV_SHARD_FROZEN, step->number);
         return ERR_OK;
     }

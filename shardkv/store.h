@@ -93,6 +93,24 @@ struct skv_store_ops {
                           enum err (*write)(void *arg, struct slice bytes),
                           void *arg);
     void (*view_close)(struct skv_store *s, struct skv_view *v);
+    /* An exact view: bytes of large values too are those of the last
+     * checkpoint, whatever is written meanwhile, which costs each first write
+     * to a part of one a copy. It is read by the three functions below, from
+     * one thread at a time, and closed as the others. They give ERR_EXPIRED
+     * when so much was overwritten that the view had to be given up. */
+    enum err (*view_open_exact)(struct skv_store *s, struct skv_view **out);
+    /* As scan(). */
+    enum err (*view_scan)(struct skv_store *s, struct skv_view *v,
+                          struct slice prefix, struct slice from,
+                          skv_scan_fn *each, void *arg);
+    /* As read(). */
+    enum err (*view_value)(struct skv_store *s, struct skv_view *v,
+                           struct slice key, uint64_t offset, void *to,
+                           size_t size, size_t *got);
+    /* From `offset` to *data_at, which may be the value's length, there are
+     * only zeros; they need not be read. */
+    enum err (*view_skip)(struct skv_store *s, struct skv_view *v,
+                          struct slice key, uint64_t offset, uint64_t *data_at);
     /* Replaces everything by such a stream, durably and atomically. `read`
      * gives up to `size_max` bytes, 0 at the end. ERR_CORRUPT (and whatever
      * `read` fails with): nothing changed. What was not checkpointed is gone.

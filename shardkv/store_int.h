@@ -4,6 +4,8 @@
 #ifndef SHARDKV_STORE_INT_H
 #define SHARDKV_STORE_INT_H
 
+#include <pthread.h>
+
 #include "shardkv/request.h"
 #include "shardkv/store.h"
 
@@ -117,6 +119,43 @@ MUST_USE enum err skv_blobs_sync(struct skv_blobs *b);
 MUST_USE enum err skv_blobs_stream(const struct skv_blobs *b, uint64_t id,
                                    uint64_t length,
                                    struct skv_stream_writer *w);
+
+/* The same for one who reads parts: where the next byte that is not in a hole
+ * is, or `length`. */
+MUST_USE enum err skv_blobs_open_file(const struct skv_blobs *b, uint64_t id,
+                                      int *fd);
+uint64_t skv_blob_data_from(int fd, uint64_t offset, uint64_t length);
+
+/* ---- exact views of blobs (blob_undo.c) ---- */
+
+struct skv_undo;
+struct skv_undos {
+    pthread_mutex_t lock;
+    struct skv_undo *list;
+    uint32_t count; /* atomic: of the list */
+};
+void skv_undos_init(struct skv_undos *all);
+void skv_undos_fini(struct skv_undos *all); /* the list is empty */
+/* Bytes that a change of the file `fd` is about to replace are kept for those
+ * views that have not kept them. `grows`: it may write past the file's end. A
+ * failure is the views', not the caller's. */
+void skv_undos_keep(struct skv_undos *all, int fd, uint64_t id, uint64_t offset,
+                    uint64_t size, bool grows);
+
+/* From the thread of the writes. Blobs from `next_id` on are newer than the
+ * view. What must be kept goes into a file without a name in the blobs'
+ * directory. */
+MUST_USE enum err skv_undo_open(struct skv_blobs *b, uint64_t next_id,
+                                struct skv_undo **out);
+void skv_undo_close(struct skv_undo *u); /* any thread */
+/* All of `size` bytes, as they were; any thread. ERR_EXPIRED: given up. */
+MUST_USE enum err skv_undo_read(struct skv_undo *u, uint64_t id,
+                                uint64_t offset, void *to, size_t size);
+MUST_USE enum err skv_undo_data_from(struct skv_undo *u, uint64_t id,
+                                     uint64_t offset, uint64_t length,
+                                     uint64_t *at);
+struct skv_undos *skv_blobs_undos(struct skv_blobs *b);
+int skv_blobs_dir_fd(const struct skv_blobs *b);
 
 /* ---- generations: DIR/state.N, complete and synced when it has its name;
  * DIR/new, one being built (store_dir.c) ---- */

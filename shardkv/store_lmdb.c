@@ -88,6 +88,7 @@ struct lmdb_store {
 struct skv_view {
     struct generation *gen;
     MDB_txn *txn;
+    struct skv_undo *undo; /* NULL: bytes of blobs may be newer */
 };
 
 /* A value as its record in `keys` says. */
@@ -120,12 +121,13 @@ static bool disk_is_full(const char *path)
 }
 
 /* What an LMDB failure means to us, logged here. */
-static enum err lmdb_failed(struct generation *g, const char *what, int code)
+static enum err lmdb_failed(const struct generation *g, const char *what,
+                            int code)
 {
     log_error("shardkv", "store: %s failed path=%s error=%s", what, g->path,
               mdb_strerror(code));
     switch (code) {
-    case MDB_MAP_FULL: g->map_full = true; return ERR_NOSPACE;
+    case MDB_MAP_FULL:
     case MDB_TXN_FULL: /* far more than between two checkpoints is normal */
         return ERR_NOSPACE;
     case EIO: /* also what LMDB says of a write cut short by a full disk */
@@ -136,6 +138,12 @@ static enum err lmdb_failed(struct generation *g, const char *what, int code)
     case MDB_VERSION_MISMATCH: return ERR_VERSION;
     default: return code > 0 ? skv_system_error(code) : ERR_IO;
     }
+}
+
+static enum err write_failed(struct generation *g, const char *what, int code)
+{
+    g->map_full = g->map_full || code == MDB_MAP_FULL;
+    return lmdb_failed(g, what, code);
 }
 
 static enum err corrupt(const struct generation *g, const char *what)
@@ -375,7 +383,7 @@ static enum err put_bytes(struct lmdb_store *s, struct slice key,
     MDB_val k = val_of(key);
     MDB_val v = val_of(bytes);
     int code = mdb_cursor_put(s->cursor, &k, &v, 0);
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "write", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "write", code);
 }
 
 /* `record`: a tag byte's room, then `size` bytes. */
@@ -419,7 +427,7 @@ static enum err bury(struct lmdb_store *s, const struct record *old)
     MDB_val k = {.mv_size = sizeof number, .mv_data = number};
     MDB_val v = {.mv_size = 0, .mv_data = number};
     int code = mdb_put(s->txn, s->gen->dead, &k, &v, 0);
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "write", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "write", code);
 }
 
 /* The blob that the new value goes into: the old one, or a new one that holds
@@ -508,7 +516,7 @@ static bool has_prefix(const MDB_val *key, struct slice prefix)
             memcmp(key->mv_data, prefix.data, prefix.size) == 0);
 }
 
-static enum err scan_cursor(struct lmdb_store *s, MDB_cursor *cursor,
+static enum err scan_cursor(const struct generation *g, MDB_cursor *cursor,
                             struct slice prefix, struct slice start,
                             skv_scan_fn *each, void *arg)
 {
@@ -518,7 +526,7 @@ static enum err scan_cursor(struct lmdb_store *s, MDB_cursor *cursor,
                               start.size == 0 ? MDB_FIRST : MDB_SET_RANGE);
     while (code == 0 && has_prefix(&key, prefix)) {
         struct record r;
-        enum err rc = record_decode(s->gen, slice_val(&value), &r);
+        enum err rc = record_decode(g, slice_val(&value), &r);
         if (rc != ERR_OK) {
             return rc;
         }
@@ -528,31 +536,36 @@ static enum err scan_cursor(struct lmdb_store *s, MDB_cursor *cursor,
         }
         code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
     }
-    return code == 0 || code == MDB_NOTFOUND
-               ? ERR_OK
-               : lmdb_failed(s->gen, "scan", code);
+    return code == 0 || code == MDB_NOTFOUND ? ERR_OK
+                                             : lmdb_failed(g, "scan", code);
+}
+
+/* All that begins with `prefix`, from `from` on, as `txn` sees it. */
+static enum err scan_txn(const struct generation *g, MDB_txn *txn,
+                         struct slice prefix, struct slice from,
+                         skv_scan_fn *each, void *arg)
+{
+    struct slice start = slice_compare(from, prefix) > 0 ? from : prefix;
+    if (start.size > SKV_STORE_KEY_SIZE_MAX) {
+        return ERR_TOOBIG;
+    }
+    MDB_cursor *cursor = NULL;
+    int code = mdb_cursor_open(txn, g->keys, &cursor);
+    if (code != 0) {
+        return lmdb_failed(g, "scan", code);
+    }
+    enum err rc = scan_cursor(g, cursor, prefix, start, each, arg);
+    mdb_cursor_close(cursor);
+    return rc;
 }
 
 static enum err op_scan(struct skv_store *store, struct slice prefix,
                         struct slice from, skv_scan_fn *each, void *arg)
 {
     struct lmdb_store *s = of(store);
-    struct slice start = slice_compare(from, prefix) > 0 ? from : prefix;
-    if (start.size > SKV_STORE_KEY_SIZE_MAX) {
-        return ERR_TOOBIG;
-    }
     enum err rc = begin(s);
-    if (rc != ERR_OK) {
-        return rc;
-    }
-    MDB_cursor *cursor = NULL;
-    int code = mdb_cursor_open(s->txn, s->gen->keys, &cursor);
-    if (code != 0) {
-        return lmdb_failed(s->gen, "scan", code);
-    }
-    rc = scan_cursor(s, cursor, prefix, start, each, arg);
-    mdb_cursor_close(cursor);
-    return rc;
+    return rc == ERR_OK ? scan_txn(s->gen, s->txn, prefix, from, each, arg)
+                        : rc;
 }
 
 /* ---- writes ---- */
@@ -738,7 +751,7 @@ static enum err remove_record(struct lmdb_store *s, struct slice key,
     if (code == 0) {
         code = mdb_cursor_del(s->cursor, 0);
     }
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "delete", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "delete", code);
 }
 
 static enum err op_remove(struct skv_store *store, struct slice key)
@@ -794,7 +807,7 @@ static enum err reap(struct lmdb_store *s)
     mdb_cursor_close(cursor);
     if (rc == ERR_OK && found) {
         code = mdb_drop(s->txn, s->gen->dead, 0);
-        rc = code == 0 ? ERR_OK : lmdb_failed(s->gen, "drop", code);
+        rc = code == 0 ? ERR_OK : write_failed(s->gen, "drop", code);
     }
     return rc;
 }
@@ -806,7 +819,7 @@ static enum err commit(struct lmdb_store *s)
         code = mdb_txn_commit(s->txn); /* frees it also when it fails */
         s->txn = NULL;
     }
-    return code == 0 ? ERR_OK : lmdb_failed(s->gen, "commit", code);
+    return code == 0 ? ERR_OK : write_failed(s->gen, "commit", code);
 }
 
 static enum err op_checkpoint(struct skv_store *store, uint64_t index,
@@ -884,9 +897,8 @@ static void op_durable(struct skv_store *store, uint64_t *index, uint64_t *term)
 
 /* ---- views ---- */
 
-static enum err op_view_open(struct skv_store *store, struct skv_view **out)
+static enum err view_open(struct lmdb_store *s, struct skv_view **out)
 {
-    struct lmdb_store *s = of(store);
     MDB_txn *txn = NULL;
     int code = mdb_txn_begin(s->gen->env, NULL, MDB_RDONLY, &txn);
     if (code != 0) {
@@ -898,6 +910,99 @@ static enum err op_view_open(struct skv_store *store, struct skv_view **out)
     __atomic_add_fetch(&s->gen->refs, 1, __ATOMIC_RELAXED);
     *out = v;
     return ERR_OK;
+}
+
+static void op_view_close(struct skv_store *store, struct skv_view *v)
+{
+    (void)store;
+    mdb_txn_abort(v->txn);
+    if (v->undo != NULL) {
+        skv_undo_close(v->undo);
+    }
+    generation_unref(v->gen);
+    mem_free(v);
+}
+
+static enum err op_view_open(struct skv_store *store, struct skv_view **out)
+{
+    return view_open(of(store), out);
+}
+
+/* Blob numbers rise, so those from the counter on are made later. */
+static enum err op_view_open_exact(struct skv_store *store,
+                                   struct skv_view **out)
+{
+    struct lmdb_store *s = of(store);
+    struct skv_view *v = NULL;
+    enum err rc = view_open(s, &v);
+    if (rc == ERR_OK) {
+        rc = skv_undo_open(s->gen->blobs, s->meta.next_blob, &v->undo);
+        if (rc != ERR_OK) {
+            op_view_close(store, v);
+            return rc;
+        }
+        *out = v;
+    }
+    return rc;
+}
+
+static enum err op_view_scan(struct skv_store *store, struct skv_view *v,
+                             struct slice prefix, struct slice from,
+                             skv_scan_fn *each, void *arg)
+{
+    (void)store;
+    return scan_txn(v->gen, v->txn, prefix, from, each, arg);
+}
+
+static enum err view_record(const struct skv_view *v, struct slice key,
+                            struct record *out)
+{
+    MDB_val k = val_of(key);
+    MDB_val value;
+    enum err rc = skv_store_key_check(key);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    int code = mdb_get(v->txn, v->gen->keys, &k, &value);
+    if (code != 0) {
+        return code == MDB_NOTFOUND ? ERR_NOTFOUND
+                                    : lmdb_failed(v->gen, "view", code);
+    }
+    return record_decode(v->gen, slice_val(&value), out);
+}
+
+static enum err op_view_value(struct skv_store *store, struct skv_view *v,
+                              struct slice key, uint64_t offset, void *to,
+                              size_t size, size_t *got)
+{
+    (void)store;
+    struct record r;
+    enum err rc = view_record(v, key, &r);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    uint64_t left = offset < r.shape.length ? r.shape.length - offset : 0;
+    *got = left < size ? (size_t)left : size;
+    if (*got > 0 && !r.shape.blob) {
+        memcpy(to, r.bytes.data + offset, *got);
+    } else if (*got > 0) {
+        rc = skv_undo_read(v->undo, r.blob, offset, to, *got);
+    }
+    return rc;
+}
+
+static enum err op_view_skip(struct skv_store *store, struct skv_view *v,
+                             struct slice key, uint64_t offset,
+                             uint64_t *data_at)
+{
+    (void)store;
+    struct record r;
+    enum err rc = view_record(v, key, &r);
+    *data_at = offset;
+    if (rc != ERR_OK || !r.shape.blob || offset >= r.shape.length) {
+        return rc;
+    }
+    return skv_undo_data_from(v->undo, r.blob, offset, r.shape.length, data_at);
 }
 
 static enum err stream_record(const struct skv_view *v, const MDB_val *key,
@@ -949,14 +1054,6 @@ static enum err op_view_read(struct skv_store *store, struct skv_view *v,
     rc = skv_stream_end(&w);
     mdb_cursor_close(cursor);
     return rc;
-}
-
-static void op_view_close(struct skv_store *store, struct skv_view *v)
-{
-    (void)store;
-    mdb_txn_abort(v->txn);
-    generation_unref(v->gen);
-    mem_free(v);
 }
 
 /* ---- install ---- */
@@ -1214,6 +1311,10 @@ static const struct skv_store_ops lmdb_ops = {
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_close = op_view_close,
+    .view_open_exact = op_view_open_exact,
+    .view_scan = op_view_scan,
+    .view_value = op_view_value,
+    .view_skip = op_view_skip,
     .install = op_install,
     .usage = op_usage,
     .close = op_close,

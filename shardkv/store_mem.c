@@ -34,7 +34,8 @@ struct mem_store {
 };
 
 struct skv_view {
-    struct buf bytes;
+    struct buf bytes;        /* the image */
+    struct mem_store frozen; /* and what it says: an exact view's */
 };
 
 static struct mem_store *of(struct skv_store *s)
@@ -486,7 +487,46 @@ static void op_view_close(struct skv_store *store, struct skv_view *v)
 {
     (void)store;
     buf_free(&v->bytes);
+    clear(&v->frozen);
+    mem_free(v->frozen.values);
     mem_free(v);
+}
+
+static enum err op_view_open_exact(struct skv_store *store,
+                                   struct skv_view **out)
+{
+    struct skv_view *v = mem_alloc(sizeof *v);
+    v->frozen.image = of(store)->image;
+    load_image(&v->frozen);
+    *out = v;
+    return ERR_OK;
+}
+
+static enum err op_view_scan(struct skv_store *store, struct skv_view *v,
+                             struct slice prefix, struct slice from,
+                             skv_scan_fn *each, void *arg)
+{
+    (void)store;
+    return op_scan(&v->frozen.store, prefix, from, each, arg);
+}
+
+static enum err op_view_value(struct skv_store *store, struct skv_view *v,
+                              struct slice key, uint64_t offset, void *to,
+                              size_t size, size_t *got)
+{
+    (void)store;
+    return op_read(&v->frozen.store, key, offset, to, size, got);
+}
+
+static enum err op_view_skip(struct skv_store *store, struct skv_view *v,
+                             struct slice key, uint64_t offset,
+                             uint64_t *data_at)
+{
+    (void)store;
+    (void)v;
+    (void)key;
+    *data_at = offset; /* there are no holes in memory */
+    return ERR_OK;
 }
 
 static void swap_values(struct mem_store *a, struct mem_store *b)
@@ -584,6 +624,10 @@ static const struct skv_store_ops mem_ops = {
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_close = op_view_close,
+    .view_open_exact = op_view_open_exact,
+    .view_scan = op_view_scan,
+    .view_value = op_view_value,
+    .view_skip = op_view_skip,
     .install = op_install,
     .usage = op_usage,
     .close = op_close,

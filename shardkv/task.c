@@ -26,6 +26,9 @@ enum {
     /* Batches of changes after which the shard is frozen although more come
      * than we can follow. */
     CHASES_MAX = 1000,
+    /* An administrator's cut takes some milliseconds; when he has gone, writes
+     * must not wait for ever. */
+    HOLD_MAX_US = 5000000,
 };
 
 static void pull_go_on(struct skv_task *t);
@@ -241,6 +244,7 @@ static void task_advance(struct skv_task *t, const struct skv_outcome *outcome)
         }
         return;
     case SKV_TASK_CONFIG:
+    case SKV_TASK_RELEASE:
     case SKV_TASK_SETTLE: task_over(t); return;
     }
 }
@@ -257,7 +261,7 @@ static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply)
         task_free(t);
         return;
     }
-    if (rc == ERR_OK) {
+    if (rc == ERR_OK && t->kind != SKV_TASK_RELEASE) {
         rc = skv_outcome_decode(reply, &a, &outcome);
         CHECK(rc == ERR_OK); /* our own state machine's */
         rc = (enum err)outcome.rc;
@@ -638,6 +642,18 @@ void skv_task_start_config(struct skv_task *t, const struct ctl_config *config)
     task_propose(t, skv_command_config(config));
 }
 
+static void release(struct skv_task *t)
+{
+    struct skv_cut cut = {.id = t->number, .step = SKV_CUT_RELEASE};
+    task_propose(t, skv_command_cut(&cut));
+}
+
+void skv_task_start_release(struct skv_task *t)
+{
+    t->timer.fire = pause_over;
+    env_timer_start(t->mover->env, &t->timer, HOLD_MAX_US);
+}
+
 void skv_task_start(struct skv_task *t)
 {
     switch (t->kind) {
@@ -650,6 +666,7 @@ void skv_task_start(struct skv_task *t)
                      skv_command_step(SKV_COMMAND_DROP, t->shard, t->number));
         return;
     case SKV_TASK_EXPIRE: expire_next(t); return;
+    case SKV_TASK_RELEASE: release(t); return;
     case SKV_TASK_CONFIG: return;
     }
 }

@@ -179,6 +179,32 @@ static enum err op_view_read(struct skv_store *s, struct skv_view *v,
     return in(s)->ops->view_read(in(s), v, write, arg);
 }
 
+static enum err op_view_open_exact(struct skv_store *s, struct skv_view **out)
+{
+    return in(s)->ops->view_open_exact(in(s), out);
+}
+
+static enum err op_view_scan(struct skv_store *s, struct skv_view *v,
+                             struct slice prefix, struct slice from,
+                             skv_scan_fn *each, void *arg)
+{
+    return in(s)->ops->view_scan(in(s), v, prefix, from, each, arg);
+}
+
+static enum err op_view_value(struct skv_store *s, struct skv_view *v,
+                              struct slice key, uint64_t offset, void *to,
+                              size_t size, size_t *got)
+{
+    return in(s)->ops->view_value(in(s), v, key, offset, to, size, got);
+}
+
+static enum err op_view_skip(struct skv_store *s, struct skv_view *v,
+                             struct slice key, uint64_t offset,
+                             uint64_t *data_at)
+{
+    return in(s)->ops->view_skip(in(s), v, key, offset, data_at);
+}
+
 static void op_view_close(struct skv_store *s, struct skv_view *v)
 {
     in(s)->ops->view_close(in(s), v);
@@ -218,6 +244,10 @@ static const struct skv_store_ops track_ops = {
     .rewind = op_rewind,
     .view_open = op_view_open,
     .view_read = op_view_read,
+    .view_open_exact = op_view_open_exact,
+    .view_scan = op_view_scan,
+    .view_value = op_view_value,
+    .view_skip = op_view_skip,
     .view_close = op_view_close,
     .install = op_install,
     .usage = op_usage,

@@ -5,8 +5,8 @@
  * of its own. The manifest is the label and the names in order: whoever has it,
  * and pieces with these names from wherever, has the snapshot.
  *
- * Pure: bytes in, bytes out; what carries and stores them is the caller's. This
- * is the only file that includes <zstd.h>. Formats: docs/disk.md. */
+ * Pure: bytes in, bytes out; what carries and stores them is the caller's. Only
+ * this folder includes <zstd.h>. Formats: docs/disk.md. */
 #ifndef RAFT_STORAGE_SNAPFILE_H
 #define RAFT_STORAGE_SNAPFILE_H
 

@@ -298,7 +298,7 @@ wrong_usage() {
     "$F" nonsense; [ $? = 2 ] || return 1
     "$F" kv get; [ $? = 2 ] || return 1
     "$F" status --cluster "$W/none"; [ $? = 1 ] || return 1
-    for c in up down server mount umount status kv shards member certs bench; do
+    for c in up down server mount umount status kv shards member certs bench backup restore fsck; do
         "$F" $c --help | grep -q '^usage: flotilla' || return 1
     done
 }
@@ -353,6 +353,149 @@ wrong_role() {
         echo here >"$M/role" && [ "$(cat "$M/role")" = here ]
 }
 check "a client's certificate changes no configuration" wrong_role
+
+# Backups while somebody writes, moves money between shards, and moves shards;
+# into clusters of other shapes.
+R=$W/restored MR=$W/mnt-restored ONE=$W/one-group
+transfers() {
+    while [ -e "$W/go" ]; do
+        printf 'add acct%d 5\nadd acct%d 18446744073709551611\n' \
+            $((RANDOM % 4)) $((4 + RANDOM % 4)) | "$F" kv --cluster "$C" txn >/dev/null || return 1
+        echo . >>"$W/transferred"
+    done
+}
+moves() {
+    while [ -e "$W/go" ]; do
+        "$F" shards --cluster "$C" move $((RANDOM % 64)) $((1 + RANDOM % 2)) >/dev/null
+        sleep 0.2
+    done
+}
+sum_is_zero() { # sum_is_zero CLUSTER: and not because there is nothing
+    local i sum=0 some=0 n
+    for i in 0 1 2 3 4 5 6 7; do
+        n=$("$F" kv --cluster "$1" get acct$i | od -An -td8) || return 1
+        sum=$((sum + n)) some=$((some | n))
+    done
+    echo "sum $sum"
+    [ $sum = 0 ] && [ $some != 0 ]
+}
+backup_under_load() {
+    local lines i workers rc
+    head -c 8M /dev/urandom >"$M/large" && truncate -s 1G "$M/sparse" && echo end >>"$M/sparse" || return 1
+    lines=$(cat "$W/acknowledged")
+    for i in 0 1 2 3 4 5 6 7; do printf 'add acct%d 0\n' $i; done | "$F" kv --cluster "$C" txn || return 1
+    touch "$W/go" "$W/transferred"
+    acknowledged & workers=$!
+    transfers & workers="$workers $!"
+    transfers & workers="$workers $!"
+    moves & workers="$workers $!"
+    until [ "$(wc -l <"$W/transferred")" -ge 20 ]; do sleep 0.1; done
+    "$F" backup --cluster "$C" "$W/one.flb" && [ ! -e "$W/one.flb.tmp" ] && zstd -qt "$W/one.flb" &&
+        "$F" backup --cluster "$C" - >"$W/two.flb"
+    rc=$?
+    rm "$W/go"; wait $workers || rc=1
+    [ $rc = 0 ] && sum_is_zero "$C" && echo "$lines" >"$W/lines-before"
+}
+check "backup under transfers between shards, appends, and shards that move" backup_under_load
+has_what_was_there() { # has_what_was_there MOUNT
+    diff -r "$M/tree" "$1/tree" && cmp "$M/large" "$1/large" && [ "$(tail -c 4 "$1/sparse")" = end ] &&
+        [ "$(stat -c %s "$1/sparse")" = 1073741828 ] &&
+        [ "$(wc -l <"$1/lines")" -ge "$(cat "$W/lines-before")" ] &&
+        [ "$(cat "$1/lines")" = "$(head -n "$(wc -l <"$1/lines")" "$M/lines")" ]
+}
+restore_three() {
+    "$F" up --cluster "$R" --mount "$MR" --port $((PORT + 40)) --groups 3 || return 1
+    ! "$F" restore --cluster "$R" "$W/one.flb" 2>"$W/err" && grep -q 'is mounted at' "$W/err" || return 1
+    "$F" umount "$MR" && "$F" restore --cluster "$R" "$W/one.flb" && sum_is_zero "$R" &&
+        "$F" mount "$R" "$MR" && has_what_was_there "$MR"
+}
+check "restore into three groups: sums, diff -r, cmp" restore_three
+restore_one() {
+    "$F" up --cluster "$ONE" --no-mount --port $((PORT + 80)) --groups 1 --replicas 1 &&
+        cat "$W/two.flb" | "$F" restore --cluster "$ONE" - && sum_is_zero "$ONE" &&
+        mkdir "$W/mnt-one" && "$F" mount "$ONE" "$W/mnt-one" && has_what_was_there "$W/mnt-one" &&
+        "$F" umount "$W/mnt-one" && "$F" down --cluster "$ONE"
+}
+check "restore from a pipe into one group of one" restore_one
+refused() { # refused FILE: by name and by pipe, with an offset, and nothing is written
+    ! "$F" restore --force --cluster "$R" "$1" 2>"$W/err" &&
+        grep -q 'offset [0-9]' "$W/err" && grep -q 'nothing was written' "$W/err" &&
+        ! cat "$1" | "$F" restore --force --cluster "$R" - 2>"$W/err" &&
+        grep -q 'offset [0-9]' "$W/err" && grep -q 'nothing was written' "$W/err" || { cat "$W/err"; return 1; }
+}
+bad_backups() {
+    local size at
+    size=$(stat -c %s "$W/one.flb")
+    "$F" umount "$MR" || return 1
+    ! "$F" restore --cluster "$R" "$W/one.flb" 2>"$W/err" && grep -q 'not empty' "$W/err" || return 1
+    for at in 10 50 200 5000000 $((size / 2)) $((size - 20)); do
+        cp "$W/one.flb" "$W/bad.flb" && python3 - "$W/bad.flb" $at <<'END' && refused "$W/bad.flb" || return 1
+import sys
+at = int(sys.argv[2])
+f = open(sys.argv[1], "r+b"); f.seek(at); b = f.read(1)[0]; f.seek(at); f.write(bytes([b ^ 4]))
+END
+    done
+    for at in 0 20 5000000 $((size / 2)) $((size - 1)); do
+        head -c $at "$W/one.flb" >"$W/bad.flb" && refused "$W/bad.flb" || return 1
+    done
+    grep -q "cut short: ends at offset $((size - 1))" "$W/err" || return 1
+    "$F" mount "$R" "$MR" && cmp "$M/large" "$MR/large" && sum_is_zero "$R"
+}
+check "a flipped byte, a cut end: refused with the offset, and nothing is written" bad_backups
+broken_off() {
+    local pid
+    "$F" umount "$MR" || return 1
+    "$F" restore --force --cluster "$R" "$W/one.flb" 2>"$W/err" & pid=$!
+    until "$F" kv --cluster "$R" get acct0 2>&1 | grep -q 'no such'; do
+        kill -0 $pid || break
+    done
+    kill -9 $pid 2>/dev/null
+    wait $pid
+    "$F" restore --cluster "$R" "$W/one.flb" 2>"$W/err"
+    case $? in
+    0) grep -q 'broken off' "$W/err" ;;
+    *) grep -q 'not empty' "$W/err" ;; # it was quicker than we
+    esac && "$F" mount "$R" "$MR" && cmp "$M/large" "$MR/large" && sum_is_zero "$R"
+}
+check "a restore that is killed is begun anew by the next" broken_off
+
+# Other bytes on one replica's disk: in LMDB, and in a large value's file.
+tamper() { # tamper FILE-PATTERN FROM TO: in the first replica that has FROM
+    python3 - "$@" <<'END'
+import glob, sys
+pattern, old, new = sys.argv[1], sys.argv[2].encode(), sys.argv[3].encode()
+for path in sorted(glob.glob(pattern)):
+    data = open(path, "rb").read()
+    if old in data:
+        open(path, "r+b").write(data.replace(old, new))
+        print(path.split("/data/")[1].split("/")[0])
+        break
+else:
+    sys.exit("no file has it")
+END
+}
+differing() { # differing FILE-PATTERN BYTES OTHER
+    local victim
+    victim=$(grep -la "$2" "$R"/data/g*/state.*/$1 | head -1 | sed 's#.*/data/##; s#/.*##')
+    [ -n "$victim" ] &&
+        kill "$(cut -d' ' -f1 "$R/run/$victim.pid")" && sleep 1 &&
+        tamper "$R/data/$victim/state.*/$1" "$2" "$3" &&
+        "$F" up --cluster "$R" --no-mount --port $((PORT + 40)) || return 1
+    "$F" fsck --kv --cluster "$R" >"$W/fsck"
+    [ $? = 3 ] && grep -q "$victim at .* differs from most others in shard" "$W/fsck" &&
+        [ "$(grep -c differs "$W/fsck")" = 1 ] || { cat "$W/fsck"; return 1; }
+    kill "$(cut -d' ' -f1 "$R/run/$victim.pid")" && sleep 1 &&
+        tamper "$R/data/$victim/state.*/$1" "$3" "$2" &&
+        "$F" up --cluster "$R" --no-mount --port $((PORT + 40)) && "$F" fsck --kv --cluster "$R"
+}
+fsck_kv() {
+    echo tamper-with-me-please >"$MR/small" && (head -c 100000 /dev/zero; echo tamper-with-this) >"$MR/blob" &&
+        "$F" fsck --kv --cluster "$R" >"$W/fsck" && [ "$(grep -c ': OK: 3 of 3' "$W/fsck")" = 3 ] &&
+        differing keys.lmdb tamper-with-me-please tamper-with-mf-please &&
+        differing 'blobs/*/*' tamper-with-this tamper-with-thiz
+}
+check "fsck --kv names the replica whose disk has other bytes" fsck_kv
+"$F" down --cluster "$R" >/dev/null
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "raft/storage/pack.h"
 #include "raft/storage/snapfile.h"
 #include "raft/storage/wal_int.h"
+#include "shardkv/archive.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/lib/faultdisk.h"
 
@@ -314,3 +316,138 @@ static void snap_seed(void)
     buf_free(&b);
 }
 const struct fuzz_target fuzz_snapfile = {"snapfile", snap_run, snap_seed, 0};
+
+/* ---- a backup ---- */
+
+enum { ARCHIVE_HEAD_SIZE = 36 };
+
+static enum err archive_from(void *arg, void *to, size_t size_max, size_t *size)
+{
+    struct slice *left = arg;
+    *size = left->size < size_max ? left->size : size_max;
+    if (*size > 0) {
+        memcpy(to, left->data, *size);
+        *left = slice_of(left->data + *size, left->size - *size);
+    }
+    return ERR_OK;
+}
+
+/* Each part of the input is a block: its type, then its plain bytes. */
+static void archive_put_right(struct slice input, struct buf *out)
+{
+    struct dec d = dec_of(input);
+    struct slice part;
+    for (uint32_t sequence = 0; fuzz_part(&d, &part); sequence++) {
+        if (part.size == 0) {
+            continue;
+        }
+        struct slice plain = slice_of(part.data + 1, part.size - 1);
+        size_t at = out->size;
+        (void)buf_extend(out, ARCHIVE_HEAD_SIZE);
+        pack_compress(plain, out);
+        uint8_t *head = out->data + at;
+        size_t packed = out->size - at - ARCHIVE_HEAD_SIZE;
+        set_u32(head, 0x184d2a5f);
+        set_u32(head + 4, ARCHIVE_HEAD_SIZE - 8);
+        set_u32(head + 8, 0x4b424c46);
+        set_u32(head + 12, 1 | (uint32_t)part.data[0] << 16);
+        set_u32(head + 16, sequence);
+        set_u32(head + 20, (uint32_t)plain.size);
+        set_u32(head + 24, (uint32_t)packed);
+        set_u32(head + 28, crc32c(0, plain));
+        uint32_t crc = crc32c(0, slice_of(head, 32));
+        set_u32(head + 32,
+                crc32c(crc, slice_of(head + ARCHIVE_HEAD_SIZE, packed)));
+    }
+}
+
+static void archive_check(const struct skv_archive_item *item)
+{
+    for (uint32_t i = 0; i < item->data.records_count; i++) {
+        struct skv_item write = {.kind = SKV_PUT_RANGE,
+                                 .key = item->data.records[i].key,
+                                 .offset = item->data.records[i].offset,
+                                 .data = item->data.records[i].data};
+        struct skv_request q = {.session = 1,
+                                .sequence = 1,
+                                .shard = item->data.shard,
+                                .items = &write,
+                                .items_count = 1};
+        CHECK(skv_request_check(&q) == ERR_OK);
+    }
+}
+
+static void archive_run(struct slice input)
+{
+    if (input.size == 0) {
+        return;
+    }
+    struct slice left = slice_of(input.data + 1, input.size - 1);
+    struct buf right = {0};
+    if (input.data[0] == CHECKSUMS_PUT_RIGHT) {
+        archive_put_right(left, &right);
+        left = buf_slice(&right);
+    }
+    struct skv_archive_reader r = {.read = archive_from, .arg = &left};
+    struct skv_archive_item item = {0};
+    enum err rc = ERR_OK;
+    while (rc == ERR_OK && item.type != SKV_ARCHIVE_END) {
+        rc = skv_archive_next(&r, &item);
+        if (rc == ERR_OK) {
+            archive_check(&item);
+        }
+    }
+    skv_archive_reader_fini(&r);
+    buf_free(&right);
+}
+
+static enum err archive_to(void *arg, struct slice bytes)
+{
+    buf_append(arg, bytes.data, bytes.size);
+    return ERR_OK;
+}
+
+static void archive_seed(void)
+{
+    uint8_t key[9] = {0, 0, 0, 0, 0, 0, 0, 5, 'c'};
+    struct skv_record records[] = {{.key = slice_of(key, 9),
+                                    .span = 4096,
+                                    .length = 9000,
+                                    .data = slice_text("abc")},
+                                   {.key = slice_of(key, 9),
+                                    .offset = 4096,
+                                    .span = 9000 - 4096,
+                                    .length = 9000,
+                                    .data = slice_text("def")}};
+    struct buf b = {0}, parts = {0};
+    enc_u8(&b, AS_IT_IS);
+    enc_u8(&parts, CHECKSUMS_PUT_RIGHT);
+    struct skv_archive_writer w = {.write = archive_to, .arg = &b};
+    for (int step = 0; step < 4; step++) {
+        size_t at = b.size;
+        switch (step) {
+        case 0:
+            skv_archive_begin(&w, &(struct skv_archive_head){.shard_count = 1});
+            break;
+        case 1:
+            skv_archive_add(&w, &(struct skv_archive_data){.records = records,
+                                                           .records_count = 2});
+            break;
+        case 2: skv_archive_end_shard(&w, 0); break;
+        default: CHECK(skv_archive_end(&w) == ERR_OK);
+        }
+        CHECK(b.size > at);
+        struct buf part = {0};
+        enc_u8(&part, (uint8_t)(step + 1));
+        buf_append(&part, w.plain.data, w.plain.size);
+        fuzz_add_part(&parts, buf_slice(&part));
+        buf_free(&part);
+    }
+    skv_archive_writer_fini(&w);
+    fuzz_seed(buf_slice(&b));
+    fuzz_seed(buf_slice(&parts));
+    buf_free(&b);
+    buf_free(&parts);
+}
+const struct fuzz_target fuzz_archive = {"archive", archive_run, archive_seed,
+                                         0};

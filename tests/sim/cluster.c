@@ -77,7 +77,13 @@ static bool run_until(struct cluster *c, bool (*done)(struct cluster *c),
 
 static bool all_answered(struct cluster *c)
 {
-    return workload_idle(c->workload) && !c->admin_busy && members_settled(c);
+    return workload_idle(c->workload) && !c->admin_busy && members_settled(c) &&
+           (c->cuts == NULL || cuts_idle(c->cuts));
+}
+
+static bool last_cut_taken(struct cluster *c)
+{
+    return cuts_last_taken(c->cuts);
 }
 
 static struct node *reader(struct cluster *c)
@@ -123,19 +129,40 @@ static void course(struct cluster *c)
         node_start(&c->nodes[i]);
     }
     faults_begin(c);
+    if (c->cuts != NULL) {
+        cuts_begin(c->cuts, &c->nodes[c->clerk_first - 1]);
+    }
     run_for(c, c->plan.duration_us);
     sim_trace(c->world, "all faults end");
     faults_heal(c);
     run_for(c, 2 * SECOND);
     workload_stop(c->workload);
+    if (c->cuts != NULL) {
+        cuts_stop(c->cuts);
+    }
     if (!finish(c)) {
         return;
+    }
+    if (c->cuts != NULL) {
+        cuts_last(c->cuts);
+        if (!run_until(c, last_cut_taken, LIVENESS_S, "the last cut")) {
+            return;
+        }
     }
     workload_read_all(c->workload, reader(c));
     if (run_until(c, all_answered, LIVENESS_S, "the last reads") &&
         run_until(c, verify_replicas_agree, LIVENESS_S,
                   "replicas of a group differ")) {
         workload_check(c->workload);
+    }
+}
+
+static void clerk_started(struct node *clerk)
+{
+    struct cluster *c = clerk->cluster;
+    workload_clerk_started(clerk);
+    if (c->cuts != NULL) {
+        cuts_clerk_started(c->cuts, clerk);
     }
 }
 
@@ -152,6 +179,9 @@ static void result_fill(struct cluster *c, struct result *out)
     out->changes = c->changes;
     out->member_changes = c->member_changes;
     out->elections = verify_elections(c->verify);
+    if (c->cuts != NULL) {
+        out->cuts = cuts_taken(c->cuts, &out->cuts_moving);
+    }
     out->committed = verify_committed(c->verify);
     for (uint32_t i = 0; i < c->node_count; i++) {
         out->crashes += c->nodes[i].deaths;
@@ -178,7 +208,8 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     cluster_build(c);
     c->verify = verify_new(c);
     c->workload = workload_new(c);
-    c->clerk_started = workload_clerk_started;
+    c->cuts = c->plan.cuts ? cuts_new(c) : NULL;
+    c->clerk_started = clerk_started;
     c->removed = members_removed;
     c->refused = members_replace;
     c->leader_seen = faults_leader_seen;
@@ -192,10 +223,16 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     if (out->failed) {
         sim_print_tail(&world);
     }
+    if (c->cuts != NULL) {
+        cuts_end(c->cuts);
+    }
     cluster_end_nodes(c);
     workload_free(c->workload);
     verify_free(c->verify);
     sim_world_fini(&world);
+    if (c->cuts != NULL) {
+        cuts_free(c->cuts);
+    }
     sim_wire_free(c->wire);
     mem_free(c);
 }

@@ -70,6 +70,7 @@ struct plan {
     bool pairs;      /* transactions over two keys */
     bool lease_reads;
     uint32_t clock_error_ppm; /* clocks run so much too fast or too slow */
+    bool cuts;                /* through all shards, and a bank */
 };
 
 /* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.
@@ -120,6 +121,8 @@ struct node {
 struct verify;
 /* workload.c */
 struct workload;
+/* cuts.c */
+struct cuts;
 
 struct cluster {
     struct sim_world *world;
@@ -132,6 +135,7 @@ struct cluster {
     struct verify *verify;
     struct workload *workload;
     uint64_t reads_only_until_us;          /* clerks write nothing */
+    struct cuts *cuts;                     /* NULL: none are taken */
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     void (*removed)(void *node);           /* its rsm says so; may be NULL */
@@ -162,6 +166,7 @@ struct result {
     uint32_t operations, unknown;
     uint32_t changes, member_changes, crashes, snapshots, elections;
     raft_index committed;
+    uint32_t cuts, cuts_moving; /* with a shard on its way */
 };
 
 /* One whole run; prints the tail of the trace when it fails. */
@@ -230,5 +235,17 @@ void workload_read_all(struct workload *w, struct node *clerk);
 void workload_describe(struct workload *w); /* what is not answered */
 void workload_check(struct workload *w);
 uint32_t workload_operations(const struct workload *w, uint32_t *unknown);
+
+/* ---- cuts.c ---- */
+struct cuts *cuts_new(struct cluster *c);
+void cuts_free(struct cuts *k);
+void cuts_clerk_started(struct cuts *k, struct node *clerk);
+void cuts_begin(struct cuts *k, struct node *admin);
+void cuts_stop(struct cuts *k); /* begin no more transfers */
+bool cuts_idle(const struct cuts *k);
+void cuts_last(struct cuts *k);
+bool cuts_last_taken(const struct cuts *k);
+void cuts_end(struct cuts *k); /* before the administrator's node ends */
+uint32_t cuts_taken(const struct cuts *k, uint32_t *moving);
 
 #endif

@@ -121,6 +121,17 @@ static const struct scenario scenarios[] = {
       [FAULT_CLOCK] = 2,
       [FAULT_WEATHER] = 2,
       [FAULT_ADMIN] = 1}},
+    {"cuts",
+     50 * MS,
+     1500 * MS,
+     {[FAULT_CRASH] = 2,
+      [FAULT_CRASH_LEADER] = 1,
+      [FAULT_LEADER_CUT] = 1,
+      [FAULT_MEND] = 4,
+      [FAULT_WEATHER] = 2,
+      [FAULT_ADMIN] = 6,
+      [FAULT_MOVE] = 2,
+      [FAULT_CLERK] = 1}},
     {"all",
      30 * MS,
      2000 * MS,
@@ -216,11 +227,18 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
         p->lease_reads = true;
         p->clock_error_ppm = LEASE_CLOCK_ERROR_PPM;
     }
+    p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 300);
+    if (p->cuts && p->keys < 8) {
+        p->keys = 8; /* holds make callers give up: more histories to check */
+    }
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);
     }
     if (p->weights[FAULT_STREAM] > 2) {
         plan_streams(p, &rng);
+    }
+    if (p->cuts && p->batch_size < 400) {
+        p->batch_size = 400; /* else a move never catches up with the bank */
     }
     return true;
 }

@@ -758,6 +758,129 @@ static void a_view_is_read_while_writes_go_on(void **state)
     }
 }
 
+/* ---- exact views ---- */
+
+struct key_list {
+    struct buf bytes; /* size (one byte) and bytes of each */
+};
+
+static bool list_key(void *arg, struct slice key, const struct skv_value *value)
+{
+    struct key_list *l = arg;
+    (void)value;
+    enc_u32(&l->bytes, (uint32_t)key.size);
+    buf_append(&l->bytes, key.data, key.size);
+    return true;
+}
+
+/* Keys and all bytes of their values; holes are passed over, as zeros. */
+static enum err exact_read(struct skv_store *s, struct skv_view *v,
+                           struct buf *out)
+{
+    enum { STEP = 10007 };
+    struct key_list l = {0};
+    enum err rc = s->ops->view_scan(s, v, slice_of(NULL, 0), slice_of(NULL, 0),
+                                    list_key, &l);
+    struct dec d = dec_of(buf_slice(&l.bytes));
+    while (rc == ERR_OK && dec_left(&d) > 0) {
+        struct slice key = dec_raw(&d, dec_u32(&d));
+        uint64_t offset = 0;
+        size_t got = STEP;
+        buf_append(out, key.data, key.size);
+        while (rc == ERR_OK && got == STEP) {
+            uint64_t data_at = 0;
+            rc = s->ops->view_skip(s, v, key, offset, &data_at);
+            while (rc == ERR_OK && offset < data_at) {
+                enc_u8(out, 0);
+                offset++;
+            }
+            if (rc == ERR_OK) {
+                uint8_t *to = buf_extend(out, STEP);
+                rc = s->ops->view_value(s, v, key, offset, to, STEP, &got);
+                out->size -= STEP - got;
+                offset += got;
+            }
+        }
+    }
+    buf_free(&l.bytes);
+    return rc;
+}
+
+struct exact_viewer {
+    struct skv_store *store;
+    struct skv_view *view;
+    const struct buf *expected;
+    bool same;
+};
+
+static void *exact_viewer_run(void *arg)
+{
+    struct exact_viewer *v = arg;
+    v->same = true;
+    for (int i = 0; i < 5; i++) {
+        struct buf now = {0};
+        enum err rc = exact_read(v->store, v->view, &now);
+        v->same = v->same && rc == ERR_OK && now.size == v->expected->size &&
+                  memcmp(now.data, v->expected->data, now.size) == 0;
+        buf_free(&now);
+    }
+    return NULL;
+}
+
+/* Could be wrong: a byte of a large value that was written, cut off or punched
+ * after the view was opened, or a hole that was filled, shows. */
+static void an_exact_view_does_not_change(void **state)
+{
+    struct both *b = *state;
+    enum { COUNT = 400, LARGE = 700001 };
+    static struct op ops[COUNT];
+    static uint8_t bytes[LARGE];
+    struct rng r = {.state = 7};
+    for (uint32_t i = 0; i < COUNT; i++) {
+        ops[i] = some_op(&r);
+    }
+    struct slice large = filled(bytes, sizeof bytes, 3);
+    struct slice sparse = slice_text("sparse"), cut = slice_text("cut");
+    struct slice grows = slice_text("grows"), gone = slice_text("gone");
+    for (int i = 0; i < 2; i++) {
+        struct skv_store *s = b->stores[i];
+        run_ops(s, ops, COUNT);
+        assert_int_equal(s->ops->put(s, cut, large), ERR_OK);
+        assert_int_equal(s->ops->put(s, gone, large), ERR_OK);
+        assert_int_equal(s->ops->put(s, grows, slice_of(bytes, 5000)), ERR_OK);
+        assert_int_equal(s->ops->truncate(s, sparse, 3 * LARGE), ERR_OK);
+        assert_int_equal(
+            s->ops->put_range(s, sparse, LARGE, slice_of(bytes, 90000)),
+            ERR_OK);
+        assert_int_equal(s->ops->checkpoint(s, 900, 1), ERR_OK);
+        struct exact_viewer v = {.store = s};
+        struct buf before = {0};
+        assert_int_equal(s->ops->view_open_exact(s, &v.view), ERR_OK);
+        assert_int_equal(exact_read(s, v.view, &before), ERR_OK);
+        v.expected = &before;
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, exact_viewer_run, &v),
+                         0);
+        run_ops(s, ops, COUNT);
+        assert_int_equal(s->ops->truncate(s, cut, 5001), ERR_OK);
+        assert_int_equal(s->ops->put_range(s, cut, 400000, slice_text("new")),
+                         ERR_OK);
+        assert_int_equal(s->ops->remove(s, gone), ERR_OK);
+        assert_int_equal(s->ops->put_range(s, grows, 5000, large), ERR_OK);
+        assert_int_equal(s->ops->punch(s, sparse, LARGE, LARGE), ERR_OK);
+        assert_int_equal(s->ops->put_range(s, sparse, 100, slice_text("hole")),
+                         ERR_OK);
+        assert_int_equal(s->ops->checkpoint(s, 2000, 1), ERR_OK);
+        pthread_join(thread, NULL);
+        assert_true(v.same);
+        exact_viewer_run(&v);
+        assert_true(v.same);
+        s->ops->view_close(s, v.view);
+        assert_int_equal(s->ops->checkpoint(s, 2001, 1), ERR_OK);
+        buf_free(&before);
+    }
+}
+
 /* Could be wrong: the view's files go away with the generation it is of. */
 static void a_view_outlives_an_install(void **state)
 {
@@ -1052,6 +1175,7 @@ int main(void)
         ON_BOTH(many_blobs_survive_a_checkpoint),
         ON_BOTH(a_sparse_value_stays_sparse),
         ON_BOTH(a_view_is_read_while_writes_go_on),
+        ON_BOTH(an_exact_view_does_not_change),
         ON_BOTH(a_view_outlives_an_install),
         ON_BOTH(a_damaged_stream_changes_nothing),
         ON_BOTH(leftovers_of_an_install_are_removed),
