@@ -8,6 +8,15 @@
 
 enum { CONNECT_MS = 10000 };
 
+static int unanswered(const char *what, const char *name,
+                      const struct skv_txn *txn)
+{
+    char words[256];
+    skv_txn_explain(txn, words, sizeof words);
+    fprintf(stderr, "flotilla: cannot %s '%s': %s\n", what, name, words);
+    return EXIT_FAILED;
+}
+
 static int failed(const char *what, const char *name, enum err rc)
 {
     fprintf(stderr, "flotilla: cannot %s '%s': %s\n", what, name, err_text(rc));
@@ -39,7 +48,7 @@ static int run_write(struct kv *kv, const char *action, const char *name,
         .items = &item, .item_count = 1, .timeout_ms = kv->timeout_ms};
     enum err rc = skv_client_run(kv->client, &txn);
     arena_free(&txn.arena);
-    return rc == ERR_OK ? EXIT_DONE : failed(action, name, rc);
+    return rc == ERR_OK ? EXIT_DONE : unanswered(action, name, &txn);
 }
 
 static int run_get(struct kv *kv, const char *name)
@@ -53,9 +62,11 @@ static int run_get(struct kv *kv, const char *name)
         struct skv_txn txn = {
             .items = &item, .item_count = 1, .timeout_ms = kv->timeout_ms};
         enum err rc = skv_client_run(kv->client, &txn);
-        if (rc == ERR_OK) {
-            rc = (enum err)txn.results[0].rc;
+        if (rc != ERR_OK) {
+            arena_free(&txn.arena);
+            return unanswered("get", name, &txn);
         }
+        rc = (enum err)txn.results[0].rc;
         if (rc != ERR_OK) {
             arena_free(&txn.arena);
             return failed("get", name, rc);

@@ -129,12 +129,12 @@ static bool add_line(struct script *s, char *rest)
     return false;
 }
 
-static bool read_script(struct script *s)
+static bool read_script(struct script *s, FILE *from)
 {
     char *line = NULL;
     size_t capacity = 0;
     bool good = true;
-    for (ssize_t size; good && (size = getline(&line, &capacity, stdin)) > 0;) {
+    for (ssize_t size; good && (size = getline(&line, &capacity, from)) > 0;) {
         line[strcspn(line, "\n")] = 0;
         if (line[0] == 0 || line[0] == '#') {
             continue;
@@ -195,10 +195,21 @@ static int run_script(struct script *s, const struct kv *kv)
                 "%s\n",
                 s->texts[s->lines[txn.failed]]);
     } else {
-        fprintf(stderr, "flotilla: the transaction failed: %s\n", err_text(rc));
+        char words[256];
+        skv_txn_explain(&txn, words, sizeof words);
+        fprintf(stderr, "flotilla: the transaction failed: %s\n", words);
     }
     arena_free(&txn.arena);
     return rc == ERR_OK ? EXIT_DONE : EXIT_FAILED;
+}
+
+static void script_free(struct script *s)
+{
+    for (uint32_t i = 0; i < s->text_count; i++) {
+        mem_free(s->texts[i]);
+    }
+    arena_free(&s->arena);
+    mem_free(s);
 }
 
 int kv_txn(const struct kv *kv)
@@ -206,13 +217,9 @@ int kv_txn(const struct kv *kv)
     struct script *s = mem_alloc(sizeof *s);
     s->shard_count = skv_client_shard_count(kv->client);
     int status = EXIT_USAGE;
-    if (read_script(s)) {
+    if (read_script(s, stdin)) {
         status = run_script(s, kv);
     }
-    for (uint32_t i = 0; i < s->text_count; i++) {
-        mem_free(s->texts[i]);
-    }
-    arena_free(&s->arena);
-    mem_free(s);
+    script_free(s);
     return status;
 }

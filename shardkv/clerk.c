@@ -392,11 +392,31 @@ void skv_op_pause(struct skv_op *op)
 
 /* ---- giving up ---- */
 
+/* The first part that has not answered. */
+static void note_stuck(const struct skv_op *op)
+{
+    const struct skv_part *p = &op->parts[0];
+    for (uint32_t i = 0; i < op->part_count; i++) {
+        if (op->parts[i].leg.running) {
+            p = &op->parts[i];
+            break;
+        }
+    }
+    const struct ctl_config *config = &op->clerk->config;
+    bool known = op->clerk->has_config && p->shard < config->shards_count;
+    op->txn->stuck = (struct skv_stuck){
+        .shard = p->shard,
+        .gid = known ? config->shards[p->shard].gid : 0,
+        .locked = op->state == SKV_OP_PAUSE || op->state == SKV_OP_ABORT,
+    };
+}
+
 static void deadline_passed(struct env_timer *timer)
 {
     struct skv_op *op =
         (struct skv_op *)(void *)((char *)timer -
                                   offsetof(struct skv_op, deadline));
+    note_stuck(op);
     switch (op->state) {
     case SKV_OP_QUEUED:
     case SKV_OP_ONE:

@@ -33,11 +33,19 @@ struct skv_txn {
      * of `arena`, which the caller frees. */
     enum err rc;
     uint32_t failed;
+    struct skv_stuck {
+        uint16_t shard;
+        ctl_gid gid; /* who serves it; 0: nobody, as far as we know */
+        bool locked; /* by another transaction that has not ended */
+    } stuck;         /* ERR_TIMEDOUT: what did not answer */
     struct skv_result *results;
     struct arena arena;
     void *impl;         /* the clerk's */
     uint32_t cancelled; /* skv_client_cancel() was called: stays */
 };
+/* One line for people about an rc that is neither ERR_OK nor ERR_CONFLICT: what
+ * did not answer, and whether it may have been done. */
+void skv_txn_explain(const struct skv_txn *txn, char *words, size_t size);
 /* The rest of a txn is zero to begin with. */
 void skv_clerk_run(struct skv_clerk *c, struct skv_txn *txn);
 /* Gives up: done() is called with ERR_INTERRUPTED; what was sent may still be

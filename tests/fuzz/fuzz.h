@@ -20,7 +20,7 @@ struct fuzz_target {
     X(ctl_messages) X(ctl_command) X(ctl_state)                               \
     X(skv_messages) X(skv_request) X(skv_command) X(skv_pull) X(skv_arrival)  \
     X(store_stream) X(snapfile) X(wal) X(archive)                                      \
-    X(frame) X(identity) X(cluster_json) X(options) X(fs_values)
+    X(frame) X(identity) X(cluster_json) X(options) X(fs_values) X(kv_txn)
 // clang-format on
 #define X(name) extern const struct fuzz_target fuzz_##name;
 FUZZ_TARGETS(X)

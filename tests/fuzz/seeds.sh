@@ -8,7 +8,7 @@ program=build/fuzz/fuzz
 for target in ${*:-$(FUZZ_TARGET= $program 2>/dev/null)}; do
     kept=tests/fuzz/corpus/$target
     work=$(mktemp -d /tmp/fuzz-seeds.XXXXXX)
-    mkdir -p "$kept" "$work/all" "$work/small"
+    mkdir -p "$kept" "build/fuzz/corpus/$target" "$work/all" "$work/small"
     FUZZ_TARGET=$target FUZZ_SEEDS=$work/all $program >/dev/null 2>&1
     FUZZ_TARGET=$target $program -merge=1 -max_len=16384 "$work/small" \
         "$work/all" "$kept" build/fuzz/corpus/"$target" >/dev/null 2>&1

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <string.h>
 
 #include "shardkv/client.h"
@@ -605,6 +606,14 @@ static void a_deadline_ends_a_waiting_request(void **state)
     assert_int_equal(j.done, 1);
     assert_int_equal(j.txn.rc, ERR_TIMEDOUT);
     assert_int_equal(outstanding(&w), 0);
+    /* Who did not answer is said. */
+    char words[256], group[32];
+    skv_txn_explain(&j.txn, words, sizeof words);
+    assert_int_equal(j.txn.stuck.shard, r.shard);
+    assert_int_not_equal(j.txn.stuck.gid, 0);
+    snprintf(group, sizeof group, "group %u,", j.txn.stuck.gid);
+    assert_non_null(strstr(words, group));
+    assert_non_null(strstr(words, "300 ms (it may be done"));
     job_fini(&j);
     world_fini(&w);
 }

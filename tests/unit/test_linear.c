@@ -170,6 +170,62 @@ static void compares_are_true_or_refuse(void **state)
                   append_if(3, 9, 1, "c", false));
 }
 
+/* Reads both keys, then appends to one of them, if they are that long. */
+static struct linear_op if_both(uint64_t call, uint64_t ret, uint64_t first,
+                                uint64_t second, uint32_t to, const char *text,
+                                uint64_t at)
+{
+    struct linear_op op = append(call, ret, text, at);
+    op.parts[2] = op.parts[0];
+    op.parts[2].key = to;
+    op.parts[0] =
+        (struct linear_part){.kind = LINEAR_CMP_LENGTH, .number = first};
+    op.parts[1] = (struct linear_part){
+        .kind = LINEAR_CMP_LENGTH, .key = 1, .number = second};
+    op.part_count = 3;
+    return op;
+}
+
+/* By their names in the literature (Adya 1999; Berenson et al. 1995). Each is
+ * possible at some weaker level, so each must be seen. */
+static void anomalies_of_transactions(void **state)
+{
+    (void)state;
+    /* Lost update: both read "a", both wrote what follows from it. */
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, "a"), append_if(3, 9, 1, "b", false),
+                  append_if(4, 8, 1, "c", false), get(10, 11, "ab"));
+    /* Write skew: each read both and wrote the key that the other only read. */
+    CHECK_HISTORY(LINEAR_BAD, both(LINEAR_PUT, 1, 2, "a", "b"),
+                  if_both(3, 9, 1, 1, 0, "c", 1),
+                  if_both(3, 9, 1, 1, 1, "d", 1),
+                  both(LINEAR_GET, 10, 11, "ac", "bd"));
+    CHECK_HISTORY(LINEAR_OK, both(LINEAR_PUT, 1, 2, "a", "b"),
+                  if_both(3, 9, 1, 1, 0, "c", 1),
+                  if_both(3, 9, 2, 1, 1, "d", 1),
+                  both(LINEAR_GET, 10, 11, "ac", "bd"));
+    /* Read skew: one key from before a transaction, one from after it. */
+    CHECK_HISTORY(LINEAR_BAD, both(LINEAR_PUT, 1, 2, "a", "b"),
+                  both(LINEAR_PUT, 3, 9, "c", "d"),
+                  both(LINEAR_GET, 4, 8, "a", "d"));
+    /* Partial commit: its other half never comes. */
+    CHECK_HISTORY(LINEAR_BAD, both(LINEAR_PUT, 1, 2, "a", "b"),
+                  both(LINEAR_PUT, 3, 4, "c", "d"),
+                  both(LINEAR_GET, 5, 6, "c", "b"));
+    /* Dirty read: of a transaction that was refused. */
+    CHECK_HISTORY(LINEAR_BAD, put(1, 2, "a"), append_if(3, 4, 9, "b", true),
+                  get(5, 6, "ab"));
+    /* Long fork: two readers see two transactions in different orders. */
+    struct linear_op other = put(1, 9, "b");
+    other.parts[0].key = 1;
+    CHECK_HISTORY(LINEAR_BAD, put(1, 9, "a"), other,
+                  both(LINEAR_GET, 2, 3, "a", NULL),
+                  both(LINEAR_GET, 2, 3, NULL, "b"));
+    /* Serializable, but not strictly: the later one reads the past. */
+    CHECK_HISTORY(LINEAR_BAD, both(LINEAR_PUT, 1, 2, "a", "b"),
+                  both(LINEAR_PUT, 3, 4, "c", "d"),
+                  both(LINEAR_GET, 5, 6, "a", "b"));
+}
+
 /* Any of 24 appends could be what a length tells of. */
 static void alike_without_an_answer_are_tried_once(void **state)
 {
@@ -385,6 +441,7 @@ int main(void)
         cmocka_unit_test(without_an_answer_any_time_later_or_never),
         cmocka_unit_test(two_keys_change_together),
         cmocka_unit_test(compares_are_true_or_refuse),
+        cmocka_unit_test(anomalies_of_transactions),
         cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
