@@ -71,8 +71,10 @@ UNIT    := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(sort $(wildcard tests/unit/
 LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
             $(addprefix tests/sim/,world.c env.c net.c disk.c node.c verify.c) \
             $(wildcard tests/linear/*.c))
-REAL_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/labs_real real/control real/process real/group \
-            labs/rows labs/ask labs/entry labs/raft_2a labs/raft_2b labs/raft_2c labs/raft_2d)
+REAL_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/labs_real real/control real/process real/home \
+            real/group real/kv real/kv_begin real/user lib/faultnet linear/linear labs/rows labs/ask labs/entry \
+            labs/raft_2a labs/raft_2b labs/raft_2c labs/raft_2d labs/kv_ask labs/kv_generic \
+            labs/kv_3a labs/kv_3b labs/shard_4a labs/shard_4b)
 NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/entry lib/faultnet)
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)

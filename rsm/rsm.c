@@ -269,6 +269,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .wal_syncs = r->wal_stats.syncs,
         .entries_read = r->stored.read,
         .proposals_waiting = r->waiting_count + r->queued_count,
+        .checkpointing = r->checkpoint_running,
     };
     raft_status(r->raft, &status->raft);
     status->snap = r->snap_stats;

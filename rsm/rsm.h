@@ -262,6 +262,7 @@ struct rsm_status {
     uint64_t space_free; /* bytes; UINT64_MAX: not known */
     uint64_t space_low;
     const char *disk_root; /* NULL: not a real one */
+    bool checkpointing;    /* under way: then more of the log may go */
 };
 /* What to say of a full disk; empty if it is not. */
 void rsm_space_problem(const struct rsm_status *status, char *words,

@@ -95,7 +95,7 @@ fi
 # A few of the rows on processes, so that they do not rot: make test-real has all.
 if want real; then
     suite build/real make -s -j2 build/release/labs_real build/release/labs_node
-    suite real timeout 100 build/release/labs_real --seed 1 R1 R4 R14
+    suite real timeout 100 build/release/labs_real --seed 1 R1 R4 R14 S1
 fi
 
 if want fuzz; then

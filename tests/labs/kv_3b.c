@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { MAX_RAFT_STATE = 1000 };
 
@@ -73,7 +74,25 @@ static void snapshot_rpc(struct lab_run *run)
 
 /* ---- K16 ---- */
 
-enum { SIZE_ROUNDS = 200, SNAPSHOT_SIZE_MAX = 500 };
+enum {
+    SIZE_ROUNDS = 200,
+    SNAPSHOT_SIZE_MAX = 500,
+    ADDRESS_SIZE = sizeof "n4:7000" - 1,
+};
+
+/* The labs' snapshot has no addresses. Ours has the group's servers, and a real
+ * one's is longer than a simulated one's: by so much the plain bytes may be
+ * over the bound. */
+static size_t address_surplus(const struct kv *kv)
+{
+    size_t surplus = 0;
+    for (uint32_t i = 0; i < kv->options.replicas; i++) {
+        char address[NET_ADDRESS_SIZE_MAX];
+        kv_address(kv, 1, i, address);
+        surplus += strlen(address) - ADDRESS_SIZE;
+    }
+    return surplus;
+}
 
 static void check_snapshots(struct kv *kv)
 {
@@ -83,7 +102,7 @@ static void check_snapshots(struct kv *kv)
         if (sizes.snapshot == 0) {
             kv_fail(kv, "server %u has no snapshot", i);
         }
-        if (sizes.snapshot > SNAPSHOT_SIZE_MAX ||
+        if (sizes.snapshot > SNAPSHOT_SIZE_MAX + address_surplus(kv) ||
             sizes.stream > SNAPSHOT_SIZE_MAX) {
             kv_fail(kv, "snapshot too large (%zu, compressed %zu > %d)",
                     sizes.snapshot, sizes.stream, SNAPSHOT_SIZE_MAX);

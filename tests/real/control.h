@@ -44,7 +44,7 @@ enum real_ask_kind {
     REAL_ASK_STATE, /* REAL_STATE */
     REAL_ASK_BEGIN, /* REAL_BEGUN */
     REAL_ASK_NET,   /* REAL_DONE */
-    REAL_ASK_SIZES, /* REAL_STATE, with the sizes of a snapshot made now */
+    REAL_ASK_SIZES, /* REAL_STATE, with what the last checkpoint stored */
 };
 
 struct real_ask {
@@ -73,7 +73,8 @@ struct real_state {
     raft_index stored; /* applied by the state machine on disk */
     size_t log_size;
     uint32_t log_files;
-    size_t snapshot_size, stream_size; /* REAL_ASK_SIZES; 0: not made */
+    /* REAL_ASK_SIZES; see kv_sizes. 0: there is none. */
+    size_t snapshot_size, stream_size;
 };
 
 struct real_note {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "tests/real/home.h"
 #include "tests/real/process.h"
 
 #define MS UINT64_C(1000)
@@ -61,7 +62,7 @@ void lab_run_to(struct lab *l, uint64_t end_us)
     }
     process_hear_all(l->group->peers, l->peer_count, end_us);
     look_for_problems(l);
-    if (process_interrupted()) {
+    if (home_interrupted()) {
         lab_fail(l, "interrupted");
     }
     if (lab_now_us(l) - l->begun_us > LAB_TEST_SECONDS_MAX * 1000 * MS) {
@@ -296,14 +297,14 @@ static void peer_init(struct lab *l, uint32_t number, const char *dir,
                                  .seed = l->run->seed,
                                  .options = l->options};
     snprintf(p->node.dir, sizeof p->node.dir, "%s/n%u", dir, number);
-    snprintf(p->node.certs, sizeof p->node.certs, "%s", process_certs());
+    snprintf(p->node.certs, sizeof p->node.certs, "%s", home_certs());
     process_init(p);
 }
 
 void lab_begin(struct lab *l, struct lab_run *run, uint32_t peer_count,
                unsigned options)
 {
-    const char *dir = process_row_make(run->name);
+    const char *dir = home_row_make(run->name);
     *l = (struct lab){.run = run,
                       .peer_count = peer_count,
                       .options = options,
@@ -311,7 +312,7 @@ void lab_begin(struct lab *l, struct lab_run *run, uint32_t peer_count,
     l->rng = &l->group->rng;
     l->rng->state = run->seed;
     l->group->plan.unreliable = (options & LAB_UNRELIABLE) != 0;
-    uint32_t port = process_ports(peer_count);
+    uint32_t port = home_ports(peer_count);
     for (uint32_t i = 0; i < peer_count; i++) {
         peer_init(l, i, dir, port);
         l->peers[i].connected = true;
@@ -331,8 +332,8 @@ void lab_end(struct lab *l)
     for (uint32_t i = 0; i < l->peer_count; i++) {
         process_fini(&l->group->peers[i]);
     }
-    if (!l->run->failed || process_interrupted()) {
-        process_row_remove();
+    if (!l->run->failed || home_interrupted()) {
+        home_row_remove();
     }
     mem_free(l->group);
     lab_free(l);

@@ -7,16 +7,15 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "tests/real/home.h"
 #include "tests/real/process.h"
 
 extern const struct lab_table lab_raft_2a, lab_raft_2b, lab_raft_2c,
-    lab_raft_2d;
+    lab_raft_2d, lab_kv_3a, lab_kv_3b, lab_shard_4a, lab_shard_4b;
 
 static const struct lab_table *const tables[] = {
-    &lab_raft_2a,
-    &lab_raft_2b,
-    &lab_raft_2c,
-    &lab_raft_2d,
+    &lab_raft_2a, &lab_raft_2b, &lab_raft_2c,  &lab_raft_2d,
+    &lab_kv_3a,   &lab_kv_3b,   &lab_shard_4a, &lab_shard_4b,
 };
 
 enum { TABLES = sizeof tables / sizeof *tables, EXIT_INTERRUPTED = 130 };
@@ -44,12 +43,12 @@ static void run_row(const struct lab_table *table, const struct lab_row *row,
     printf("Test (%s): %s ...\n", table->part, row->title);
     fflush(stdout);
     row->run(&run);
-    if (process_interrupted()) {
+    if (home_interrupted()) {
         printf("  ... interrupted\n");
     } else if (run.failed) {
         printf("    seed %" PRIu64 ": %s\n    its directory is %s\n"
                "--- FAIL: %s (%s) after %.1f s\n",
-               seed, run.failure, process_row_dir(), row->name, row->number,
+               seed, run.failure, home_row_dir(), row->name, row->number,
                run.seconds);
         sum->failed++;
     } else {
@@ -64,20 +63,20 @@ static void run_row(const struct lab_table *table, const struct lab_row *row,
 static int run_all(uint64_t seed, char **which, int count)
 {
     struct sum sum = {0};
-    if (!process_home_make()) {
+    if (!home_make()) {
         return 1;
     }
     for (uint32_t t = 0; t < TABLES; t++) {
         for (uint32_t i = 0; i < tables[t]->row_count; i++) {
             const struct lab_row *row = &tables[t]->rows[i];
-            if (!process_interrupted() &&
+            if (!home_interrupted() &&
                 lab_wanted(tables[t], row, which, count)) {
                 run_row(tables[t], row, seed, &sum);
             }
         }
     }
-    process_home_remove();
-    if (process_interrupted()) {
+    home_remove();
+    if (home_interrupted()) {
         return EXIT_INTERRUPTED;
     }
     if (sum.passed + sum.failed == 0) {

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +17,10 @@
 #include "base/log.h"
 #include "shardctrler/server.h"
 #include "shardkv/server.h"
-#include "shardkv/server_int.h"
 #include "tests/real/list.h"
 #include "transport/rpc.h"
 
-enum { LOOK_US = 5000, SHARD_COUNT = 10 };
+enum { LOOK_US = 5000 };
 
 struct node {
     struct real_node self;
@@ -34,6 +34,7 @@ struct node {
     struct rsm *raft; /* of REAL_RAFT */
     struct ctl_replica *ctl;
     struct skv_server *skv;
+    struct skv_store *store;   /* the server's */
     struct lab_counts *counts; /* the runner sees it, too */
     uint64_t cut;
     struct env_timer look; /* for a new leader */
@@ -159,6 +160,77 @@ static void state_fill(struct real_state *s)
                              .log_files = lab_wal_files(node.disk)};
 }
 
+/* What the last checkpoint stored, as a stream: read by the thread that writes
+ * the store, between two entries. First what is under way ends: the labs save
+ * before the next entry comes; here the disk may take long, and the log cannot
+ * be cut until it is done. */
+struct sizes {
+    struct rsm_read read; /* first */
+    struct env_timer timer;
+    struct buf stream;
+    uint64_t index, term;
+};
+
+static enum err stream_add(void *arg, struct slice bytes)
+{
+    buf_append(arg, bytes.data, bytes.size);
+    return ERR_OK;
+}
+
+static void sizes_read(struct rsm_read *rd)
+{
+    struct sizes *s = (struct sizes *)rd;
+    const struct skv_store_ops *ops = node.store->ops;
+    struct skv_view *view;
+    ops->durable(node.store, &s->index, &s->term);
+    enum err rc = ops->view_open(node.store, &view);
+    if (rc == ERR_OK) {
+        rc = ops->view_read(node.store, view, stream_add, &s->stream);
+        ops->view_close(node.store, view);
+    }
+    if (rc != ERR_OK) {
+        give_up("read what is stored", rc);
+    }
+}
+
+static void sizes_done(struct rsm_read *rd, enum err rc)
+{
+    struct sizes *s = (struct sizes *)rd;
+    struct real_note note = {.kind = REAL_STATE};
+    CHECK(rc == ERR_OK);
+    state_fill(&note.state);
+    if (s->index > 0) {
+        note.state.snapshot_size = s->stream.size;
+        note.state.stream_size = lab_stream_size(node_rsm(), s->index, s->term,
+                                                 buf_slice(&s->stream));
+    }
+    tell(&note);
+    buf_free(&s->stream);
+    mem_free(s);
+}
+
+static void sizes_when_settled(struct env_timer *timer)
+{
+    struct sizes *s =
+        (struct sizes *)((char *)timer - offsetof(struct sizes, timer));
+    struct rsm_status status;
+    rsm_status(node_rsm(), &status);
+    if (status.checkpointing || status.applied < status.raft.commit) {
+        env_timer_start(node.env, timer, LOOK_US);
+    } else {
+        rsm_read_local(node_rsm(), &s->read);
+    }
+}
+
+static void tell_sizes(void)
+{
+    struct sizes *s = mem_alloc(sizeof *s);
+    s->read.run = sizes_read;
+    s->read.done = sizes_done;
+    s->timer.fire = sizes_when_settled;
+    sizes_when_settled(&s->timer);
+}
+
 static void set_net(const struct real_net *net)
 {
     node.cut = net->cut;
@@ -179,7 +251,7 @@ static void asked(const struct real_ask *ask)
         set_net(&ask->net);
         tell(&note);
         break;
-    case REAL_ASK_SIZES: break;
+    case REAL_ASK_SIZES: tell_sizes(); break;
     }
 }
 
@@ -317,12 +389,70 @@ static enum err start_raft(void)
     return rc;
 }
 
+static enum err start_controller(void)
+{
+    const struct real_node *self = &node.self;
+    struct ctl_server_config config = {
+        .env = node.env,
+        .net = faultnet_net(node.faults),
+        .disk = node.disk,
+        .id = self->id,
+        .shard_count = self->shards,
+        .checkpoint_size_max = self->checkpoint_size_max,
+        .checkpoint_ms_max = self->checkpoint_ms_max,
+        .wal_segment_size = self->wal_segment_size,
+        .log_keep_size = self->log_keep_size,
+        .identified = true,
+    };
+    config.peer_count = peers_fill(self->first, self->count, config.peers);
+    return ctl_replica_new(&config, &node.ctl);
+}
+
+static enum err start_group(void)
+{
+    const struct real_node *self = &node.self;
+    struct skv_server_config config = {
+        .env = node.env,
+        .net = faultnet_net(node.faults),
+        .disk = node.disk,
+        .gid = self->group,
+        .id = self->id,
+        .controller_count = self->controllers_count,
+        .checkpoint_size_max = self->checkpoint_size_max,
+        .checkpoint_ms_max = self->checkpoint_ms_max,
+        .wal_segment_size = self->wal_segment_size,
+        .log_keep_size = self->log_keep_size,
+        .identified = true,
+    };
+    config.peer_count = peers_fill(self->first, self->count, config.peers);
+    for (uint32_t i = 0; i < self->controllers_count; i++) {
+        address_of(self->controllers_first + i, config.controllers[i]);
+    }
+    enum err rc = skv_store_lmdb_open(self->dir, 0, &node.store);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    config.store = node.store;
+    return skv_server_new(&config, &node.skv);
+}
+
+static enum err start_parts(void)
+{
+    const struct real_node *self = &node.self;
+    enum err rc = disk_real_open(self->dir, &node.disk);
+    if (rc != ERR_OK || self->kind == REAL_RAFT) {
+        return rc == ERR_OK ? start_raft() : rc;
+    }
+    rc = rsm_identity_make(node.disk, self->group, self->id, false);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    return self->kind == REAL_CONTROLLER ? start_controller() : start_group();
+}
+
 static void start(void)
 {
-    enum err rc = disk_real_open(node.self.dir, &node.disk);
-    if (rc == ERR_OK) {
-        rc = start_raft();
-    }
+    enum err rc = start_parts();
     if (rc != ERR_OK) {
         give_up("start", rc);
     }

@@ -17,18 +17,6 @@ struct process {
     void *arg;
 };
 
-/* Where everything of this run is; made once. Explains failures on standard
- * error. */
-bool process_home_make(void);
-/* A signal asks this run to end. */
-bool process_interrupted(void);
-void process_home_remove(void); /* if no row has left anything there */
-const char *process_row_make(const char *row); /* an empty directory */
-const char *process_row_dir(void);
-void process_row_remove(void);
-const char *process_certs(void);
-/* The first of `count` free ports; not the same soon. */
-uint32_t process_ports(uint32_t count);
 uint64_t process_now_us(void);
 
 /* p->node says what it is. */
