@@ -15,6 +15,7 @@
 # make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
 # make bench-catchup   a replica that is SIZE=10GiB behind comes back under load
 # make bench-slow        puts while one follower is halted, or its disk is slow
+# make bench-stall       how long checkpoints keep a replica from applying, under full load
 # make bench-gap         the longest wait of a client when a leader goes
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
@@ -79,7 +80,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate test-disk lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate bench-stall test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -209,6 +210,10 @@ bench-slow: deps
 bench-catchup: deps
 	@$(MAKE) -s -j2 all
 	@SIZE=$(or $(SIZE),10GiB) tests/bench/catchup.sh
+
+bench-stall: deps
+	@$(MAKE) -s -j2 all
+	@tests/bench/stall.sh
 
 # The replicated log alone, beside the limits of disk and net.
 bench-log: deps

@@ -281,6 +281,24 @@ static void print_text(const struct report *r)
     }
 }
 
+/* What checkpoints cost: in milliseconds, of the last 1024. */
+static json_t *checkpoints_json(const struct ctl_status *s)
+{
+    static const char *const names[CTL_SPREADS] = {
+        [CTL_SPREAD_STALL] = "stall_ms",
+        [CTL_SPREAD_BUSY] = "applier_job_ms",
+        [CTL_SPREAD_WRITE] = "write_ms"};
+    json_t *j = json_pack("{s:I}", "count", (json_int_t)s->checkpoints);
+    for (uint32_t i = 0; i < s->spreads_count && i < CTL_SPREADS; i++) {
+        const struct ctl_spread *one = &s->spreads[i];
+        json_object_set_new(
+            j, names[i],
+            json_pack("{s:f, s:f, s:f}", "p50", (double)one->p50 / 1000, "p99",
+                      (double)one->p99 / 1000, "max", (double)one->max / 1000));
+    }
+    return j;
+}
+
 static json_t *replica_json(const struct ask_replica *one)
 {
     const struct ctl_status *s = &one->status;
@@ -312,6 +330,7 @@ static json_t *replica_json(const struct ask_replica *one)
         json_object_set_new(j, numbers[i].name,
                             json_integer((json_int_t)numbers[i].value));
     }
+    json_object_set_new(j, "checkpoints", checkpoints_json(s));
     return j;
 }
 

@@ -22,7 +22,7 @@ struct apply_job {
     struct rsm *rsm;
     enum err rc;
     uint32_t count;
-    uint64_t size;
+    uint64_t size, us;
     struct rsm_entry *entries;
     struct bytes **data; /* references */
     struct rsm_proposal **proposals;
@@ -32,10 +32,12 @@ static void on_run(struct env_job *job)
 {
     struct apply_job *j = (struct apply_job *)job;
     struct rsm_fsm *fsm = j->rsm->config.fsm;
+    j->us = env_now_us(j->rsm->env);
     if (rsm_space_enter(j->rsm, &j->rc)) {
         j->rc = fsm->ops->apply(fsm, j->entries, j->count);
         rsm_space_leave(j->rsm, j->rc);
     }
+    j->us = env_now_us(j->rsm->env) - j->us;
 }
 
 static void answer(struct rsm *r, struct apply_job *j)
@@ -72,6 +74,7 @@ static void on_done(struct env_job *job)
     struct apply_job *j = (struct apply_job *)job;
     struct rsm *r = j->rsm;
     r->apply_running--;
+    rsm_checkpoint_busy(r, j->us);
     bool waits = j->rc == ERR_NOSPACE && r->config.fsm->ops->rewind != NULL;
     if (waits) {
         rsm_space_wait(r, RSM_SPACE_STORE);
@@ -153,7 +156,8 @@ static void submit(struct rsm *r, const struct raft_entry *entries,
 
 static bool submit_next(struct rsm *r)
 {
-    if (!may_submit(r) || r->apply_loading || may_wait(r)) {
+    if (!may_submit(r) || r->apply_loading || may_wait(r) ||
+        rsm_checkpoint_holds(r)) {
         return false;
     }
     uint32_t count = 0;

@@ -1,8 +1,14 @@
 /* When the state machine goes to disk, and what of the log may go then.
+ *
+ *   begin (apply worker)       what was applied is frozen
+ *   write (checkpoint worker)  and made durable, while applying goes on
+ *   end (apply worker)
+ *
  * Invariants:
  *
  *  1. The log is cut at or below `durable`: a restart finds all that the state
- *     machine has not stored.
+ *     machine has not stored. `durable` is what the state machine names when
+ *     end() has run.
  *  2. While there is room on the disk, it is never cut past the index of a
  *     snapshot that is on its way to a peer: the peer needs what follows. A
  *     stream whose log is cut all the same (its peer has been silent while
@@ -13,7 +19,10 @@
  *  4. A leader keeps what a follower does not have yet, with the same bounds:
  *     one that is slow, or has installed a snapshot just now, could need the
  *     next one else before it is there, and so for ever. What is kept is on the
- *     disk; of the log in memory nothing but the end is (raft_evict). */
+ *     disk; of the log in memory nothing but the end is (raft_evict).
+ *  5. A disk that is too slow makes applying wait, when RSM_BACKLOG_FACTOR
+ * times checkpoint_size_max were applied since the checkpoint began: what is
+ * not durable is in memory. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -22,8 +31,10 @@
 struct checkpoint_job {
     struct env_job job;
     struct rsm *rsm;
-    raft_index index;
+    bool steps; /* begin, write and end; else all at once */
     enum err rc;
+    raft_index index;            /* durable now */
+    uint64_t stall_us, write_us; /* how long the workers were at it */
 };
 
 static void add_mark(struct rsm *r, raft_index index)
@@ -127,14 +138,66 @@ static void compact(struct rsm *r)
     rsm_outgoing_cut(r, index);
 }
 
-static void on_run(struct env_job *job)
+/* --- The steps */
+
+static uint64_t now_us(const struct checkpoint_job *j)
+{
+    return env_now_us(j->rsm->env);
+}
+
+static void run_begin(struct env_job *job)
 {
     struct checkpoint_job *j = (struct checkpoint_job *)job;
     struct rsm_fsm *fsm = j->rsm->config.fsm;
+    uint64_t begun_us = now_us(j);
+    raft_term term = 0;
     if (rsm_space_enter(j->rsm, &j->rc)) {
-        j->rc = fsm->ops->checkpoint(fsm);
+        j->rc = j->steps ? fsm->ops->checkpoint_begin(fsm)
+                         : fsm->ops->checkpoint(fsm);
         rsm_space_leave(j->rsm, j->rc);
     }
+    j->index = fsm->ops->durable(fsm, &term);
+    j->stall_us = now_us(j) - begun_us;
+}
+
+static void run_write(struct env_job *job)
+{
+    struct checkpoint_job *j = (struct checkpoint_job *)job;
+    struct rsm_fsm *fsm = j->rsm->config.fsm;
+    j->write_us = now_us(j);
+    (void)!fsm->ops->checkpoint_write(fsm); /* end() says how it went */
+    j->write_us = now_us(j) - j->write_us;
+}
+
+static void run_end(struct env_job *job)
+{
+    struct checkpoint_job *j = (struct checkpoint_job *)job;
+    struct rsm_fsm *fsm = j->rsm->config.fsm;
+    uint64_t begun_us = now_us(j);
+    raft_term term = 0;
+    j->rc = fsm->ops->checkpoint_end(fsm);
+    rsm_space_leave(j->rsm, j->rc);
+    j->index = fsm->ops->durable(fsm, &term);
+    j->stall_us += now_us(j) - begun_us;
+}
+
+static void finish(struct rsm *r, const struct checkpoint_job *j)
+{
+    uint64_t held_us = r->held_us != 0 ? env_now_us(r->env) - r->held_us : 0;
+    rsm_samples_add(&r->stalls, j->stall_us + held_us);
+    rsm_samples_add(&r->busies, r->busy_us);
+    rsm_samples_add(&r->writes, j->write_us);
+    r->held_us = r->busy_us = 0;
+    if (r->installing) {
+        return; /* the state that was written is being replaced */
+    }
+    CHECK(r->applied >= j->index);
+    if (j->index > r->durable) {
+        r->durable = j->index;
+    }
+    compact(r);
+    rsm_space_found(r, RSM_SPACE_STORE);
+    rsm_apply_pump(r);
 }
 
 static void on_done(struct env_job *job)
@@ -147,28 +210,69 @@ static void on_done(struct env_job *job)
     } else if (j->rc != ERR_OK) {
         rsm_die(r, j->rc, "a checkpoint");
     } else if (!rsm_stopped(r)) {
-        CHECK(r->applied >= j->index);
-        if (j->index > r->durable) {
-            r->durable = j->index;
-        }
-        r->checkpoint_size = r->applied_size;
-        compact(r);
-        rsm_space_found(r, RSM_SPACE_STORE);
-        rsm_checkpoint_pump(r);
+        finish(r, j);
     }
     mem_free(j);
 }
 
-static void submit(struct rsm *r)
+static void submit(struct checkpoint_job *j, struct env_worker *worker,
+                   void (*run)(struct env_job *),
+                   void (*done)(struct env_job *))
+{
+    j->job = (struct env_job){.run = run, .done = done};
+    env_worker_submit(j->rsm->env, worker, &j->job);
+}
+
+static void on_written(struct env_job *job)
+{
+    struct checkpoint_job *j = (struct checkpoint_job *)job;
+    if (rsm_stopped(j->rsm)) {
+        mem_free(j);
+        return;
+    }
+    submit(j, j->rsm->apply_worker, run_end, on_done);
+}
+
+static void on_begun(struct env_job *job)
+{
+    struct checkpoint_job *j = (struct checkpoint_job *)job;
+    if (rsm_stopped(j->rsm) || j->rc != ERR_OK || !j->steps) {
+        on_done(job);
+        return;
+    }
+    submit(j, j->rsm->checkpoint_worker, run_write, on_written);
+}
+
+static void begin(struct rsm *r)
 {
     struct checkpoint_job *j = mem_alloc(sizeof *j);
-    j->job.run = on_run;
-    j->job.done = on_done;
     j->rsm = r;
-    j->index = r->submitted;
+    j->steps = r->config.fsm->ops->checkpoint_begin != NULL;
+    r->checkpoint_size = r->applied_size;
     r->checkpoint_running = true;
     r->checkpoint_due = false;
-    env_worker_submit(r->env, r->apply_worker, &j->job);
+    r->busy_us = 0;
+    submit(j, r->apply_worker, run_begin, on_begun);
+}
+
+void rsm_checkpoint_busy(struct rsm *r, uint64_t us)
+{
+    if (r->checkpoint_running && us > r->busy_us) {
+        r->busy_us = us;
+    }
+}
+
+bool rsm_checkpoint_holds(struct rsm *r)
+{
+    uint64_t backlog = r->applied_size - r->checkpoint_size;
+    if (!r->checkpoint_running ||
+        backlog / RSM_BACKLOG_FACTOR < r->config.checkpoint_size_max) {
+        return false;
+    }
+    if (r->held_us == 0) {
+        r->held_us = env_now_us(r->env);
+    }
+    return true;
 }
 
 void rsm_checkpoint_pump(struct rsm *r)
@@ -179,7 +283,7 @@ void rsm_checkpoint_pump(struct rsm *r)
     }
     uint64_t size = r->applied_size - r->checkpoint_size;
     if (r->checkpoint_due || size >= r->config.checkpoint_size_max) {
-        submit(r);
+        begin(r);
     } else if (!r->checkpoint_set) {
         r->checkpoint_set = true;
         env_timer_start(r->env, &r->checkpoint,

@@ -269,6 +269,9 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .wal_syncs = r->wal_stats.syncs,
         .entries_read = r->stored.read,
         .proposals_waiting = r->waiting_count + r->queued_count,
+        .stall = rsm_samples_spread(&r->stalls),
+        .busy = rsm_samples_spread(&r->busies),
+        .write = rsm_samples_spread(&r->writes),
         .checkpointing = r->checkpoint_running,
     };
     raft_status(r->raft, &status->raft);
@@ -334,6 +337,7 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     }
     r->wal_worker = env_worker_new(r->env, "wal");
     r->apply_worker = env_worker_new(r->env, "apply");
+    r->checkpoint_worker = env_worker_new(r->env, "checkpoint");
     r->snap_worker = env_worker_new(r->env, "snap");
     r->read_worker = env_worker_new(r->env, "read");
     rsm_incoming_open(r);
@@ -362,6 +366,7 @@ void rsm_free(struct rsm *r)
 
     env_worker_free(r->env, r->wal_worker);
     env_worker_free(r->env, r->apply_worker);
+    env_worker_free(r->env, r->checkpoint_worker);
     env_worker_free(r->env, r->snap_worker);
     env_worker_free(r->env, r->read_worker);
     /* Again: what came back from the workers. */

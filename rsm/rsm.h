@@ -7,6 +7,7 @@
  *   loop     the core, messages, timers, proposals and their answers
  *   "wal"    group commit: one wal_append() for all updates that waited
  *   "apply"  the state machine: apply, reads, checkpoints, snapshot install
+ *   "checkpoint"  the slow part of a checkpoint
  *   "snap"   making and compressing a snapshot for a peer; receiving one
  *   "read"   what is sent to a peer that is far behind, from the disk
  *
@@ -83,7 +84,8 @@ struct rsm_entry {
 };
 
 /* The user's state machine. Everything is called on the "apply" worker, except
- * snap_read() and snap_end() ("snap"). Errors other than those named end the
+ * snap_read() and snap_end() ("snap") and checkpoint_write() ("checkpoint").
+ * Errors other than those named end the
  * replica: it cannot go on from half an entry. ERR_NOSPACE does not: the
  * replica waits for space (rsm/space.c). */
 struct rsm_fsm;
@@ -95,6 +97,13 @@ struct rsm_fsm_ops {
                       uint32_t count);
     /* Makes all that was applied durable (durable() would name it). */
     enum err (*checkpoint)(struct rsm_fsm *fsm);
+    /* The same in three steps, or NULL. apply() and all else goes on between
+     * them, so begin and end must be quick; end() is called whatever write()
+     * gave, and gives it too. What durable() names after it is durable: maybe
+     * something else than begin() saw, if there was a rewind or an install. */
+    enum err (*checkpoint_begin)(struct rsm_fsm *fsm);
+    enum err (*checkpoint_write)(struct rsm_fsm *fsm);
+    enum err (*checkpoint_end)(struct rsm_fsm *fsm);
     /* Freezes a view of what is applied now, cheaply; its label is the last
      * applied index. */
     enum err (*snap_begin)(struct rsm_fsm *fsm, void **view);
@@ -138,8 +147,10 @@ struct rsm_config {
     bool identified;
     uint32_t heartbeat_ms, election_min_ms, election_max_ms; /* 0: default */
     size_t wal_segment_size;                                 /* 0: 64 MiB */
-    size_t checkpoint_size_max; /* log bytes between checkpoints; 0: 8 MiB */
-    uint32_t checkpoint_ms_max; /* time between; 0: 1000 */
+    /* Log bytes between checkpoints, 0: 16 MiB; when the disk cannot keep up
+     * with RSM_BACKLOG_FACTOR as much, applying waits for it. */
+    size_t checkpoint_size_max;
+    uint32_t checkpoint_ms_max; /* time between; 0: 2000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
     /* The most that is kept on disk for followers that are behind; 0: as long
@@ -249,6 +260,12 @@ struct rsm_snap_stats {
     uint64_t installed;
 };
 
+/* Of the last RSM_SAMPLES checkpoints, in microseconds; count: of all. */
+struct rsm_spread {
+    uint64_t count;
+    uint64_t p50_us, p99_us, max_us;
+};
+
 struct rsm_status {
     struct raft_status raft;
     struct rsm_snap_stats snap;
@@ -258,8 +275,11 @@ struct rsm_status {
     uint64_t wal_syncs;
     uint64_t entries_read; /* again, from disk, for followers far behind */
     uint32_t proposals_waiting;
-    bool full;           /* waits for space on its disk */
-    uint64_t space_free; /* bytes; UINT64_MAX: not known */
+    struct rsm_spread stall; /* for which a checkpoint kept the applier */
+    struct rsm_spread busy;  /* the applier's longest job while it was made */
+    struct rsm_spread write; /* what it took on its own thread */
+    bool full;               /* waits for space on its disk */
+    uint64_t space_free;     /* bytes; UINT64_MAX: not known */
     uint64_t space_low;
     const char *disk_root; /* NULL: not a real one */
     bool checkpointing;    /* under way: then more of the log may go */

@@ -37,8 +37,10 @@ enum {
     RSM_CHUNK_PATIENCE = 2,       /* then the log waits for that peer less */
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
-    RSM_CHECKPOINT_SIZE_DEFAULT = 8 << 20,
-    RSM_CHECKPOINT_MS_DEFAULT = 1000,
+    RSM_CHECKPOINT_SIZE_DEFAULT = 16 << 20,
+    RSM_CHECKPOINT_MS_DEFAULT = 2000,
+    RSM_BACKLOG_FACTOR = 4,
+    RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
@@ -142,6 +144,12 @@ struct rsm_stored {
     uint64_t read; /* entries, since start */
 };
 
+/* The last RSM_SAMPLES times something took. */
+struct rsm_samples {
+    uint64_t count;
+    uint32_t us[RSM_SAMPLES];
+};
+
 struct rsm_read_batch;
 struct rsm_wanted; /* a change of members that somebody waits for */
 
@@ -180,7 +188,8 @@ struct rsm {
     struct env *env;
     struct raft *raft;
     struct wal *wal; /* the wal worker's */
-    struct env_worker *wal_worker, *apply_worker, *snap_worker, *read_worker;
+    struct env_worker *wal_worker, *apply_worker, *checkpoint_worker;
+    struct env_worker *snap_worker, *read_worker;
     bool dead;    /* env_fatal() was called, and returned */
     bool closing; /* rsm_free() */
 
@@ -236,7 +245,10 @@ struct rsm {
     raft_index compacted;     /* on disk */
     raft_index evicted;       /* from memory */
     uint64_t applied_size;    /* bytes of all entries applied since start */
-    uint64_t checkpoint_size; /* the same at the last checkpoint */
+    uint64_t checkpoint_size; /* the same when the last checkpoint began */
+    uint64_t held_us;         /* since when applying waits for it; 0: not */
+    uint64_t busy_us;         /* the longest job since it began */
+    struct rsm_samples stalls, busies, writes;
     struct rsm_mark *marks;
     uint32_t mark_count, mark_capacity;
 
@@ -357,6 +369,13 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
 /* At start: what the log still has of what the state machine has stored. */
 void rsm_checkpoint_recovered(struct rsm *r);
 void rsm_checkpoint_pump(struct rsm *r);
+/* Must applying wait for the checkpoint that is being made? */
+bool rsm_checkpoint_holds(struct rsm *r);
+void rsm_checkpoint_busy(struct rsm *r, uint64_t us); /* so long was a job */
+
+/* samples.c */
+void rsm_samples_add(struct rsm_samples *s, uint64_t us);
+struct rsm_spread rsm_samples_spread(const struct rsm_samples *s);
 
 /* propose.c */
 void rsm_propose_flush(struct rsm *r);

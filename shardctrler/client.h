@@ -78,6 +78,16 @@ enum ctl_move_stage {
 MSG_STRUCT(ctl_move, CTL_MOVE_FIELDS);
 #define CTL_STATUS_MOVES_MAX 16u
 
+/* What checkpoints of late cost, in microseconds. */
+#define CTL_SPREAD_FIELDS(F) F(U64, p50) F(U64, p99) F(U64, max)
+MSG_STRUCT(ctl_spread, CTL_SPREAD_FIELDS);
+enum ctl_spread_kind {
+    CTL_SPREAD_STALL, /* for so long a checkpoint kept the applier */
+    CTL_SPREAD_BUSY,  /* the applier's longest job while it was made */
+    CTL_SPREAD_WRITE, /* what it took beside the applier */
+    CTL_SPREADS
+};
+
 #define CTL_STATUS_FIELDS(F)                                                   \
     F(U32, gid)                                                                \
     F(U64, id)                                                                 \
@@ -99,7 +109,9 @@ MSG_STRUCT(ctl_move, CTL_MOVE_FIELDS);
     F(LIST, ctl_peer, peers, 16)                                               \
     F(U32, arriving) /* shards, those of `moves` and those that wait */        \
     F(U32, leaving)                                                            \
-    F(LIST, ctl_move, moves, CTL_STATUS_MOVES_MAX) /* the leader's */
+    F(LIST, ctl_move, moves, CTL_STATUS_MOVES_MAX) /* the leader's */          \
+    F(U64, checkpoints)                            /* since it started */      \
+    F(LIST, ctl_spread, spreads, CTL_SPREADS)      /* by enum ctl_spread_kind */
 MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
 
 struct ctl_client;

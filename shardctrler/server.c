@@ -323,6 +323,20 @@ static void fill_problem(const struct rsm_status *status,
     }
 }
 
+static struct ctl_spread spread_of(const struct rsm_spread *s)
+{
+    return (struct ctl_spread){
+        .p50 = s->p50_us, .p99 = s->p99_us, .max = s->max_us};
+}
+
+void ctl_status_spreads(const struct rsm_status *from,
+                        struct ctl_spread to[CTL_SPREADS])
+{
+    to[CTL_SPREAD_STALL] = spread_of(&from->stall);
+    to[CTL_SPREAD_BUSY] = spread_of(&from->busy);
+    to[CTL_SPREAD_WRITE] = spread_of(&from->write);
+}
+
 static void handle_status(struct ctl_replica *r, struct net_request *request)
 {
     struct rsm_status status;
@@ -339,6 +353,8 @@ static void handle_status(struct ctl_replica *r, struct net_request *request)
                                      .active = members[i].active};
     }
     fill_problem(&status, members, count, problem, sizeof problem);
+    struct ctl_spread spreads[CTL_SPREADS];
+    ctl_status_spreads(&status, spreads);
     struct ctl_status out = {
         .gid = 0,
         .id = r->config.id,
@@ -358,6 +374,9 @@ static void handle_status(struct ctl_replica *r, struct net_request *request)
         .problem = slice_text(problem),
         .peers = peers,
         .peers_count = count,
+        .checkpoints = status.stall.count,
+        .spreads = spreads,
+        .spreads_count = CTL_SPREADS,
     };
     ctl_status_encode(&b, &out);
     net_reply(r->net, request, ERR_OK, buf_slice(&b));

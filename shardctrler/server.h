@@ -5,7 +5,7 @@
 #define SHARDCTRLER_SERVER_H
 
 #include "rsm/rsm.h"
-#include "shardctrler/config.h"
+#include "shardctrler/client.h"
 
 struct ctl_server_config {
     struct env *env;
@@ -34,5 +34,9 @@ MUST_USE enum err ctl_replica_new(const struct ctl_server_config *config,
                                   struct ctl_replica **out);
 void ctl_replica_free(struct ctl_replica *s);
 struct rsm *ctl_replica_rsm(struct ctl_replica *s); /* for tests and shutdown */
+
+/* What a status says of an rsm's checkpoints, also another service's. */
+void ctl_status_spreads(const struct rsm_status *from,
+                        struct ctl_spread to[CTL_SPREADS]);
 
 #endif

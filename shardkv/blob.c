@@ -10,7 +10,8 @@
  *  3. Errors of writing back are not lost with a closed file: syncfs() on a
  *     descriptor that was open all along reports them (Linux 5.8 and later).
  *
- * One thread, except skv_blobs_stream() and what is said of exact views. */
+ * One thread, except skv_blobs_stream(), skv_blobs_sync_run(),
+ * skv_blobs_unlink() and what is said of exact views. */
 #include "shardkv/store_int.h"
 
 #include <errno.h>
@@ -315,9 +316,8 @@ void skv_blobs_forget(struct skv_blobs *b, uint64_t id)
     }
 }
 
-enum err skv_blobs_unlink(struct skv_blobs *b, uint64_t id)
+enum err skv_blobs_unlink(const struct skv_blobs *b, uint64_t id)
 {
-    skv_blobs_forget(b, id);
     char name[NAME_SIZE];
     name_of(id, name);
     if (unlinkat(b->dir_fd, name, 0) != 0) {
@@ -328,7 +328,14 @@ enum err skv_blobs_unlink(struct skv_blobs *b, uint64_t id)
 
 /* ---- sync ---- */
 
-static enum err sync_fan(struct skv_blobs *b, unsigned fan)
+struct skv_blob_sync {
+    bool all; /* with one syncfs(); else: */
+    int fds[SYNC_ONE_BY_ONE_MAX];
+    uint32_t count;
+    bool made[FANOUT], made_fan;
+};
+
+static enum err sync_fan(const struct skv_blobs *b, unsigned fan)
 {
     char name[FAN_NAME_SIZE];
     fan_name_of(fan, name);
@@ -344,52 +351,75 @@ static enum err sync_fan(struct skv_blobs *b, unsigned fan)
     return ERR_OK;
 }
 
-static enum err sync_each(struct skv_blobs *b)
+static enum err sync_each(const struct skv_blobs *b,
+                          const struct skv_blob_sync *s)
 {
-    struct open_file *f, *next;
-    HASH_ITER(hh, b->files, f, next)
-    {
-        if (f->dirty && fdatasync(f->fd) != 0) {
-            return failed(b, "fdatasync", f->id);
+    for (uint32_t i = 0; i < s->count; i++) {
+        if (fdatasync(s->fds[i]) != 0) {
+            return skv_system_failed("fdatasync", b->dir);
         }
     }
     enum err rc = ERR_OK;
     for (unsigned i = 0; i < FANOUT && rc == ERR_OK; i++) {
-        rc = b->made[i] ? sync_fan(b, i) : ERR_OK;
+        rc = s->made[i] ? sync_fan(b, i) : ERR_OK;
     }
-    if (rc == ERR_OK && b->made_fan && fsync(b->dir_fd) != 0) {
+    if (rc == ERR_OK && s->made_fan && fsync(b->dir_fd) != 0) {
         rc = skv_system_failed("fsync", b->dir);
     }
     return rc;
 }
 
-static void marks_clear(struct skv_blobs *b)
+/* Takes the marks. The files may be closed, and others opened, while their
+ * copies here are synced. */
+struct skv_blob_sync *skv_blobs_freeze(struct skv_blobs *b)
 {
+    struct skv_blob_sync *s = mem_alloc(sizeof *s);
+    s->all = b->sync_all || b->dirty_count > SYNC_ONE_BY_ONE_MAX;
+    memcpy(s->made, b->made, sizeof s->made);
+    s->made_fan = b->made_fan;
     struct open_file *f, *next;
     HASH_ITER(hh, b->files, f, next)
     {
+        int fd = f->dirty && !s->all ? fcntl(f->fd, F_DUPFD_CLOEXEC, 0) : -1;
+        if (fd >= 0) {
+            s->fds[s->count++] = fd;
+        } else {
+            s->all |= f->dirty;
+        }
         f->dirty = false;
     }
     b->dirty_count = 0;
     b->sync_all = false;
     memset(b->made, 0, sizeof b->made);
     b->made_fan = false;
+    return s;
+}
+
+void skv_blobs_sync_free(struct skv_blob_sync *s)
+{
+    for (uint32_t i = 0; i < s->count; i++) {
+        close(s->fds[i]);
+    }
+    mem_free(s);
+}
+
+enum err skv_blobs_sync_run(const struct skv_blobs *b, struct skv_blob_sync *s)
+{
+    enum err rc = ERR_OK;
+    if (s->all) {
+        rc = syncfs(b->dir_fd) == 0 ? ERR_OK
+                                    : skv_system_failed("syncfs", b->dir);
+    } else {
+        rc = sync_each(b, s);
+    }
+    skv_blobs_sync_free(s);
+    /* Also for want of space: nobody knows what is there. */
+    return rc == ERR_OK ? ERR_OK : ERR_IO;
 }
 
 enum err skv_blobs_sync(struct skv_blobs *b)
 {
-    enum err rc = ERR_OK;
-    if (b->sync_all || b->dirty_count > SYNC_ONE_BY_ONE_MAX) {
-        rc = syncfs(b->dir_fd) == 0 ? ERR_OK
-                                    : skv_system_failed("syncfs", b->dir);
-    } else {
-        rc = sync_each(b);
-    }
-    if (rc != ERR_OK) {
-        return ERR_IO; /* also for want of space: nobody knows what is there */
-    }
-    marks_clear(b);
-    return ERR_OK;
+    return skv_blobs_sync_run(b, skv_blobs_freeze(b));
 }
 
 /* ---- for a view ---- */

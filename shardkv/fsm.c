@@ -206,16 +206,41 @@ static enum err op_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
 
 /* The clock is stored only here: views are made of checkpoints, so nobody sees
  * one that is older than its other keys. */
-static enum err op_checkpoint(struct rsm_fsm *fsm)
+static enum err store_clock(struct skv_fsm *f)
 {
-    struct skv_fsm *f = fsm_of(fsm);
     struct skv_store *s = f->store;
     struct skv_name name = skv_name_clock();
     uint8_t clock[sizeof f->clock_us];
     set_u64(clock, f->clock_us);
-    enum err rc =
-        s->ops->put(s, skv_name_slice(&name), slice_of(clock, sizeof clock));
+    return s->ops->put(s, skv_name_slice(&name), slice_of(clock, sizeof clock));
+}
+
+static enum err op_checkpoint(struct rsm_fsm *fsm)
+{
+    struct skv_fsm *f = fsm_of(fsm);
+    struct skv_store *s = f->store;
+    enum err rc = store_clock(f);
     return rc == ERR_OK ? s->ops->checkpoint(s, f->index, f->term) : rc;
+}
+
+static enum err op_checkpoint_begin(struct rsm_fsm *fsm)
+{
+    struct skv_fsm *f = fsm_of(fsm);
+    struct skv_store *s = f->store;
+    enum err rc = store_clock(f);
+    return rc == ERR_OK ? s->ops->checkpoint_begin(s, f->index, f->term) : rc;
+}
+
+static enum err op_checkpoint_write(struct rsm_fsm *fsm)
+{
+    struct skv_store *s = fsm_of(fsm)->store;
+    return s->ops->checkpoint_write(s);
+}
+
+static enum err op_checkpoint_end(struct rsm_fsm *fsm)
+{
+    struct skv_store *s = fsm_of(fsm)->store;
+    return s->ops->checkpoint_end(s);
 }
 
 static enum err op_snap_begin(struct rsm_fsm *fsm, void **view)
@@ -322,6 +347,9 @@ static const struct rsm_fsm_ops fsm_ops = {
     .durable = op_durable,
     .apply = op_apply,
     .checkpoint = op_checkpoint,
+    .checkpoint_begin = op_checkpoint_begin,
+    .checkpoint_write = op_checkpoint_write,
+    .checkpoint_end = op_checkpoint_end,
     .snap_begin = op_snap_begin,
     .snap_read = op_snap_read,
     .snap_end = op_snap_end,

@@ -84,7 +84,9 @@ MUST_USE enum err skv_chunks_put(struct skv_store *s, struct skv_name name,
 /* To the end of `out`. ERR_NOTFOUND. */
 MUST_USE enum err skv_chunks_get(struct skv_store *s, struct skv_name name,
                                  struct buf *out);
-MUST_USE enum err skv_chunks_remove(struct skv_store *s, struct skv_name name);
+/* *found, if not NULL: it was there. */
+MUST_USE enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
+                                    bool *found);
 
 /* The first `max` keys that begin with `prefix` and are above or at `from`. */
 struct skv_keys {
@@ -249,9 +251,12 @@ MUST_USE enum err skv_exec_prepare(struct skv_exec *x);
     F(U64, last_us)                                                            \
     F(U64, first)                                                              \
     F(U32, replies) /* kept */                                                 \
+    F(U16, newest)  /* of the one stored last, less `first`; it may be gone */ \
     F(U64, outcome) /* the highest number of a commit; see SKV_OUTCOME_IDLE_US \
                      */
 MSG_STRUCT(skv_row, SKV_ROW_FIELDS);
+
+enum { SKV_NEWEST_UNKNOWN = UINT16_MAX }; /* or too far from `first` */
 
 /* What a number was used for; in the store. */
 enum skv_use {

@@ -181,7 +181,7 @@ enum err skv_prepared_remove(struct skv_call *c, struct skv_prepared *p)
 {
     enum err rc = skv_chunks_remove(
         c->fsm->store,
-        skv_name_prepared(c->request->shard, p->session, p->sequence));
+        skv_name_prepared(c->request->shard, p->session, p->sequence), NULL);
     if (rc == ERR_OK) {
         unlink_free(c->shard, p);
     }

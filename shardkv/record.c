@@ -291,11 +291,15 @@ enum err skv_chunks_get(struct skv_store *s, struct skv_name name,
     return got == size ? ERR_OK : ERR_CORRUPT;
 }
 
-enum err skv_chunks_remove(struct skv_store *s, struct skv_name name)
+enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
+                           bool *found)
 {
     struct skv_value value;
     struct skv_name key = chunk_name(name, 0);
     enum err rc = chunk_lookup(s, &key, &value);
+    if (found != NULL) {
+        *found = rc == ERR_OK;
+    }
     if (rc != ERR_OK) {
         return rc == ERR_NOTFOUND ? ERR_OK : rc;
     }

@@ -75,7 +75,15 @@ static bool collect_below(void *arg, struct slice key,
     return true;
 }
 
-enum err skv_row_forget(struct skv_call *c, uint64_t first)
+static enum err forget_one(struct skv_call *c, uint64_t sequence, bool *found)
+{
+    const struct skv_request *q = c->request;
+    enum err rc = skv_chunks_remove(
+        c->fsm->store, skv_name_reply(q->shard, q->session, sequence), found);
+    return rc == ERR_OK && *found ? uncount_reply(c) : rc;
+}
+
+static enum err forget_by_scan(struct skv_call *c, uint64_t first)
 {
     struct skv_store *s = c->fsm->store;
     const struct skv_request *q = c->request;
@@ -84,16 +92,46 @@ enum err skv_row_forget(struct skv_call *c, uint64_t first)
     enum err rc = s->ops->scan(s, skv_name_slice(&all), slice_of(NULL, 0),
                                collect_below, &b);
     for (size_t at = 0; rc == ERR_OK && at < b.sequences.size; at += 8) {
-        rc = skv_chunks_remove(s,
-                               skv_name_reply(q->shard, q->session,
-                                              get_u64(b.sequences.data + at)));
-        if (rc == ERR_OK) {
-            rc = uncount_reply(c);
-        }
+        bool found = false;
+        rc = forget_one(c, get_u64(b.sequences.data + at), &found);
+    }
+    buf_free(&b.sequences);
+    return rc;
+}
+
+static void newest_set(struct skv_row *row, uint64_t sequence)
+{
+    uint64_t ahead =
+        sequence >= row->first ? sequence - row->first : SKV_NEWEST_UNKNOWN;
+    row->newest =
+        ahead < SKV_NEWEST_UNKNOWN ? (uint16_t)ahead : SKV_NEWEST_UNKNOWN;
+}
+
+/* Most sessions have one reply in a shard, and it is known which: a scan would
+ * cost more than all else that a small write does. */
+static enum err forget_newest(struct skv_call *c, uint64_t first, bool *done)
+{
+    uint64_t newest = c->row.first + c->row.newest;
+    *done = c->row.replies == 0;
+    if (c->row.replies != 1 || c->row.newest == SKV_NEWEST_UNKNOWN ||
+        newest >= first ||
+        skv_prepared_find(c->shard, c->request->session, newest) != NULL) {
+        return ERR_OK;
+    }
+    return forget_one(c, newest, done);
+}
+
+enum err skv_row_forget(struct skv_call *c, uint64_t first)
+{
+    bool done = false;
+    uint64_t newest = c->row.first + c->row.newest;
+    enum err rc = forget_newest(c, first, &done);
+    if (rc == ERR_OK && !done) {
+        rc = forget_by_scan(c, first);
     }
     c->row.first = first;
+    newest_set(&c->row, newest);
     c->row_changed = true;
-    buf_free(&b.sequences);
     return rc;
 }
 
@@ -134,6 +172,7 @@ static enum err use_save(struct skv_call *c, enum skv_use use,
 enum err skv_use_add(struct skv_call *c, enum skv_use use, struct slice reply)
 {
     c->row.replies++;
+    newest_set(&c->row, c->request->sequence);
     return use_save(c, use, reply);
 }
 
@@ -142,7 +181,7 @@ enum err skv_use_replace(struct skv_call *c, enum skv_use use,
 {
     const struct skv_request *q = c->request;
     enum err rc = skv_chunks_remove(
-        c->fsm->store, skv_name_reply(q->shard, q->session, q->sequence));
+        c->fsm->store, skv_name_reply(q->shard, q->session, q->sequence), NULL);
     if (rc != ERR_OK) {
         return rc;
     }

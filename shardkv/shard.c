@@ -210,7 +210,7 @@ static enum err config_put(struct skv_fsm *f, struct skv_name name,
 {
     buf_clear(&f->scratch);
     ctl_config_encode(&f->scratch, config);
-    enum err rc = skv_chunks_remove(f->store, name);
+    enum err rc = skv_chunks_remove(f->store, name, NULL);
     return rc == ERR_OK ? skv_chunks_put(f->store, name, buf_slice(&f->scratch))
                         : rc;
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "shardctrler/server.h"
 #include "shardkv/server_int.h"
 
 enum { STUCK_AFTER_US = 5000000 };
@@ -106,6 +107,8 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
                                      .active = members[i].active};
     }
     fill_problem(s, &status, members, count, problem, sizeof problem);
+    struct ctl_spread spreads[CTL_SPREADS];
+    ctl_status_spreads(&status, spreads);
     struct ctl_status out = {
         .gid = s->config.gid,
         .id = s->config.id,
@@ -130,6 +133,9 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
         .leaving = skv_picture_leaving(p),
         .moves = moves,
         .moves_count = fill_moves(s, moves),
+        .checkpoints = status.stall.count,
+        .spreads = spreads,
+        .spreads_count = CTL_SPREADS,
     };
     ctl_status_encode(&b, &out);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));

@@ -4,7 +4,8 @@
  * (for the simulator, with a durable image that a simulated crash goes back
  * to).
  *
- * One thread, the "apply" worker, makes all calls but the view's. Writes are
+ * One thread, the "apply" worker, makes all calls but the view's and
+ * checkpoint_write(). Writes are
  * seen at once by reads, and become durable together at skv_store_checkpoint();
  * a crash goes back to the last checkpoint, except that bytes of large values
  * may be newer: replaying the log writes the same bytes again. That holds only
@@ -74,11 +75,21 @@ struct skv_store_ops {
     enum err (*scan)(struct skv_store *s, struct slice prefix,
                      struct slice from, skv_scan_fn *each, void *arg);
     /* Durable: all writes so far, with `index` and `term` in the same commit.
-     */
+     * It waits for one that was begun. */
     enum err (*checkpoint)(struct skv_store *s, uint64_t index, uint64_t term);
-    /* After ERR_NOSPACE: all writes since the last checkpoint are gone, and the
-     * store takes new ones; bytes of large values may be newer, as after a
-     * crash. A failed sync stays final. */
+    /* The same in three steps, during which the store can be used: begin()
+     * takes microseconds, and so does end(); write() takes its time, on any
+     * thread. After a crash all writes before begin() are there, or none since
+     * the checkpoint before; end() says that they are. If it fails, as after a
+     * failed write; and also then end() is called. */
+    enum err (*checkpoint_begin)(struct skv_store *s, uint64_t index,
+                                 uint64_t term);
+    enum err (*checkpoint_write)(struct skv_store *s);
+    enum err (*checkpoint_end)(struct skv_store *s);
+    /* After ERR_NOSPACE: all writes since the last checkpoint (one that was
+     * begun may become it) are gone, and the store takes new ones; bytes of
+     * large values may be newer, as after a crash. A failed sync stays final.
+     */
     enum err (*rewind)(struct skv_store *s);
     /* The last checkpoint's. */
     void (*durable)(struct skv_store *s, uint64_t *index, uint64_t *term);
@@ -93,11 +104,12 @@ struct skv_store_ops {
                           enum err (*write)(void *arg, struct slice bytes),
                           void *arg);
     void (*view_close)(struct skv_store *s, struct skv_view *v);
-    /* An exact view: bytes of large values too are those of the last
-     * checkpoint, whatever is written meanwhile, which costs each first write
-     * to a part of one a copy. It is read by the three functions below, from
-     * one thread at a time, and closed as the others. They give ERR_EXPIRED
-     * when so much was overwritten that the view had to be given up. */
+    /* An exact view, right behind checkpoint(): bytes of large values too are
+     * those of the last checkpoint, whatever is written meanwhile, which costs
+     * each first write to a part of one a copy. It is read by the three
+     * functions below, from one thread at a time, and closed as the others.
+     * They give ERR_EXPIRED when so much was overwritten that the view had to
+     * be given up. */
     enum err (*view_open_exact)(struct skv_store *s, struct skv_view **out);
     /* As scan(). */
     enum err (*view_scan)(struct skv_store *s, struct skv_view *v,

@@ -109,10 +109,18 @@ MUST_USE enum err skv_blobs_punch(struct skv_blobs *b, uint64_t id,
                                   uint64_t offset, uint64_t size);
 /* The file is dead: what was written to it need not reach the disk. */
 void skv_blobs_forget(struct skv_blobs *b, uint64_t id);
-/* ERR_NOTFOUND. */
-MUST_USE enum err skv_blobs_unlink(struct skv_blobs *b, uint64_t id);
+/* One that was forgotten; from any thread. ERR_NOTFOUND. */
+MUST_USE enum err skv_blobs_unlink(const struct skv_blobs *b, uint64_t id);
 /* Everything written and created so far is on disk. */
 MUST_USE enum err skv_blobs_sync(struct skv_blobs *b);
+/* The same in two steps: what there is to sync; and, from any thread, while the
+ * others go on, to do it. */
+struct skv_blob_sync;
+struct skv_blob_sync *skv_blobs_freeze(struct skv_blobs *b);
+/* Takes `s`. */
+MUST_USE enum err skv_blobs_sync_run(const struct skv_blobs *b,
+                                     struct skv_blob_sync *s);
+void skv_blobs_sync_free(struct skv_blob_sync *s); /* instead */
 
 /* Writes the first `length` bytes of a blob as DATA records, leaving holes out.
  * From any thread, while the others go on. */

@@ -21,6 +21,7 @@ struct mem_value {
         bytes; /* as long as the value; zeros where nothing was written */
     bool blob;
     bool durable; /* a blob that the image has too, the same "file" */
+    bool frozen;  /* a blob that the checkpoint that was begun has */
     size_t key_size;
     uint8_t key[];
 };
@@ -31,6 +32,10 @@ struct mem_store {
     struct mem_value **values;
     size_t count, capacity;
     bool failed; /* found no space; not rewound yet */
+    /* A checkpoint that was begun. */
+    struct buf pending;
+    uint64_t pending_index, pending_term;
+    bool begun, written;
 };
 
 struct skv_view {
@@ -205,6 +210,7 @@ static struct mem_value *reshape(struct mem_store *s, struct slice key,
         v = insert(s, key);
     }
     v->durable = v->durable && next.blob; /* inline: its file is dead */
+    v->frozen = v->frozen && next.blob;
     v->blob = next.blob;
     size_t length = (size_t)next.length;
     size_t old = v->bytes.size;
@@ -434,21 +440,66 @@ static void load_image(struct mem_store *s)
     CHECK(rc == ERR_OK); /* we wrote it */
 }
 
-static enum err op_checkpoint(struct skv_store *store, uint64_t index,
-                              uint64_t term)
+static enum err op_checkpoint_begin(struct skv_store *store, uint64_t index,
+                                    uint64_t term)
 {
     struct mem_store *s = of(store);
     enum err rc = take_space(s);
     if (rc != ERR_OK) {
         return rc;
     }
-    save(s, &s->image->bytes);
-    s->image->index = index;
-    s->image->term = term;
+    CHECK(!s->begun);
+    save(s, &s->pending);
+    s->pending_index = index;
+    s->pending_term = term;
+    s->begun = true;
+    s->written = false;
     for (size_t i = 0; i < s->count; i++) {
-        s->values[i]->durable = s->values[i]->blob;
+        s->values[i]->frozen = s->values[i]->blob;
     }
     return ERR_OK;
+}
+
+static enum err op_checkpoint_write(struct skv_store *store)
+{
+    struct mem_store *s = of(store);
+    if (s->begun && !s->written) {
+        struct buf was = s->image->bytes;
+        s->image->bytes = s->pending;
+        s->pending = was;
+        s->image->index = s->pending_index;
+        s->image->term = s->pending_term;
+        s->written = true;
+        for (size_t i = 0; i < s->count; i++) {
+            s->values[i]->durable = s->values[i]->frozen;
+        }
+    }
+    return ERR_OK;
+}
+
+static enum err op_checkpoint_end(struct skv_store *store)
+{
+    struct mem_store *s = of(store);
+    CHECK(!s->begun || s->written);
+    s->begun = false;
+    return ERR_OK;
+}
+
+static void settle(struct skv_store *store)
+{
+    (void)!op_checkpoint_write(store);
+    (void)!op_checkpoint_end(store);
+}
+
+static enum err op_checkpoint(struct skv_store *store, uint64_t index,
+                              uint64_t term)
+{
+    settle(store);
+    enum err rc = op_checkpoint_begin(store, index, term);
+    if (rc == ERR_OK) {
+        settle(store);
+    }
+    return rc;
 }
 
 static void op_durable(struct skv_store *store, uint64_t *index, uint64_t *term)
@@ -549,6 +600,7 @@ static enum err op_install(struct skv_store *store,
     struct mem_store fresh = {0};
     enum err rc = s->image->is_full ? ERR_NOSPACE : load(&fresh, read, arg);
     if (rc == ERR_OK) {
+        settle(store);
         swap_values(s, &fresh);
         s->failed = false;
         rc = op_checkpoint(store, index, term);
@@ -593,6 +645,7 @@ static void image_newer(struct mem_store *s)
 static enum err op_rewind(struct skv_store *store)
 {
     struct mem_store *s = of(store);
+    settle(store);
     image_newer(s);
     clear(s);
     load_image(s);
@@ -605,6 +658,7 @@ static void op_close(struct skv_store *store)
     struct mem_store *s = of(store);
     image_newer(s);
     clear(s);
+    buf_free(&s->pending);
     mem_free(s->values);
     mem_free(s);
 }
@@ -619,6 +673,9 @@ static const struct skv_store_ops mem_ops = {
     .remove = op_remove,
     .scan = op_scan,
     .checkpoint = op_checkpoint,
+    .checkpoint_begin = op_checkpoint_begin,
+    .checkpoint_write = op_checkpoint_write,
+    .checkpoint_end = op_checkpoint_end,
     .durable = op_durable,
     .rewind = op_rewind,
     .view_open = op_view_open,

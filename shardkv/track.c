@@ -155,6 +155,22 @@ static enum err op_checkpoint(struct skv_store *s, uint64_t index,
     return in(s)->ops->checkpoint(in(s), index, term);
 }
 
+static enum err op_checkpoint_begin(struct skv_store *s, uint64_t index,
+                                    uint64_t term)
+{
+    return in(s)->ops->checkpoint_begin(in(s), index, term);
+}
+
+static enum err op_checkpoint_write(struct skv_store *s)
+{
+    return in(s)->ops->checkpoint_write(in(s));
+}
+
+static enum err op_checkpoint_end(struct skv_store *s)
+{
+    return in(s)->ops->checkpoint_end(in(s));
+}
+
 /* The entry at hand comes again, and its changes get the same numbers. */
 static enum err op_rewind(struct skv_store *s)
 {
@@ -240,6 +256,9 @@ static const struct skv_store_ops track_ops = {
     .remove = op_remove,
     .scan = op_scan,
     .checkpoint = op_checkpoint,
+    .checkpoint_begin = op_checkpoint_begin,
+    .checkpoint_write = op_checkpoint_write,
+    .checkpoint_end = op_checkpoint_end,
     .durable = op_durable,
     .rewind = op_rewind,
     .view_open = op_view_open,

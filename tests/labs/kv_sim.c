@@ -32,6 +32,7 @@ struct kv_world {
 static const struct sim_speed speeds[SIM_SPEEDS] = {
     {"wal", 1000, 40000, 0, 0},
     {"apply", 5, 500, 0, 0},
+    {"checkpoint", 1000, 40000, 0, 0},
     {"snap", 50, 5000, 0, 0},
 };
 
@@ -39,6 +40,7 @@ static const struct sim_speed speeds[SIM_SPEEDS] = {
 static const struct sim_speed slow_speeds[SIM_SPEEDS] = {
     {"wal", 4000, 12000, 0, 0},
     {"apply", 5, 500, 0, 0},
+    {"checkpoint", 4000, 12000, 0, 0},
     {"snap", 4000, 12000, 0, 0},
 };
 

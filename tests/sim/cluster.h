@@ -18,7 +18,7 @@ enum {
     SIM_CONTROLLERS = 3,
     SIM_GROUPS_MAX = 8,
     SIM_REPLICAS_MAX = 7,
-    SIM_SPEEDS = 3, /* of a server: wal, apply, snap */
+    SIM_SPEEDS = 4, /* of a server: wal, apply, checkpoint, snap */
     SIM_SPARES = 4, /* a group: nodes that may join it */
     SIM_IDS_MAX = SIM_REPLICAS_MAX + SIM_SPARES,
     SIM_KEYS_MAX = 24,

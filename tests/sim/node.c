@@ -15,6 +15,7 @@
 static const struct sim_speed server_speeds[SIM_SPEEDS] = {
     {"wal", 50, 5000, 5, 200000},
     {"apply", 5, 500, 2, 20000},
+    {"checkpoint", 500, 50000, 50, 2000000},
     {"snap", 50, 20000, 10, 500000},
 };
 
