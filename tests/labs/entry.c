@@ -122,7 +122,10 @@ size_t lab_log_size(const struct rsm *rsm)
     const struct raft_entry *entries =
         raft_entries(raft, status.first_index, status.last_index, UINT32_MAX,
                      SIZE_MAX, &count);
-    size_t size = beginning_size(&status);
+    /* Of those that are on disk alone the heads count: it is more. */
+    size_t size =
+        beginning_size(&status) +
+        (status.first_index - 1 - status.snapshot_index) * wal_record_size(0);
     for (uint32_t i = 0; i < count; i++) {
         size += wal_record_size(bytes_slice(entries[i].data).size);
     }
