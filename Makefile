@@ -20,7 +20,7 @@
 # make lint              layers, format, warnings
 # make deps              only install what is missing from Debian's packages (as root)
 # make clean             remove build/
-# MODE=release|debug|asan|tsan builds any target in another mode, in build/MODE
+# MODE=release|debug|asan|tsan|soak builds any target in another mode, in build/MODE
 .DEFAULT_GOAL := all
 SHELL := /bin/bash
 
@@ -42,6 +42,8 @@ MODE_asan    := -O1 -g3 -fsanitize=address,undefined -fno-sanitize-recover=all
 MODE_tsan    := -O1 -g3 -fsanitize=thread
 MODE_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 MODE_release := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+# The soak alone: optimized as a whole, with all checks.
+MODE_soak    := -O3 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -flto=2
 
 CPPFLAGS += -I. -D_GNU_SOURCE -DFUSE_USE_VERSION=314 -MMD -MP
 CFLAGS   += -std=c11 -fno-omit-frame-pointer $(WARN) $(WERROR) $(MODE_$(MODE))
@@ -58,6 +60,10 @@ FUZZ_PACKAGES := clang libclang-rt-14-dev
 
 # clang, whose library libFuzzer is. gcc has warned of all this code already;
 # these would only warn of uthash, of CHECK(!"words"), and of offsetof casts.
+ifeq ($(MODE),soak)
+AR := gcc-ar # keeps what the linker optimizes with
+endif
+
 ifeq ($(MODE),fuzz)
 CC := clang
 WARN += -Wno-implicit-fallthrough -Wno-string-conversion -Wno-cast-align
@@ -142,8 +148,9 @@ test-real: $(OUT)/labs_real $(OUT)/labs_node
 
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
-soak: $(OUT)/simulate $(OUT)/labs
-	@tests/sim/soak.sh $(OUT) $(FIRST)
+soak:
+	@$(MAKE) -s -j2 MODE=soak build/soak/simulate build/soak/labs
+	@tests/sim/soak.sh build/soak $(FIRST)
 
 # Hostile bytes: what is found new goes to build/fuzz/corpus, a crash to
 # build/fuzz/crashes.

@@ -51,7 +51,7 @@ struct bytes *bytes_ref(struct bytes *b);        /* NULL passes through */
 void bytes_unref(struct bytes *b);               /* NULL passes through */
 struct slice bytes_slice(const struct bytes *b); /* empty for NULL */
 
-/* Many small blocks that die together. */
+/* Many small blocks that die together; zeroed, but for copies. */
 struct arena {
     struct arena_block *blocks;
 };

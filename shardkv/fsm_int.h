@@ -185,6 +185,7 @@ struct skv_fsm {
     struct arena config_arena;
     struct arena previous_arena;
     struct skv_shard shards[CTL_SHARDS_MAX];
+    uint32_t shards_top; /* from here on all are absent, and always were */
     struct skv_debt *debts;
     struct arena arena; /* of the entry at hand */
     struct buf reply;   /* likewise */

@@ -47,6 +47,14 @@ bool skv_shard_is_served(const struct skv_fsm *f, uint16_t shard)
             f->shards[shard].state == SKV_SHARD_LEAVING);
 }
 
+static struct skv_shard *shard_at(struct skv_fsm *f, uint32_t shard)
+{
+    if (shard >= f->shards_top) {
+        f->shards_top = shard + 1;
+    }
+    return &f->shards[shard];
+}
+
 static enum err state_save(struct skv_fsm *f, uint16_t shard)
 {
     const struct skv_shard *s = &f->shards[shard];
@@ -63,7 +71,7 @@ static enum err state_save(struct skv_fsm *f, uint16_t shard)
 static enum err move(struct skv_fsm *f, uint16_t shard, enum skv_shard_state to,
                      uint64_t number)
 {
-    struct skv_shard *s = &f->shards[shard];
+    struct skv_shard *s = shard_at(f, shard);
     CHECK((moves_allowed[s->state] & TO(to)) != 0);
     s->state = (uint8_t)to;
     s->number = number;
@@ -472,8 +480,9 @@ static bool load_state(void *arg, struct slice key,
         l->rc = ERR_CORRUPT;
         return false;
     }
-    l->fsm->shards[shard].state = state;
-    l->fsm->shards[shard].number = number;
+    struct skv_shard *s = shard_at(l->fsm, shard);
+    s->state = state;
+    s->number = number;
     return true;
 }
 
@@ -554,7 +563,7 @@ enum err skv_shards_load(struct skv_fsm *f)
     if (rc == ERR_OK) {
         rc = load_all(f, skv_name_debts(), load_debt);
     }
-    for (uint32_t s = 0; rc == ERR_OK && s < CTL_SHARDS_MAX; s++) {
+    for (uint32_t s = 0; rc == ERR_OK && s < f->shards_top; s++) {
         if (skv_shard_is_served(f, (uint16_t)s)) {
             rc = skv_prepared_load(f, (uint16_t)s);
         } else if (f->shards[s].state == SKV_SHARD_PULLING) {
@@ -567,11 +576,12 @@ enum err skv_shards_load(struct skv_fsm *f)
 
 void skv_shards_forget(struct skv_fsm *f)
 {
-    for (uint32_t s = 0; s < CTL_SHARDS_MAX; s++) {
+    for (uint32_t s = 0; s < f->shards_top; s++) {
         skv_prepared_forget(&f->shards[s]);
         buf_free(&f->shards[s].cursor);
         f->shards[s] = (struct skv_shard){0};
     }
+    f->shards_top = 0;
     while (f->debts != NULL) {
         debt_forget(&f->debts);
     }

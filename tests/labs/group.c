@@ -77,13 +77,7 @@ uint64_t lab_now_us(const struct lab *l)
 /* To `end_us`, exactly. */
 void lab_run_to(struct lab *l, uint64_t end_us)
 {
-    struct sim_world *w = &l->group->world;
-    while (!w->failed && w->count > 0 && w->heap[0]->time_us <= end_us) {
-        sim_step(w);
-    }
-    if (!w->failed && w->now_us < end_us) {
-        w->now_us = end_us;
-    }
+    sim_run_to(&l->group->world, end_us);
 }
 
 /* ---- the state machine: a list ---- */

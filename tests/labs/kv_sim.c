@@ -73,13 +73,7 @@ uint64_t kv_now_us(const struct kv *kv)
 void kv_sleep(struct kv *kv, uint64_t ms)
 {
     struct sim_world *w = &kv->world->world;
-    uint64_t end_us = w->now_us + ms * MS;
-    while (!w->failed && w->count > 0 && w->heap[0]->time_us <= end_us) {
-        sim_step(w);
-    }
-    if (!w->failed && w->now_us < end_us) {
-        w->now_us = end_us;
-    }
+    sim_run_to(w, w->now_us + ms * MS);
 }
 
 bool kv_await(struct kv *kv, const bool *flag, uint64_t limit_ms,

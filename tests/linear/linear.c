@@ -31,6 +31,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/rng.h"
 
 /* ---- values and the model ---- */
 
@@ -143,11 +144,16 @@ struct seen {
     uint32_t end; /* those that begin with it: from itself to before here */
 };
 
+struct by_hash {
+    uint64_t hash;
+    uint32_t seen;
+};
+
 struct key {
     struct seen *seen; /* sorted by bytes, without the absent and the empty */
     uint32_t count;
-    uint32_t *by_hash; /* the same, sorted by hash */
-    uint32_t *left;    /* reads not yet taken, by value: a Fenwick tree */
+    struct by_hash *by_hash; /* the same, sorted by hash */
+    uint32_t *left;          /* reads not yet taken, by value: a Fenwick tree */
 };
 
 static int seen_compare(const void *a, const void *b)
@@ -240,6 +246,13 @@ static void key_collect_steps(struct key *k, uint32_t which,
     key_sort(k);
 }
 
+static int by_hash_compare(const void *a, const void *b)
+{
+    const struct by_hash *x = a;
+    const struct by_hash *y = b;
+    return (x->hash > y->hash) - (x->hash < y->hash);
+}
+
 static void key_index(struct key *k)
 {
     k->by_hash = mem_array(k->count + 1, sizeof *k->by_hash);
@@ -252,14 +265,9 @@ static void key_index(struct key *k)
                begins_with(k->seen[seen->end].data, seen->data)) {
             seen->end++;
         }
-        uint32_t at = i;
-        for (; at > 0 &&
-               k->seen[k->by_hash[at - 1]].value.hash > seen->value.hash;
-             at--) {
-            k->by_hash[at] = k->by_hash[at - 1];
-        }
-        k->by_hash[at] = i;
+        k->by_hash[i] = (struct by_hash){seen->value.hash, i};
     }
+    qsort(k->by_hash, k->count, sizeof *k->by_hash, by_hash_compare);
 }
 
 static void key_init(struct key *k, uint32_t which, const struct linear_op *ops,
@@ -295,16 +303,17 @@ static const struct seen *key_of_value(const struct key *k,
     uint32_t high = k->count;
     while (low < high) {
         uint32_t mid = (low + high) / 2;
-        if (k->seen[k->by_hash[mid]].value.hash < v->hash) {
+        if (k->by_hash[mid].hash < v->hash) {
             low = mid + 1;
         } else {
             high = mid;
         }
     }
-    if (low < k->count && value_same(k->seen[k->by_hash[low]].value, *v)) {
-        return &k->seen[k->by_hash[low]];
+    if (low == k->count || k->by_hash[low].hash != v->hash) {
+        return NULL;
     }
-    return NULL;
+    const struct seen *found = &k->seen[k->by_hash[low].seen];
+    return value_same(found->value, *v) ? found : NULL;
 }
 
 /* `by`: 1 or UINT32_MAX, which is -1. */
@@ -467,9 +476,10 @@ static void memory_grow(struct memory *m)
     mem_free(old);
 }
 
-/* False when it was there already. */
+/* False when it was there already. `set_hash` is of the set: kept up by whoever
+ * changes it, an operation at a time. */
 static bool memory_add(struct memory *m, const struct state *s,
-                       const uint64_t *set)
+                       const uint64_t *set, uint64_t set_hash)
 {
     if (2 * (m->item_count + 1) > m->slot_count) {
         memory_grow(m);
@@ -480,7 +490,7 @@ static bool memory_add(struct memory *m, const struct state *s,
     memcpy(item, s, sizeof *s);
     memcpy(item + sizeof *s, set, m->words * sizeof *set);
     m->items.size = before;
-    uint64_t hash = hash_words(item, size);
+    uint64_t hash = hash_words(item, sizeof *s) ^ set_hash;
     struct slot *slot = memory_slot(m, hash, item);
     if (slot->item != 0) {
         return false;
@@ -508,7 +518,8 @@ struct search {
     struct entry unknown; /* calls of what has none */
     struct frame *stack;
     uint32_t depth;
-    uint64_t *set;
+    uint64_t *set; /* of operations taken */
+    uint64_t set_hash;
     struct memory memory;
     struct state state;
     /* The most operations explained at once, and what came next then. */
@@ -517,9 +528,11 @@ struct search {
     struct state best_state;
 };
 
-static void set_flip(uint64_t *set, uint32_t op)
+static void set_flip(struct search *s, uint32_t op)
 {
-    set[op / 64] ^= UINT64_C(1) << op % 64;
+    s->set[op / 64] ^= UINT64_C(1) << op % 64;
+    struct rng of_op = {.state = op};
+    s->set_hash ^= rng_next(&of_op);
 }
 
 static bool only_reads(const struct linear_op *op)
@@ -785,11 +798,11 @@ static bool search_try(struct search *s, struct entry *e, struct state *next)
     count_reads(s, op, UINT32_MAX);
     if (!destroys_needed(s, next)) {
         forget_bytes(s, next);
-        set_flip(s->set, e->op);
-        if (memory_add(&s->memory, next, s->set)) {
+        set_flip(s, e->op);
+        if (memory_add(&s->memory, next, s->set, s->set_hash)) {
             return true;
         }
-        set_flip(s->set, e->op);
+        set_flip(s, e->op);
     }
     count_reads(s, op, 1);
     return false;
@@ -817,7 +830,7 @@ static struct frame search_back(struct search *s)
     const struct op *op = &s->ops[f.call->op];
     s->state = f.state;
     s->known_left += !op->from->unknown;
-    set_flip(s->set, f.call->op);
+    set_flip(s, f.call->op);
     count_reads(s, op, 1);
     entry_unlift(f.call);
     return f;

@@ -22,6 +22,7 @@ struct change {
 struct inode {
     struct buf base, live;
     struct change *first, **last;
+    bool lost;      /* a sync failed: `live` shows what nobody has written */
     uint32_t refs;  /* names and handles */
     size_t settled; /* synced, and a later sync wrote behind it */
 };
@@ -231,9 +232,12 @@ static void buf_write(struct buf *b, uint64_t offset, const uint8_t *data,
                       size_t size)
 {
     CHECK(offset + size < (1u << 30));
+    if (b->size < offset) {
+        size_t gap = offset - b->size;
+        memset(buf_extend(b, gap), 0, gap);
+    }
     if (b->size < offset + size) {
-        size_t more = offset + size - b->size;
-        memset(buf_extend(b, more), 0, more);
+        buf_extend(b, offset + size - b->size);
     }
     if (size > 0) {
         memcpy(b->data + offset, data, size);
@@ -266,9 +270,8 @@ static void change_add(struct inode *i, bool is_truncate, uint64_t offset,
     for (uint32_t p = 0; p < part_count; p++) {
         size += parts[p].size;
     }
-    struct change *c = mem_alloc(sizeof *c + size);
-    c->is_truncate = is_truncate;
-    c->offset = offset;
+    struct change *c = mem_resize(NULL, sizeof *c + size);
+    *c = (struct change){.is_truncate = is_truncate, .offset = offset};
     for (uint32_t p = 0; p < part_count; p++) {
         if (parts[p].size > 0) {
             memcpy(c->data + c->size, parts[p].data, parts[p].size);
@@ -454,6 +457,7 @@ static enum err disk_sync(struct disk_file *f)
         f->disk->sync_failed = true;
         /* As Linux does: the pages count as clean, and were never written. */
         f->disk->fail_sync = false;
+        i->lost = true;
         changes_free(i);
         return ERR_IO;
     }
@@ -641,6 +645,10 @@ static void inode_crash(struct sim_world *w, struct inode *i)
 
 static void inode_settle(struct sim_world *w, struct inode *i)
 {
+    if (i->first == NULL && !i->lost) {
+        return; /* all is synced, so both are the same */
+    }
+    i->lost = false;
     inode_crash(w, i);
     buf_clear(&i->live);
     buf_write(&i->live, 0, i->base.data, i->base.size);

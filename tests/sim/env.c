@@ -333,7 +333,7 @@ void sim_env_kill(struct sim_env *e)
 void sim_env_bury(struct sim_env *e)
 {
     CHECK(e->dead);
-    e->dying = false;
+    e->dying = false; /* or each message that arrives would be a new death */
     uint32_t timers = sim_sweep(e->world, e);
     if (timers > 0) {
         sim_fail(e->world, "node %u: %u timers still ran when it was freed",

@@ -5,7 +5,6 @@
 #include "tests/sim/net.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <uthash.h>
 
@@ -89,9 +88,12 @@ void sim_net_address(uint32_t node, char address[NET_ADDRESS_SIZE_MAX])
 static uint32_t node_at(const char *address)
 {
     CHECK(address[0] == 'n');
-    unsigned long node = strtoul(address + 1, NULL, 10);
-    CHECK(node < SIM_NODES_MAX);
-    return (uint32_t)node;
+    uint32_t node = 0;
+    for (address++; *address >= '0' && *address <= '9'; address++) {
+        node = 10 * node + (uint32_t)(*address - '0');
+        CHECK(node < SIM_NODES_MAX);
+    }
+    return node;
 }
 
 static void event_free(struct sim_event *e)
@@ -109,11 +111,8 @@ static struct message *message_new(struct sim_wire *wire, uint32_t from,
     for (uint32_t i = 0; i < part_count; i++) {
         size += parts[i].size;
     }
-    struct message *m = mem_alloc(sizeof *m + size);
-    m->wire = wire;
-    m->from = from;
-    m->to = to;
-    m->size = size;
+    struct message *m = mem_resize(NULL, sizeof *m + size);
+    *m = (struct message){.wire = wire, .from = from, .to = to, .size = size};
     size_t at = 0;
     for (uint32_t i = 0; i < part_count; i++) {
         if (parts[i].size > 0) {
@@ -199,7 +198,7 @@ static void message_go(struct message *m)
         return;
     }
     if (sim_chance(w, wire->weather.twice_per_mille)) {
-        struct message *again = mem_alloc(sizeof *m + m->size);
+        struct message *again = mem_resize(NULL, sizeof *m + m->size);
         memcpy(again, m, sizeof *m + m->size);
         message_queue(again);
     }

@@ -330,6 +330,7 @@ void node_crash(struct node *n, const char *why)
     struct sim_world *w = n->cluster->world;
     sim_trace(w, "n%u dies: %s", n->number, why);
     n->deaths++;
+    CHECK(n->deaths <= n->env.life);
     note_stored(n);
     sim_env_kill(&n->env);
     node_end(n);

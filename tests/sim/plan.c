@@ -213,7 +213,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->checkpoint_size_max = rng_chance(&rng, 600)   ? 4096
                              : rng_chance(&rng, 500) ? 65536
                                                      : 0;
-    p->wal_segment_size = rng_chance(&rng, 500) ? 16384 : 262144;
+    p->wal_segment_size = rng_chance(&rng, 500) ? 16384 : 65536;
     p->log_keep_size = rng_chance(&rng, 500) ? 1 : 8192;
     p->append_size_max = rng_chance(&rng, 300) ? 1 : 0; /* one entry each */
     p->batch_size = rng_chance(&rng, 700) ? rng_between(&rng, 1, 2000) : 0;

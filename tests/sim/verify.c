@@ -19,6 +19,7 @@
 
 #include "base/check.h"
 #include "base/codec.h"
+#include "raft/raft_int.h"
 #include "shardkv/server_int.h"
 #include "tests/sim/cluster.h"
 
@@ -235,47 +236,47 @@ static void saw_committed(struct verify *v, const struct node *n,
 }
 
 static void compare_commits(struct verify *v, struct node *n,
-                            const struct raft *raft,
-                            const struct raft_status *s)
+                            const struct raft *raft)
 {
     raft_index next = n->seen_commit + 1;
-    if (next < s->first_index) {
-        next = s->first_index; /* it is in a snapshot */
+    if (next <= raft->log.base) {
+        next = raft->log.base + 1; /* it is in a snapshot */
     }
-    while (next <= s->commit && !v->world->failed) {
+    while (next <= raft->commit && !v->world->failed) {
         uint32_t count = 0;
         const struct raft_entry *e =
-            raft_entries(raft, next, s->commit, 64, SIZE_MAX, &count);
+            raft_entries(raft, next, raft->commit, 64, SIZE_MAX, &count);
         if (count == 0) {
             sim_fail(v->world, "n%u: its log lacks %" PRIu64 " below commit",
                      n->number, next);
             return;
         }
         for (uint32_t i = 0; i < count; i++) {
-            saw_committed(v, n, &e[i], s->term);
+            saw_committed(v, n, &e[i], raft->term);
         }
         next += count;
     }
-    n->seen_commit = s->commit;
+    n->seen_commit = raft->commit;
 }
 
 static void compare_leader(struct verify *v, struct node *n,
-                           const struct raft *raft, const struct raft_status *s)
+                           const struct raft *raft)
 {
     const struct group_record *g = &v->groups[n->gid];
     raft_index last = g->count;
-    while (last > 0 && g->entries[last - 1].in_term >= s->term) {
+    while (last > 0 && g->entries[last - 1].in_term >= raft->term) {
         last--;
     }
     raft_term term = 0;
-    if (last == 0 || last < s->first_index) {
+    if (last == 0 || last <= raft->log.base) {
         return;
     }
     if (!raft_term_at(raft, last, &term) || term != g->entries[last - 1].term) {
         sim_fail(v->world,
                  "leader completeness: group %u: n%u leads term %" PRIu64
                  " without entry %" PRIu64 " of term %" PRIu64,
-                 n->gid, n->number, s->term, last, g->entries[last - 1].term);
+                 n->gid, n->number, raft->term, last,
+                 g->entries[last - 1].term);
     }
 }
 
@@ -284,13 +285,13 @@ static void compare_leader(struct verify *v, struct node *n,
 static void check_lease(struct verify *v, struct node *n)
 {
     struct rsm *rsm = n->env.dead ? NULL : node_rsm(n);
-    struct raft_status s;
-    if (rsm == NULL) {
+    raft_term newest = v->groups[n->gid].newest_led;
+    if (rsm == NULL || rsm_raft(rsm)->term >= newest) {
         return;
     }
+    struct raft_status s;
     raft_status(rsm_raft(rsm), &s);
-    raft_term newest = v->groups[n->gid].newest_led;
-    if (s.term < newest && env_now_ms(&n->env.env) < s.lease_until_ms) {
+    if (env_now_ms(&n->env.env) < s.lease_until_ms) {
         sim_fail(v->world,
                  "a lease outlives its leader: group %u: n%u of term %" PRIu64
                  " may read for %" PRIu64 " ms more, term %" PRIu64 " is led",
@@ -321,38 +322,38 @@ void verify_after(struct verify *v, struct node *n)
         return;
     }
     const struct raft *raft = rsm_raft(rsm);
-    struct raft_status s;
-    raft_status(raft, &s);
     if (n->seen_life != n->env.life) {
         n->seen_life = n->env.life;
         n->seen_commit = 0;
         n->led = false;
-        if (s.term < n->promised) {
-            saw_promise(v, n, s.term);
+        if (raft->term < n->promised) {
+            saw_promise(v, n, raft->term);
         }
     }
-    if (s.commit < n->seen_commit || s.commit > s.last_index) {
+    if (raft->commit < n->seen_commit ||
+        raft->commit > raft_log_last(&raft->log)) {
         sim_fail(v->world,
                  "commit goes back or past the log: n%u: %" PRIu64
                  " after %" PRIu64 ", log ends at %" PRIu64,
-                 n->number, s.commit, n->seen_commit, s.last_index);
-    } else if (s.commit > n->seen_commit) {
-        compare_commits(v, n, raft, &s);
+                 n->number, raft->commit, n->seen_commit,
+                 raft_log_last(&raft->log));
+    } else if (raft->commit > n->seen_commit) {
+        compare_commits(v, n, raft);
     }
-    bool leads = s.role == RAFT_LEADER;
-    if (leads && (!n->led || n->led_term != s.term)) {
-        saw_leader(v, n, s.term);
-        compare_leader(v, n, raft, &s);
-        check_leases(v, n->gid, s.term);
+    bool leads = raft->role == RAFT_LEADER;
+    if (leads && (!n->led || n->led_term != raft->term)) {
+        saw_leader(v, n, raft->term);
+        compare_leader(v, n, raft);
+        check_leases(v, n->gid, raft->term);
         sim_trace(v->world, "n%u leads group %u in term %" PRIu64, n->number,
-                  n->gid, s.term);
-        n->led_term = s.term;
+                  n->gid, raft->term);
+        n->led_term = raft->term;
         if (v->cluster->leader_seen != NULL) {
             v->cluster->leader_seen(n);
         }
     }
     n->led = leads;
-    if (leads && s.lease_until_ms > 0) {
+    if (leads) {
         check_lease(v, n);
     }
 }

@@ -19,67 +19,38 @@ void sim_world_init(struct sim_world *w, uint64_t seed, bool verbose)
     w->verbose = verbose;
 }
 
-void sim_world_fini(struct sim_world *w)
-{
-    for (size_t i = 0; i < w->count; i++) {
-        w->heap[i]->drop(w->heap[i]);
-    }
-    mem_free(w->heap);
-    w->heap = NULL;
-    w->count = w->capacity = 0;
-}
+/* ---- the queue: a radix heap (Ahuja et al. 1990) ----
+ *
+ * Time only goes forward, so a queue need not keep everything sorted. `base_us`
+ * is the time of the event fired last, and bucket b has the events whose time
+ * differs from it first, from the top, in bit b - 1; bucket 0 those of that
+ * very time. So each bucket is earlier than the next. When bucket 0 is empty,
+ * the base goes on to the earliest time in the first bucket that is not, whose
+ * events then all belong in lower ones; no other bucket changes. Events of one
+ * time are always in one bucket, in the order in which they came. */
 
-/* ---- the queue: a binary heap by (time, order) ---- */
-
-static bool before(const struct sim_event *a, const struct sim_event *b)
+static uint32_t bucket_of(const struct sim_world *w, uint64_t time_us)
 {
-    return a->time_us != b->time_us ? a->time_us < b->time_us
-                                    : a->order < b->order;
-}
-
-static void put_at(struct sim_world *w, size_t at, struct sim_event *e)
-{
-    w->heap[at] = e;
-    e->at = at;
-}
-
-static void sift_up(struct sim_world *w, size_t at)
-{
-    struct sim_event *e = w->heap[at];
-    while (at > 0 && before(e, w->heap[(at - 1) / 2])) {
-        put_at(w, at, w->heap[(at - 1) / 2]);
-        at = (at - 1) / 2;
-    }
-    put_at(w, at, e);
-}
-
-static void sift_down(struct sim_world *w, size_t at)
-{
-    struct sim_event *e = w->heap[at];
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child + 1 < w->count &&
-            before(w->heap[child + 1], w->heap[child])) {
-            child++;
-        }
-        if (child >= w->count || !before(w->heap[child], e)) {
-            break;
-        }
-        put_at(w, at, w->heap[child]);
-        at = child;
-    }
-    put_at(w, at, e);
+    uint64_t differs = time_us ^ w->base_us;
+    return differs == 0 ? 0 : 64 - (uint32_t)__builtin_clzll(differs);
 }
 
 static void insert(struct sim_world *w, struct sim_event *e)
 {
-    if (w->count == w->capacity) {
-        w->capacity = w->capacity == 0 ? 1024 : 2 * w->capacity;
-        w->heap = mem_resize(w->heap, w->capacity * sizeof(void *));
+    CHECK(e->time_us >= w->base_us);
+    uint32_t bucket = bucket_of(w, e->time_us);
+    CHECK(bucket < SIM_BUCKETS);
+    struct sim_list *list = &w->buckets[bucket];
+    e->bucket = bucket;
+    e->next = NULL;
+    e->prev = list->last;
+    if (list->last != NULL) {
+        list->last->next = e;
+    } else {
+        list->first = e;
+        w->filled |= UINT64_C(1) << bucket;
     }
-    e->order = w->order++;
-    w->heap[w->count++] = e;
-    sift_up(w, w->count - 1);
+    list->last = e;
 }
 
 void sim_push(struct sim_world *w, struct sim_event *e, uint64_t delay_us)
@@ -90,45 +61,89 @@ void sim_push(struct sim_world *w, struct sim_event *e, uint64_t delay_us)
 
 void sim_pull(struct sim_world *w, struct sim_event *e)
 {
-    size_t at = e->at;
-    CHECK(at < w->count && w->heap[at] == e);
-    w->count--;
-    if (at == w->count) {
-        return;
+    struct sim_list *list = &w->buckets[e->bucket];
+    if (e->prev != NULL) {
+        CHECK(e->prev->next == e);
+        e->prev->next = e->next;
+    } else {
+        CHECK(list->first == e);
+        list->first = e->next;
     }
-    put_at(w, at, w->heap[w->count]);
-    sift_up(w, at);
-    sift_down(w, w->heap[at]->at);
+    if (e->next != NULL) {
+        e->next->prev = e->prev;
+    } else {
+        list->last = e->prev;
+    }
+    if (list->first == NULL) {
+        w->filled &= ~(UINT64_C(1) << e->bucket);
+    }
+}
+
+static void spread(struct sim_world *w, uint32_t bucket)
+{
+    struct sim_event *e = w->buckets[bucket].first;
+    uint64_t earliest = e->time_us;
+    for (; e != NULL; e = e->next) {
+        earliest = e->time_us < earliest ? e->time_us : earliest;
+    }
+    w->base_us = earliest;
+    e = w->buckets[bucket].first;
+    w->buckets[bucket] = (struct sim_list){0};
+    w->filled &= ~(UINT64_C(1) << bucket);
+    while (e != NULL) {
+        struct sim_event *next = e->next;
+        insert(w, e);
+        e = next;
+    }
+}
+
+/* Takes the next one out. NULL: there is none. */
+static struct sim_event *queue_pop(struct sim_world *w)
+{
+    if (w->filled == 0) {
+        return NULL;
+    }
+    if (w->buckets[0].first == NULL) {
+        spread(w, (uint32_t)__builtin_ctzll(w->filled));
+    }
+    struct sim_event *e = w->buckets[0].first;
+    sim_pull(w, e);
+    return e;
 }
 
 uint32_t sim_sweep(struct sim_world *w, struct sim_env *env)
 {
     uint32_t timers = 0;
-    size_t kept = 0;
-    size_t count = w->count;
-    struct sim_event **doomed = mem_array(count + 1, sizeof *doomed);
-    size_t doomed_count = 0;
-    for (size_t i = 0; i < count; i++) {
-        struct sim_event *e = w->heap[i];
-        if (e->env == env && e->of_life) {
-            timers += e->is_timer;
-            doomed[doomed_count++] = e;
-        } else {
-            put_at(w, kept++, e);
+    struct sim_event *doomed = NULL;
+    for (uint32_t b = 0; b < SIM_BUCKETS; b++) {
+        struct sim_event *next;
+        for (struct sim_event *e = w->buckets[b].first; e != NULL; e = next) {
+            next = e->next;
+            if (e->env == env && e->of_life) {
+                timers += e->is_timer;
+                sim_pull(w, e);
+                e->next = doomed;
+                doomed = e;
+            }
         }
     }
-    w->count = kept;
-    for (size_t i = kept / 2; i-- > 0;) {
-        sift_down(w, i);
+    while (doomed != NULL) {
+        struct sim_event *e = doomed;
+        doomed = e->next;
+        e->drop(e);
     }
-    for (size_t i = 0; i < doomed_count; i++) {
-        doomed[i]->drop(doomed[i]);
-    }
-    mem_free(doomed);
     return timers;
 }
 
 /* ---- running ---- */
+
+void sim_world_fini(struct sim_world *w)
+{
+    struct sim_event *e;
+    while ((e = queue_pop(w)) != NULL) {
+        e->drop(e);
+    }
+}
 
 void sim_mix(struct sim_world *w, uint64_t value)
 {
@@ -136,13 +151,8 @@ void sim_mix(struct sim_world *w, uint64_t value)
     w->hash ^= w->hash >> 29;
 }
 
-bool sim_step(struct sim_world *w)
+static void fire(struct sim_world *w, struct sim_event *e)
 {
-    if (w->failed || w->count == 0) {
-        return false;
-    }
-    struct sim_event *e = w->heap[0];
-    sim_pull(w, e);
     CHECK(e->time_us >= w->now_us);
     w->now_us = e->time_us;
     struct sim_env *env = e->env;
@@ -150,7 +160,7 @@ bool sim_step(struct sim_world *w)
         /* A stopped process: all its events wait, in their order. */
         e->time_us = env->paused_until_us;
         insert(w, e);
-        return true;
+        return;
     }
     w->events++;
     sim_mix(w, w->now_us);
@@ -159,7 +169,36 @@ bool sim_step(struct sim_world *w)
     if (w->after != NULL) {
         w->after(w->after_arg, env);
     }
-    return !w->failed;
+}
+
+bool sim_step(struct sim_world *w)
+{
+    struct sim_event *e = w->failed ? NULL : queue_pop(w);
+    if (e != NULL) {
+        fire(w, e);
+    }
+    return e != NULL && !w->failed;
+}
+
+void sim_run_to(struct sim_world *w, uint64_t end_us)
+{
+    struct sim_event mark = {.time_us = end_us};
+    if (end_us < w->now_us) {
+        return;
+    }
+    insert(w, &mark);
+    while (!w->failed) {
+        struct sim_event *e = queue_pop(w);
+        if (e != &mark) {
+            fire(w, e);
+        } else if (w->buckets[0].first != NULL) {
+            insert(w, e); /* after those that came later for the same time */
+        } else {
+            w->now_us = end_us;
+            return;
+        }
+    }
+    sim_pull(w, &mark);
 }
 
 struct call_event {

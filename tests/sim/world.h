@@ -14,12 +14,11 @@
 
 struct sim_env;
 
-enum { SIM_TAIL_LINES = 60, SIM_LINE_SIZE = 200 };
+enum { SIM_TAIL_LINES = 60, SIM_LINE_SIZE = 200, SIM_BUCKETS = 64 };
 
 /* Embedded first in what happens; the queue owns it until fire or drop. */
 struct sim_event {
     uint64_t time_us;
-    uint64_t order;      /* breaks ties: first in, first out */
     struct sim_env *env; /* on whose loop; NULL: the world's own */
     /* Of one life of that node: dropped when it crashes. A message on the wire
      * is not: it may arrive in the next life. */
@@ -28,7 +27,13 @@ struct sim_event {
     uint8_t tag; /* for the hash and the trace */
     void (*fire)(struct sim_event *e);
     void (*drop)(struct sim_event *e); /* frees it unfired */
-    size_t at;                         /* its place in the heap; the queue's */
+    /* The queue's. */
+    struct sim_event *next, *prev;
+    uint32_t bucket;
+};
+
+struct sim_list {
+    struct sim_event *first, *last;
 };
 
 struct sim_world {
@@ -45,9 +50,9 @@ struct sim_world {
     void (*after)(void *arg, struct sim_env *env);
     void *after_arg;
 
-    struct sim_event **heap;
-    size_t count, capacity;
-    uint64_t order;
+    struct sim_list buckets[SIM_BUCKETS];
+    uint64_t filled;  /* bit b: buckets[b] is not empty */
+    uint64_t base_us; /* what the buckets are relative to; see world.c */
     char tail[SIM_TAIL_LINES][SIM_LINE_SIZE];
     uint64_t tail_count;
 };
@@ -63,6 +68,8 @@ void sim_pull(struct sim_world *w, struct sim_event *e);
 uint32_t sim_sweep(struct sim_world *w, struct sim_env *env);
 /* Fires the next event; false when there is none or the run has failed. */
 bool sim_step(struct sim_world *w);
+/* Fires all up to and at `end_us`, which is then the time. Never goes back. */
+void sim_run_to(struct sim_world *w, uint64_t end_us);
 
 /* Calls `fn` once, as an event of the world. */
 void sim_after(struct sim_world *w, uint64_t delay_us, void (*fn)(void *arg),

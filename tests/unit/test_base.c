@@ -311,7 +311,13 @@ static void an_arena_gives_aligned_zeroed_memory_of_any_size(void **state)
     assert_int_equal(slice_compare(copy, slice_text("copy")), 0);
     assert_int_equal(arena_copy(&a, slice_of(NULL, 0)).size, 0);
     arena_free(&a);
-    arena_alloc(&a, 10); /* usable again */
+    /* Usable again, and malloc gives back what was written to above. */
+    for (size_t size = 1; size < 5000; size += 7) {
+        const uint8_t *block = arena_alloc(&a, size);
+        for (size_t at = 0; at < size; at++) {
+            assert_int_equal(block[at], 0);
+        }
+    }
     arena_free(&a);
 }
 

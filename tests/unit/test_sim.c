@@ -246,6 +246,94 @@ static void timers_are_never_early(void **state)
     machine_fini(&m);
 }
 
+struct tick {
+    struct sim_event event;
+    struct sim_world *world;
+    uint32_t number; /* of arrival */
+    bool queued;
+};
+
+enum { TICKS = 300 };
+
+struct ticks {
+    struct sim_world world;
+    struct tick all[TICKS];
+    uint32_t numbers, pushed, fired;
+    uint64_t last_us;
+    uint32_t last_number;
+};
+
+static void tick_push(struct ticks *t, struct tick *tick, uint64_t delay_us)
+{
+    tick->queued = true;
+    tick->number = t->numbers++;
+    sim_push(&t->world, &tick->event, delay_us);
+}
+
+static void tick_drop(struct sim_event *event)
+{
+    ((struct tick *)event)->queued = false;
+}
+
+static void tick_fire(struct sim_event *event)
+{
+    struct tick *tick = (struct tick *)event;
+    struct ticks *t = (struct ticks *)(void *)tick->world;
+    if (sim_chance(&t->world, 100)) {
+        uint32_t more = (uint32_t)sim_between(&t->world, 0, TICKS - 1);
+        if (!t->all[more].queued && t->all[more].world != NULL) {
+            tick_push(t, &t->all[more], 0); /* at this very time */
+            t->pushed++;
+        }
+    }
+    assert_true(tick->queued);
+    assert_true(event->time_us == t->world.now_us);
+    assert_true(event->time_us > t->last_us || (event->time_us == t->last_us &&
+                                                tick->number > t->last_number));
+    t->last_us = event->time_us;
+    t->last_number = tick->number;
+    tick->queued = false;
+    t->fired++;
+}
+
+/* The queue is sorted no more than it must be: does it give what a sorted one
+ * would? By time, then in the order of arrival, whatever is taken out. */
+static void events_fire_by_time_and_then_by_arrival(void **state)
+{
+    (void)state;
+    static struct ticks t;
+    sim_world_init(&t.world, 11, false);
+    uint32_t pulled = 0;
+    for (uint32_t i = 0; i < 200000; i++) {
+        struct tick *tick = &t.all[sim_between(&t.world, 0, TICKS - 1)];
+        uint64_t most = UINT64_C(1) << sim_between(&t.world, 0, 40);
+        if (!tick->queued) {
+            tick->world = &t.world;
+            tick->event =
+                (struct sim_event){.fire = tick_fire, .drop = tick_drop};
+            tick_push(&t, tick, sim_between(&t.world, 0, most));
+            t.pushed++;
+        } else if (sim_chance(&t.world, 200)) {
+            sim_pull(&t.world, &tick->event);
+            tick->queued = false;
+            pulled++;
+        } else if (sim_chance(&t.world, 100)) {
+            uint64_t to = tick->event.time_us;
+            sim_run_to(&t.world, to);
+            assert_int_equal(t.world.now_us, to);
+            for (uint32_t k = 0; k < TICKS; k++) {
+                assert_true(!t.all[k].queued || t.all[k].event.time_us > to);
+            }
+        } else {
+            sim_step(&t.world);
+        }
+    }
+    while (sim_step(&t.world)) {
+    }
+    assert_int_equal(t.fired, t.pushed - pulled);
+    sim_world_fini(&t.world);
+}
+
 static void a_timer_left_running_by_the_dead_is_a_failure(void **state)
 {
     (void)state;
@@ -467,6 +555,7 @@ int main(void)
         cmocka_unit_test(a_failed_sync_loses_what_it_should_have_written),
         cmocka_unit_test(a_dead_node_changes_nothing),
         cmocka_unit_test(timers_are_never_early),
+        cmocka_unit_test(events_fire_by_time_and_then_by_arrival),
         cmocka_unit_test(a_timer_left_running_by_the_dead_is_a_failure),
         cmocka_unit_test(a_worker_is_first_in_first_out),
         cmocka_unit_test(a_good_net_answers_each_call_once),
