@@ -100,8 +100,8 @@ static void actor_later(struct actor *a)
 {
     struct sim_world *w = a->cuts->cluster->world;
     /* While a cut is taken, many: it takes a few milliseconds. */
-    uint64_t high_us = a->cuts->reading ? 200 * MS : 20 * MS;
-    sim_after_taking(w, sim_delay(w, 10, high_us), actor_turn, a);
+    uint64_t high_us = a->cuts->reading ? 200 * MS : 60 * MS;
+    sim_after_taking(w, sim_delay(w, MS, high_us), actor_turn, a);
 }
 
 static void actor_done(struct skv_txn *txn)
