@@ -361,7 +361,7 @@ static void handle_status(struct ctl_replica *r, struct net_request *request)
         .role = (uint8_t)status.raft.role,
         .term = status.raft.term,
         .leader = status.raft.leader,
-        .first_index = status.raft.first_index,
+        .first_index = status.raft.snapshot_index + 1,
         .last_index = status.raft.last_index,
         .commit = status.raft.commit,
         .applied = status.applied,
