@@ -13,6 +13,7 @@
 # make fuzz              each decoder for FUZZ_SECONDS=600 under libFuzzer; TARGET=name: one
 # make test-disk         full and damaged disks under real processes (as root)
 # make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
+# make bench-catchup   a replica that is SIZE=10GiB behind comes back under load
 # make bench-slow        puts while one follower is halted, or its disk is slow
 # make bench-stall       how long checkpoints keep a replica from applying, under full load
 # make bench-gap         the longest wait of a client when a leader goes
@@ -85,7 +86,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-migrate bench-stall test-disk lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate bench-stall test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -211,6 +212,11 @@ bench-gap: deps
 bench-slow: deps
 	@$(MAKE) -s -j2 all
 	@tests/bench/slow.sh
+
+# One replica that is far behind comes back.
+bench-catchup: deps
+	@$(MAKE) -s -j2 all
+	@SIZE=$(or $(SIZE),10GiB) tests/bench/catchup.sh
 
 bench-stall: deps
 	@$(MAKE) -s -j2 all

@@ -26,13 +26,22 @@ struct server {
     struct ctl_replica *ctl; /* group 0 */
     struct skv_server *skv;  /* any other */
     bool stopping;
+    uint64_t snap_rate; /* bytes a second */
 };
 
 struct server_options {
     const char *cluster; /* its directory, and the replica's name in it */
     const char *name;
     uint64_t ready_fd;
+    uint64_t snap_rate; /* MB a second; 0: no limit */
 };
+
+/* So that `up` and an operator's environment set it alike. */
+static uint64_t snap_rate_default(void)
+{
+    const char *text = getenv("FLOTILLA_SNAP_RATE");
+    return text != NULL ? strtoull(text, NULL, 10) : 0;
+}
 
 static struct rsm *server_rsm(const struct server *s)
 {
@@ -117,6 +126,7 @@ static enum err start_controller(struct server *s, const struct cluster *c,
                                        .disk = s->disk,
                                        .id = self->id,
                                        .shard_count = c->shard_count,
+                                       .snap_rate = s->snap_rate,
                                        .identified = true,
                                        .on_removed = on_removed,
                                        .arg = s};
@@ -134,6 +144,7 @@ static enum err start_group(struct server *s, const struct cluster *c,
                                        .gid = self->gid,
                                        .id = self->id,
                                        .certificate_end_s = certificate_end_s,
+                                       .snap_rate = s->snap_rate,
                                        .identified = true,
                                        .lease_reads = c->lease_reads,
                                        .on_removed = on_removed,
@@ -253,7 +264,7 @@ static int serve(const struct server_options *o)
     if (self == NULL) {
         return EXIT_USAGE;
     }
-    struct server s = {0};
+    struct server s = {.snap_rate = o->snap_rate * 1000000};
     bool ok = start(&s, &c, self) &&
               net_loop_signal(s.loop, SIGTERM, on_signal, &s) == ERR_OK &&
               net_loop_signal(s.loop, SIGINT, on_signal, &s) == ERR_OK &&
@@ -293,7 +304,8 @@ static void raise_file_limit(void)
 
 int cmd_server(int argc, char **argv)
 {
-    struct server_options o = {.ready_fd = UINT64_MAX};
+    struct server_options o = {.ready_fd = UINT64_MAX,
+                               .snap_rate = snap_rate_default()};
     bool verbose = false;
     const struct arg_option options[] = {
         {"cluster", 'c', ARG_TEXT, &o.cluster, "DIR",
@@ -301,6 +313,9 @@ int cmd_server(int argc, char **argv)
         {"verbose", 'v', ARG_FLAG, &verbose, NULL, "log more"},
         {"ready-fd", 0, ARG_NUMBER, &o.ready_fd, "FD",
          "write a byte there when serving"},
+        {"snap-rate", 0, ARG_NUMBER, &o.snap_rate, "MB",
+         "a second to a replica far behind, at most (default: "
+         "$FLOTILLA_SNAP_RATE, or no limit)"},
         {0}};
     const struct arg_spec spec = {
         .usage = "server [OPTION...] NAME",

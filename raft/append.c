@@ -57,6 +57,65 @@ static bool is_noop(const struct raft *r, raft_index index)
            raft_log_at(&r->log, index)->type == RAFT_ENTRY_NOOP;
 }
 
+/* What is not in memory comes from the disk, by way of the shell, when the one
+ * before the last that was sent has arrived: two are on their way at most. */
+static void replicate_stored(struct raft *r, struct raft_progress *p)
+{
+    if (p->state == RAFT_PROGRESS_PROBE) {
+        send_append(r, p, 0); /* first, where the follower's log ends */
+        p->probe_sent = true;
+    } else if (!p->loading && p->match + 1 >= p->loaded) {
+        CHECK(r->load_count < RAFT_PEERS_MAX);
+        p->loading = true;
+        r->loads[r->load_count++] = (struct raft_load){
+            .peer = p->id,
+            .first = p->next,
+            .last = r->log.base,
+            .size_max = r->append_size_max,
+        };
+    }
+}
+
+static bool are_ours(const struct raft *r, raft_index first,
+                     const struct raft_entry *entries, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (entries[i].index != first + i ||
+            !raft_log_has(&r->log, entries[i].index, entries[i].term)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+enum err raft_append_loaded(struct raft *r, raft_id peer,
+                            const struct raft_entry *entries, uint32_t count)
+{
+    struct raft_progress *p =
+        r->role == RAFT_LEADER ? raft_progress_of(r, peer) : NULL;
+    if (p == NULL || !p->loading) {
+        return ERR_OK;
+    }
+    p->loading = false;
+    if (p->state != RAFT_PROGRESS_REPLICATE) {
+        return ERR_OK; /* it needs others by now */
+    }
+    if (p->next > r->log.floor && count == 0) {
+        return ERR_OK; /* its next answer asks again */
+    }
+    if (p->next > r->log.floor && entries[0].index == p->next) {
+        if (!are_ours(r, p->next, entries, count)) {
+            return ERR_INVALID;
+        }
+        send_append(r, p, count);
+        r->out[r->out_count - 1].entries = (struct raft_entry *)entries;
+        p->loaded = p->next;
+        p->next += count;
+    }
+    raft_append_replicate(r, p);
+    return ERR_OK;
+}
+
 void raft_append_replicate(struct raft *r, struct raft_progress *p)
 {
     if (p->state == RAFT_PROGRESS_SNAPSHOT ||
@@ -67,8 +126,10 @@ void raft_append_replicate(struct raft *r, struct raft_progress *p)
     if (p->full && !is_noop(r, p->next)) {
         return; /* it would not take it; heartbeats ask whether it has space */
     }
-    if (p->next <= r->log.base) {
+    if (p->next <= r->log.floor) {
         raft_install_need(r, p);
+    } else if (p->next <= r->log.base) {
+        replicate_stored(r, p);
     } else if (p->state == RAFT_PROGRESS_PROBE && p->next <= last) {
         send_append(r, p, next_batch(r, p));
         p->probe_sent = true;
@@ -123,12 +184,12 @@ static void accepted(struct raft *r, struct raft_progress *p,
         p->match = m->match;
         p->next = p->next > p->match ? p->next : p->match + 1;
     }
-    if (p->state == RAFT_PROGRESS_SNAPSHOT && p->match >= r->log.base) {
+    if (p->state == RAFT_PROGRESS_SNAPSHOT && p->match >= r->log.floor) {
         raft_progress_probe(p, p->match + 1); /* got there by itself */
     }
     if (p->state == RAFT_PROGRESS_PROBE) {
         p->probe_sent = false;
-        if (m->log_index >= p->next - 1 && m->log_index >= r->log.base) {
+        if (m->log_index >= p->next - 1 && m->log_index >= r->log.floor) {
             raft_progress_replicate(p, m->log_index + 1);
         }
     }

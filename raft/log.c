@@ -7,14 +7,18 @@
  *  3. Each live slot holds one reference on its data.
  *  4. `ends` grows along the log: bytes between two entries are one
  * subtraction.
- */
+ *  5. floor <= base; the runs cover (floor, base] and nothing else: the first
+ *     begins at or before floor + 1, and terms rise from run to run. */
 #include <string.h>
 
 #include "raft/raft_int.h"
 
 void raft_log_init(struct raft_log *log, raft_index base, raft_term base_term)
 {
-    *log = (struct raft_log){.base = base, .base_term = base_term};
+    *log = (struct raft_log){.base = base,
+                             .base_term = base_term,
+                             .floor = base,
+                             .floor_term = base_term};
 }
 
 void raft_log_fini(struct raft_log *log)
@@ -22,6 +26,7 @@ void raft_log_fini(struct raft_log *log)
     raft_log_reset(log, 0, 0);
     mem_free(log->slots);
     mem_free(log->ends);
+    mem_free(log->runs);
     *log = (struct raft_log){0};
 }
 
@@ -36,13 +41,34 @@ raft_term raft_log_last_term(const struct raft_log *log)
                            : log->slots[log->head + log->count - 1].term;
 }
 
+/* The last run that begins at or before it. */
+static raft_term evicted_term(const struct raft_log *log, raft_index index)
+{
+    size_t low = 0, high = log->run_count;
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (log->runs[middle].first <= index) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return log->runs[low].term;
+}
+
 bool raft_log_term(const struct raft_log *log, raft_index index,
                    raft_term *term)
 {
-    if (index < log->base || index > raft_log_last(log)) {
+    if (index < log->floor || index > raft_log_last(log)) {
         return false;
     }
-    *term = index == log->base ? log->base_term : raft_log_at(log, index)->term;
+    if (index > log->base) {
+        *term = raft_log_at(log, index)->term;
+    } else if (index == log->floor) {
+        *term = log->floor_term;
+    } else {
+        *term = evicted_term(log, index);
+    }
     return true;
 }
 
@@ -114,12 +140,32 @@ void raft_log_truncate(struct raft_log *log, raft_index from)
     }
 }
 
-void raft_log_compact(struct raft_log *log, raft_index index)
+static void add_run(struct raft_log *log, raft_index first, raft_term term)
+{
+    if (log->run_count > 0 && log->runs[log->run_count - 1].term == term) {
+        return;
+    }
+    log->runs = raft_grow(log->runs, &log->run_capacity, log->run_count,
+                          sizeof *log->runs);
+    log->runs[log->run_count++] =
+        (struct raft_run){.first = first, .term = term};
+}
+
+void raft_log_add_evicted(struct raft_log *log, raft_index last, raft_term term)
+{
+    CHECK(log->count == 0);
+    add_run(log, log->base + 1, term);
+    log->base = last;
+    log->base_term = term;
+}
+
+void raft_log_evict(struct raft_log *log, raft_index index)
 {
     raft_term term = 0;
     CHECK(raft_log_term(log, index, &term));
     log->base_end = end_of(log, index);
     while (log->base < index) {
+        add_run(log, log->base + 1, log->slots[log->head].term);
         bytes_unref(log->slots[log->head].data);
         log->head++;
         log->count--;
@@ -128,14 +174,37 @@ void raft_log_compact(struct raft_log *log, raft_index index)
     log->base_term = term;
 }
 
+void raft_log_compact(struct raft_log *log, raft_index index)
+{
+    if (index > log->base) {
+        raft_log_evict(log, index);
+    }
+    raft_term term = 0;
+    CHECK(raft_log_term(log, index, &term));
+    log->floor = index;
+    log->floor_term = term;
+    size_t gone = 0;
+    while (gone < log->run_count &&
+           (gone + 1 < log->run_count ? log->runs[gone + 1].first - 1
+                                      : log->base) <= index) {
+        gone++;
+    }
+    log->run_count -= gone;
+    if (log->run_count > 0) {
+        memmove(log->runs, log->runs + gone,
+                log->run_count * sizeof *log->runs);
+    }
+}
+
 void raft_log_reset(struct raft_log *log, raft_index base, raft_term base_term)
 {
     if (log->count > 0) {
         raft_log_truncate(log, log->base + 1);
     }
     log->head = 0;
-    log->base = base;
-    log->base_term = base_term;
+    log->base = log->floor = base;
+    log->base_term = log->floor_term = base_term;
+    log->run_count = 0;
 }
 
 uint64_t raft_log_bytes(const struct raft_log *log, raft_index after,
@@ -146,6 +215,12 @@ uint64_t raft_log_bytes(const struct raft_log *log, raft_index after,
 
 raft_index raft_log_first_of(const struct raft_log *log, raft_term term)
 {
+    for (size_t i = 0; i < log->run_count; i++) {
+        const struct raft_run *run = &log->runs[i];
+        if (run->term >= term) {
+            return run->first > log->floor ? run->first : log->floor + 1;
+        }
+    }
     raft_index low = log->base + 1;
     raft_index high = raft_log_last(log) + 1;
     while (low < high) {

@@ -21,6 +21,7 @@ void raft_progress_probe(struct raft_progress *p, raft_index next)
     p->state = RAFT_PROGRESS_PROBE;
     p->next = next > p->match ? next : p->match + 1;
     p->probe_sent = false;
+    p->loaded = 0;
 }
 
 void raft_progress_replicate(struct raft_progress *p, raft_index next)
@@ -28,6 +29,7 @@ void raft_progress_replicate(struct raft_progress *p, raft_index next)
     p->state = RAFT_PROGRESS_REPLICATE;
     p->next = next > p->match ? next : p->match + 1;
     p->probe_sent = false;
+    p->loaded = 0;
 }
 
 bool raft_progress_active(const struct raft *r, const struct raft_progress *p)

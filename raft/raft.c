@@ -66,26 +66,50 @@ static void set_options(struct raft *r, const struct raft_config *c)
                                   : UNCOMMITTED_SIZE_MAX;
 }
 
+static enum err load_conf(struct raft *r, const struct raft_entry *e)
+{
+    struct raft_conf conf;
+    if (raft_conf_decode(bytes_slice(e->data), &conf) != ERR_OK) {
+        return ERR_CORRUPT;
+    }
+    raft_conf_push(r, e->index, &conf);
+    return ERR_OK;
+}
+
+/* What stays on disk. */
+static enum err load_evicted(struct raft *r, const struct raft_config *c)
+{
+    enum err rc = ERR_OK;
+    for (uint32_t i = 0; i < c->run_count; i++) {
+        bool last = i + 1 == c->run_count;
+        raft_index end = last ? c->evicted_index : c->runs[i + 1].first - 1;
+        if (c->runs[i].first != r->log.base + 1 || end <= r->log.base ||
+            c->runs[i].term < r->log.base_term || c->runs[i].term > r->term) {
+            return ERR_CORRUPT;
+        }
+        raft_log_add_evicted(&r->log, end, c->runs[i].term);
+    }
+    for (uint32_t i = 0; i < c->conf_count && rc == ERR_OK; i++) {
+        rc = load_conf(r, &c->confs[i]);
+    }
+    return rc;
+}
+
 static enum err load_log(struct raft *r, const struct raft_config *c)
 {
     raft_log_init(&r->log, c->snapshot_index, c->snapshot_term);
     raft_conf_push(r, c->snapshot_index, &c->conf);
-    for (uint32_t i = 0; i < c->entry_count; i++) {
+    enum err rc = load_evicted(r, c);
+    for (uint32_t i = 0; i < c->entry_count && rc == ERR_OK; i++) {
         const struct raft_entry *e = &c->entries[i];
         if (e->index != raft_log_last(&r->log) + 1 ||
             e->term < raft_log_last_term(&r->log) || e->term > r->term) {
             return ERR_CORRUPT;
         }
         raft_log_append(&r->log, e->term, e->type, e->data);
-        if (e->type == RAFT_ENTRY_CONF) {
-            struct raft_conf conf;
-            if (raft_conf_decode(bytes_slice(e->data), &conf) != ERR_OK) {
-                return ERR_CORRUPT;
-            }
-            raft_conf_push(r, e->index, &conf);
-        }
+        rc = e->type == RAFT_ENTRY_CONF ? load_conf(r, e) : ERR_OK;
     }
-    return ERR_OK;
+    return rc;
 }
 
 enum err raft_new(const struct raft_config *config, struct raft **out)
@@ -115,7 +139,7 @@ enum err raft_new(const struct raft_config *config, struct raft **out)
         return rc;
     }
     r->persisted = raft_log_last(&r->log);
-    r->commit = r->told = config->snapshot_index;
+    r->commit = r->told = r->log.base;
     raft_election_reset_timer(r);
     if (raft_conf_now(r)->voter_count == 1 &&
         raft_conf_votes(raft_conf_now(r), r->id)) {
@@ -247,6 +271,9 @@ static enum err dispatch(struct raft *r, const struct raft_event *ev)
         return raft_install_sent(r, ev->u.sent.peer, ev->u.sent.index,
                                  ev->u.sent.ok);
     case RAFT_EV_FULL: raft_election_full(r, ev->u.full); return ERR_OK;
+    case RAFT_EV_LOADED:
+        return raft_append_loaded(r, ev->u.loaded.peer, ev->u.loaded.entries,
+                                  ev->u.loaded.count);
     }
     return ERR_INVALID;
 }
@@ -259,6 +286,7 @@ static void begin(struct raft *r, uint64_t now_ms)
     r->out_count = 0;
     r->out_read_count = 0;
     r->need_count = 0;
+    r->load_count = 0;
     r->became_leader = false;
     r->lost_leadership = false;
     r->proposed = 0;
@@ -269,7 +297,7 @@ static void lend_entries(struct raft *r)
 {
     for (size_t i = 0; i < r->out_count; i++) {
         struct raft_msg *m = &r->out[i];
-        if (m->entry_count > 0) {
+        if (m->entry_count > 0 && m->entries == NULL) {
             m->entries = raft_log_at(&r->log, m->log_index + 1);
         }
     }
@@ -290,6 +318,8 @@ static void finish(struct raft *r, struct raft_update *update)
         .read_count = (uint32_t)r->out_read_count,
         .need_snapshot = r->need,
         .need_snapshot_count = r->need_count,
+        .loads = r->loads,
+        .load_count = r->load_count,
         .became_leader = r->became_leader,
         .lost_leadership = r->lost_leadership,
         .proposed = r->proposed,
@@ -323,10 +353,47 @@ const struct raft_entry *raft_entries(const struct raft *r, raft_index first,
     return *count == 0 ? NULL : raft_log_at(&r->log, first);
 }
 
-void raft_compact(struct raft *r, raft_index index)
+void raft_evict(struct raft *r, raft_index index)
 {
     CHECK(index <= r->told);
     if (index > r->log.base) {
+        raft_log_evict(&r->log, index);
+    }
+}
+
+size_t raft_memory(const struct raft *r)
+{
+    return (size_t)raft_log_bytes(&r->log, r->log.base, raft_log_last(&r->log));
+}
+
+void raft_bound_memory(struct raft *r, size_t size)
+{
+    raft_index last = raft_log_last(&r->log);
+    raft_index index = r->log.base;
+    while (index < r->told && raft_log_bytes(&r->log, index, last) > size) {
+        index++;
+    }
+    raft_evict(r, index);
+}
+
+uint32_t raft_runs(const struct raft *r, raft_index first, raft_index last,
+                   struct raft_run *runs, uint32_t count_max, raft_index *upto)
+{
+    uint32_t count = 0;
+    raft_term term = 0;
+    while (first <= last && count < count_max &&
+           raft_log_term(&r->log, first, &term)) {
+        runs[count++] = (struct raft_run){.first = first, .term = term};
+        first = raft_log_first_of(&r->log, term + 1);
+    }
+    *upto = first - 1 < last ? first - 1 : last;
+    return count;
+}
+
+void raft_compact(struct raft *r, raft_index index)
+{
+    CHECK(index <= r->told);
+    if (index > r->log.floor) {
         raft_log_compact(&r->log, index);
         raft_conf_compact(r, index);
     }
@@ -366,7 +433,7 @@ void raft_status(const struct raft *r, struct raft_status *status)
         .last_index = raft_log_last(&r->log),
         .persisted = r->persisted,
         .commit = r->commit,
-        .snapshot_index = r->log.base,
+        .snapshot_index = r->log.floor,
         .conf = *raft_conf_now(r),
         .conf_index = raft_conf_index(r),
         .lease_until_ms = raft_lease_until(r),

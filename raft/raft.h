@@ -114,6 +114,12 @@ struct raft_msg {
     uint32_t entry_count;
 };
 
+/* Entries from `first` on have this term, up to the next run. */
+struct raft_run {
+    raft_index first;
+    raft_term term;
+};
+
 /* A promise to a leader that reads from its lease, and by how much a clock may
  * run faster than another one while this is safe (raft/lease.c). */
 enum { RAFT_LEASE_MS = 200, RAFT_LEASE_DRIFT_PERCENT = 20 };
@@ -136,6 +142,14 @@ struct raft_config {
     raft_index snapshot_index;
     raft_term snapshot_term;
     struct raft_conf conf;
+    /* The log after that, up to `evicted_index`, is stored and committed, but
+     * not given: only its terms and its configurations. 0: there is no such
+     * part. */
+    raft_index evicted_index;
+    const struct raft_run *runs; /* borrowed, as the next two */
+    uint32_t run_count;
+    const struct raft_entry *confs;
+    uint32_t conf_count;
     const struct raft_entry *entries; /* the stored log after it; borrowed */
     uint32_t entry_count;
     uint64_t now_ms;
@@ -156,7 +170,8 @@ enum raft_event_type {
                             `persisted`, but maybe not their entries */
     /* Our disk takes no commands now, or does again: the raft does not campaign
      * and takes no-ops only, and says so to the leader. */
-    RAFT_EV_FULL, /* our disk takes nothing now, or does again */
+    RAFT_EV_FULL,   /* our disk takes nothing now, or does again */
+    RAFT_EV_LOADED, /* entries that were asked for by raft_update.loads */
 };
 
 struct raft_event {
@@ -184,6 +199,13 @@ struct raft_event {
             raft_index index;
             bool ok;
         } sent; /* SNAPSHOT_SENT */
+        struct {
+            raft_id peer;
+            /* Borrowed until the next step; consecutive from raft_load.first
+             * on. None: they could not be read, maybe they are compacted. */
+            const struct raft_entry *entries;
+            uint32_t count;
+        } loaded; /* LOADED */
     } u;
 };
 
@@ -191,6 +213,14 @@ struct raft_read {
     uint64_t read;    /* the caller's name */
     enum err rc;      /* ERR_OK, or ERR_NOTLEADER: ask elsewhere */
     raft_index index; /* serve it when the state machine has applied this */
+};
+
+/* Entries that are not in memory are needed for `peer`: from `first` on, as
+ * many as there are up to `last` and in about `size_max` bytes. */
+struct raft_load {
+    raft_id peer;
+    raft_index first, last;
+    size_t size_max;
 };
 
 /* What the caller must now do: begin to persist, and send. Then apply. The
@@ -223,6 +253,10 @@ struct raft_update {
     const raft_id *need_snapshot;
     uint32_t need_snapshot_count;
 
+    /* To be read from the stored log; each is answered by RAFT_EV_LOADED. */
+    const struct raft_load *loads;
+    uint32_t load_count;
+
     bool became_leader;   /* in this step: propose a no-op now */
     bool lost_leadership; /* in this step: proposals may or may not commit */
     raft_index proposed;  /* PROPOSE: the index of the first entry */
@@ -249,12 +283,25 @@ const struct raft_entry *raft_entries(const struct raft *r, raft_index first,
                                       raft_index last, uint32_t count_max,
                                       size_t size_max, uint32_t *count);
 
+/* The log up to `index` is on disk, and can be read there again: it leaves
+ * memory. `index` must be committed; going back is ignored. */
+void raft_evict(struct raft *r, raft_index index);
+/* The same of as many entries as must go that at most `size` bytes stay, if
+ * they are committed and stored. */
+void raft_bound_memory(struct raft *r, size_t size);
+size_t raft_memory(const struct raft *r); /* of the entries in it */
+
 /* The state machine holds everything up to `index` on disk, so the log up to it
  * may go. `index` must be committed; going back is ignored. */
 void raft_compact(struct raft *r, raft_index index);
 
 /* The term at `index`; false if the log does not know it (any more). */
 bool raft_term_at(const struct raft *r, raft_index index, raft_term *term);
+
+/* The terms from `first` to `last`, as far as `count_max` runs tell; gives how
+ * many, and in `*upto` how far. */
+uint32_t raft_runs(const struct raft *r, raft_index first, raft_index last,
+                   struct raft_run *runs, uint32_t count_max, raft_index *upto);
 
 /* The configuration in force at `index`, for a snapshot's label. Gives the
  * index of its entry (of the log's start, for the first). */
@@ -295,9 +342,9 @@ struct raft_status {
     raft_index last_index;
     raft_index persisted;
     raft_index commit;
-    raft_index snapshot_index;
-    struct raft_conf conf;   /* the newest in the log: used from append on */
-    uint64_t lease_until_ms; /* leader: it may answer reads; 0: no lease */
+    raft_index snapshot_index; /* the log on disk begins after it */
+    struct raft_conf conf;     /* the newest in the log: used from append on */
+    uint64_t lease_until_ms;   /* leader: it may answer reads; 0: no lease */
     raft_index conf_index; /* its entry: once this is committed and the conf is
                               joint, propose the final one */
     uint32_t peer_count;   /* leader only: the progress of each peer */

@@ -22,15 +22,20 @@ enum { RAFT_READS_MAX = 65536 };
  * it. */
 enum { RAFT_HELD_MAX = 64 };
 
-/* ---- log.c: the log in memory, from `base` (exclusive) on ---- */
+/* ---- log.c: the log, in memory from `base` (exclusive) on; between `floor`
+ * and `base` it is the shell's, on disk, and only the terms are known ---- */
 
 struct raft_log {
+    raft_index floor; /* compacted up to here, inclusive */
+    raft_term floor_term;
+    struct raft_run *runs; /* of (floor, base], by index */
+    size_t run_count, run_capacity;
     struct raft_entry *slots; /* the live ones are [head, head + count) */
     uint64_t *ends; /* parallel: bytes of all entries up to and with this */
     size_t capacity;
     size_t head;
     size_t count;
-    raft_index base; /* compacted up to here, inclusive */
+    raft_index base; /* not in memory up to here, inclusive */
     raft_term base_term;
     uint64_t base_end; /* `ends` of the entry at base */
 };
@@ -49,6 +54,11 @@ void raft_log_append(struct raft_log *log, raft_term term,
                      enum raft_entry_type type, struct bytes *data);
 /* Forgets `from` and everything after it. */
 void raft_log_truncate(struct raft_log *log, raft_index from);
+/* Forgets all but the terms up to `index`, which the log must have. */
+void raft_log_evict(struct raft_log *log, raft_index index);
+/* One entry, after the last, that is not in memory from the start. */
+void raft_log_add_evicted(struct raft_log *log, raft_index last,
+                          raft_term term);
 /* Forgets everything up to `index`, which the log must have. */
 void raft_log_compact(struct raft_log *log, raft_index index);
 /* Forgets everything; goes on after `base`. */
@@ -87,8 +97,10 @@ struct raft_progress {
     uint64_t heard_ms;
     uint64_t sent_ms; /* the last APPEND */
     uint64_t read_round;
-    bool full;   /* said so when last heard */
-    bool forgot; /* its log ended below `match` when last heard */
+    bool full;         /* said so when last heard */
+    bool forgot;       /* its log ended below `match` when last heard */
+    bool loading;      /* the shell reads entries for it from disk */
+    raft_index loaded; /* where the last such entries began */
 };
 
 struct raft_progress *raft_progress_of(struct raft *r, raft_id id);
@@ -190,6 +202,8 @@ struct raft {
     size_t out_read_count, out_read_capacity;
     raft_id need[RAFT_PEERS_MAX];
     uint32_t need_count;
+    struct raft_load loads[RAFT_PEERS_MAX];
+    uint32_t load_count;
     bool became_leader, lost_leadership;
     raft_index proposed;
 };
@@ -240,6 +254,9 @@ void raft_leader_resign(struct raft *r);
 void raft_append_heartbeat(struct raft *r, struct raft_progress *p);
 void raft_append_replicate(struct raft *r, struct raft_progress *p);
 void raft_append_acknowledge(struct raft *r);
+MUST_USE enum err raft_append_loaded(struct raft *r, raft_id peer,
+                                     const struct raft_entry *entries,
+                                     uint32_t count);
 MUST_USE enum err raft_recv_append(struct raft *r, const struct raft_msg *m);
 MUST_USE enum err raft_recv_append_reply(struct raft *r,
                                          const struct raft_msg *m);

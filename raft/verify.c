@@ -21,6 +21,7 @@ static void verify_leader(const struct raft *r)
 void raft_verify(const struct raft *r)
 {
     raft_index last = raft_log_last(&r->log);
+    CHECK(r->log.floor <= r->log.base);
     CHECK(r->log.base <= r->commit);
     CHECK(r->commit <= last);
     CHECK(r->persisted <= last);

@@ -9,7 +9,9 @@
  *  4. A follower lets committed entries wait for RSM_APPLY_LAZY_US, or for more
  *     of them: nobody waits for it, and waking a thread costs more than most
  *     entries. A leader lets none wait.
- *  5. Want of space takes `submitted` and `applied` back to `durable`
+ *  5. What is not in memory any more is read from the disk, a piece at a time,
+ *     and in order: nothing else is submitted meanwhile.
+ *  6. Want of space takes `submitted` and `applied` back to `durable`
  *     (space.c); entries are then applied again, and nobody is answered twice.
  */
 #include "base/check.h"
@@ -84,6 +86,7 @@ static void on_done(struct env_job *job)
     answer(r, j);
     if (!rsm_stopped(r) && !waits) {
         rsm_checkpoint_applied(r, r->applied, j->size);
+        rsm_incoming_applied(r);
         rsm_leader_tell(r);
         if (r->config.on_applied != NULL) {
             r->config.on_applied(r->config.arg);
@@ -135,23 +138,55 @@ static bool may_wait(struct rsm *r)
     return true;
 }
 
+static bool may_submit(const struct rsm *r)
+{
+    return !rsm_stopped(r) && !r->installing && !r->space.apply_held &&
+           r->submitted < r->commit && r->apply_running < RSM_APPLY_JOBS_MAX;
+}
+
+static void submit(struct rsm *r, const struct raft_entry *entries,
+                   uint32_t count)
+{
+    CHECK(entries[0].index == r->submitted + 1);
+    struct apply_job *j = make_job(r, entries, count);
+    r->submitted += count;
+    r->apply_running++;
+    env_worker_submit(r->env, r->apply_worker, &j->job);
+}
+
 static bool submit_next(struct rsm *r)
 {
-    if (rsm_stopped(r) || r->installing || r->space.apply_held ||
-        r->submitted >= r->commit || r->apply_running >= RSM_APPLY_JOBS_MAX ||
-        may_wait(r) || rsm_checkpoint_holds(r)) {
+    if (!may_submit(r) || r->apply_loading || may_wait(r) ||
+        rsm_checkpoint_holds(r)) {
         return false;
     }
     uint32_t count = 0;
     const struct raft_entry *entries =
         raft_entries(r->raft, r->submitted + 1, r->commit, RSM_APPLY_COUNT_MAX,
                      RSM_APPLY_SIZE_MAX, &count);
-    CHECK(count > 0 && entries[0].index == r->submitted + 1);
-    struct apply_job *j = make_job(r, entries, count);
-    r->submitted += count;
-    r->apply_running++;
-    env_worker_submit(r->env, r->apply_worker, &j->job);
-    return true;
+    if (count > 0) {
+        submit(r, entries, count);
+        return true;
+    }
+    struct raft_load load = {.first = r->submitted + 1,
+                             .last = r->commit,
+                             .size_max = RSM_APPLY_LOAD_SIZE};
+    r->apply_loading = true;
+    rsm_stored_load(r, &load);
+    return false;
+}
+
+/* By now others may be next: the state was replaced, or has gone back. */
+void rsm_apply_loaded(struct rsm *r, const struct raft_entry *entries,
+                      uint32_t count)
+{
+    r->apply_loading = false;
+    if (may_submit(r) && count > 0 && entries[0].index == r->submitted + 1) {
+        submit(r, entries, count);
+    }
+    if (!rsm_stopped(r)) {
+        rsm_apply_pump(r);
+    }
 }
 
 void rsm_apply_pump(struct rsm *r)

@@ -9,14 +9,17 @@
  *  1. The log is cut at or below `durable`: a restart finds all that the state
  *     machine has not stored. `durable` is what the state machine names when
  *     end() has run.
- *  2. It is never cut past the index of a snapshot that is on its way to a
- *     peer, which needs what follows it; but one that does not answer does not
- *     make the log grow: it gets a newer snapshot when it is back.
+ *  2. While there is room on the disk, it is never cut past the index of a
+ *     snapshot that is on its way to a peer: the peer needs what follows. A
+ *     stream whose log is cut all the same (its peer has been silent while
+ *     RSM_HOLD_FACTOR times log_keep_size was written, or the disk is nearly
+ *     full) ends there and then: it never lands where the log no longer is.
  *  3. About log_keep_size bytes stay, so that a follower that was away for a
  *     moment need not be sent a snapshot.
- *  4. For a follower that has just installed a snapshot, a leader keeps what it
- *     does not have yet, up to RSM_HOLD_FACTOR as much: else under load it
- * could need the next snapshot when it has this one, and so for ever.
+ *  4. A leader keeps what a follower does not have yet, with the same bounds:
+ *     one that is slow, or has installed a snapshot just now, could need the
+ *     next one else before it is there, and so for ever. What is kept is on the
+ *     disk; of the log in memory nothing but the end is (raft_evict).
  *  5. A disk that is too slow makes applying wait, when RSM_BACKLOG_FACTOR
  * times checkpoint_size_max were applied since the checkpoint began: what is
  * not durable is in memory. */
@@ -69,60 +72,57 @@ static raft_index keep_from(const struct rsm *r, uint64_t size)
     return index;
 }
 
-void rsm_checkpoint_sent(struct rsm *r, raft_id peer)
+static raft_index lower(raft_index a, raft_index b)
 {
-    if (r->catching_count < RAFT_PEERS_MAX) {
-        r->catching[r->catching_count++] = peer;
-    }
+    return a < b ? a : b;
 }
 
-void rsm_checkpoint_deposed(struct rsm *r)
+static raft_index higher(raft_index a, raft_index b)
 {
-    r->catching_count = 0;
+    return a > b ? a : b;
 }
 
-/* What this one still needs; UINT64_MAX when it is near the end, or silent. */
-static raft_index needed_by(const struct rsm *r, const struct raft_status *s,
-                            raft_id id)
-{
-    for (uint32_t i = 0; i < s->peer_count; i++) {
-        const struct raft_peer_status *p = &s->peers[i];
-        if (p->id == id && p->active && !p->snapshot &&
-            p->match < keep_from(r, r->config.log_keep_size)) {
-            return p->match > r->compacted ? p->match : r->compacted;
-        }
-    }
-    return UINT64_MAX;
-}
-
-/* Invariant 4. */
-static raft_index hold_from(struct rsm *r)
+/* Invariant 4, of those that answer and of those that do not. */
+static void needed_by_followers(struct rsm *r, raft_index *active,
+                                raft_index *silent)
 {
     struct raft_status s;
-    raft_index hold = UINT64_MAX;
-    uint32_t kept = 0;
     raft_status(r->raft, &s);
-    for (uint32_t i = 0; i < r->catching_count; i++) {
-        raft_index needed = needed_by(r, &s, r->catching[i]);
-        if (needed != UINT64_MAX) {
-            r->catching[kept++] = r->catching[i];
-            hold = needed < hold ? needed : hold;
+    if (s.role != RAFT_LEADER) {
+        *silent = r->compacted; /* we may lead next, and do not know */
+    }
+    for (uint32_t i = 0; i < s.peer_count; i++) {
+        const struct raft_peer_status *p = &s.peers[i];
+        raft_index *to = p->active ? active : silent;
+        if (!p->snapshot) {
+            *to = lower(*to, p->match > r->compacted ? p->match : r->compacted);
         }
     }
-    r->catching_count = kept;
-    raft_index least =
-        keep_from(r, (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR);
-    return hold > least ? hold : least;
 }
 
+/* From where on others need the log (2 and 4). */
+static raft_index hold_from(struct rsm *r)
+{
+    raft_index active = UINT64_MAX;
+    raft_index silent = rsm_outgoing_oldest(r, true);
+    needed_by_followers(r, &active, &silent);
+    uint64_t size = (uint64_t)r->config.log_keep_size * RSM_HOLD_FACTOR;
+    uint64_t limit = r->config.log_hold_size;
+    active = higher(active, keep_from(r, limit));
+    silent = higher(silent, keep_from(r, size < limit ? size : limit));
+    raft_index streams = rsm_outgoing_oldest(r, false);
+    return rsm_space_is_tight(r) ? UINT64_MAX
+                                 : lower(streams, lower(active, silent));
+}
+
+/* From memory goes all that is durable but for the end; from the disk what
+ * nobody needs. */
 static void compact(struct rsm *r)
 {
     raft_index index = keep_from(r, r->config.log_keep_size);
-    raft_index hold = r->catching_count > 0 ? hold_from(r) : UINT64_MAX;
-    index = index < hold ? index : hold;
-    raft_index oldest = rsm_outgoing_oldest(r);
-    index = index < r->durable ? index : r->durable;
-    index = index < oldest ? index : oldest;
+    index = lower(index, r->durable);
+    raft_evict(r->raft, index);
+    index = lower(index, hold_from(r));
     if (index <= r->compacted) {
         return;
     }
@@ -132,8 +132,10 @@ static void compact(struct rsm *r)
     raft_conf_at(r->raft, index, &conf);
     raft_compact(r->raft, index);
     rsm_log_compact(r, index, term, &conf);
+    rsm_stored_compact(r, index);
     r->compacted = index;
     drop_marks(r, index);
+    rsm_outgoing_cut(r, index);
 }
 
 /* --- The steps */
@@ -305,13 +307,14 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size)
 
 /* Else the log would be cut only when log_keep_size bytes have been applied
  * since the restart, and restarts would make it grow. */
-void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec)
+void rsm_checkpoint_recovered(struct rsm *r)
 {
-    for (uint32_t i = 0; i < rec->entry_count; i++) {
-        const struct raft_entry *e = &rec->entries[i];
-        if (e->index <= r->durable) {
-            rsm_checkpoint_applied(
-                r, e->index, bytes_slice(e->data).size + RSM_ENTRY_OVERHEAD);
+    const struct rsm_stored *s = &r->stored;
+    for (uint32_t i = 0; i + 1 < s->count; i++) {
+        raft_index last = s->places[i + 1].index - 1;
+        if (last > r->compacted && last <= r->durable) {
+            rsm_checkpoint_applied(r, last,
+                                   s->places[i + 1].size - s->places[i].size);
         }
     }
     r->checkpoint_size = r->applied_size;

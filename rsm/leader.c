@@ -21,7 +21,6 @@ void rsm_leader_update(struct rsm *r, const struct raft_update *u)
     if (r->leading || u->lost_leadership) {
         r->retracted = true;
         rsm_outgoing_stop(r);
-        rsm_checkpoint_deposed(r);
         env_timer_start(r->env, &r->lost,
                         2 * r->config.election_max_ms * UINT64_C(1000));
     }

@@ -17,6 +17,7 @@ static void job_free(struct rsm_log_job *j)
         bytes_unref(j->entries[i].data);
     }
     mem_free(j->entries);
+    mem_free(j->marks);
     mem_free(j);
 }
 
@@ -41,6 +42,7 @@ static void on_run(struct env_job *job)
         break;
     }
     wal_stats(wal, &j->stats);
+    wal_take_marks(wal, &j->marks, &j->mark_count);
 }
 
 /* Somebody waits for a follower's sync and it has nothing else to do. A leader
@@ -148,6 +150,7 @@ static void on_done(struct env_job *job)
         rsm_die(r, j->rc, "writing the log");
     } else if (!rsm_stopped(r)) {
         rsm_log_pump(r); /* first: the disk should not wait for the core */
+        rsm_stored_note(r, j->marks, j->mark_count);
         if (j->kind == RSM_LOG_APPEND) {
             rsm_space_found(r, RSM_SPACE_LOG);
             if (j->low) {
@@ -161,6 +164,7 @@ static void on_done(struct env_job *job)
                                        .u.persisted = j->seq};
             (void)!rsm_step(r, &event, NULL);
         } else if (j->kind == RSM_LOG_RESET) {
+            rsm_stored_reset(r);
             rsm_incoming_reset_done(r);
         }
     }

@@ -44,15 +44,25 @@ static enum err begin_log(struct rsm *r, struct wal_recovery *rec)
                        &rec->start_conf);
 }
 
+static bool was_evicted(const struct wal_recovery *rec, raft_index index,
+                        raft_term term)
+{
+    raft_term found = 0;
+    for (uint32_t i = 0; i < rec->run_count && rec->runs[i].first <= index;
+         i++) {
+        found = rec->runs[i].term;
+    }
+    return index <= rec->evicted_index && found == term;
+}
+
+/* Entries from `durable` on are loaded, so it is the last that may be not. */
 static bool has_entry(const struct wal_recovery *rec, raft_index index,
                       raft_term term)
 {
     if (index == rec->start_index) {
         return index == 0 || rec->start_term == term;
     }
-    uint64_t at = index - rec->start_index - 1;
-    return index > rec->start_index && at < rec->entry_count &&
-           rec->entries[at].term == term;
+    return index > rec->start_index && was_evicted(rec, index, term);
 }
 
 static enum err finish_install(struct rsm *r, struct wal_recovery *rec,
@@ -83,10 +93,9 @@ static enum err finish_install(struct rsm *r, struct wal_recovery *rec,
     return rc;
 }
 
-static enum err join_up(struct rsm *r, struct wal_recovery *rec)
+static enum err join_up(struct rsm *r, struct wal_recovery *rec,
+                        raft_index durable, raft_term term)
 {
-    raft_term term = 0;
-    raft_index durable = r->config.fsm->ops->durable(r->config.fsm, &term);
     r->durable = r->submitted = r->applied = durable;
     if (durable < rec->start_index) {
         log_error("rsm",
@@ -101,6 +110,15 @@ static enum err join_up(struct rsm *r, struct wal_recovery *rec)
         return finish_install(r, rec, durable, term);
     }
     return begin_log(r, rec);
+}
+
+static void note_places(struct rsm *r)
+{
+    struct wal_mark *marks = NULL;
+    uint32_t count = 0;
+    wal_take_marks(r->wal, &marks, &count);
+    rsm_stored_note(r, marks, count);
+    mem_free(marks);
 }
 
 static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
@@ -119,17 +137,23 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
         .snapshot_index = rec->start_index,
         .snapshot_term = rec->start_term,
         .conf = rec->start_conf,
+        .evicted_index = rec->evicted_index,
+        .runs = rec->runs,
+        .run_count = rec->run_count,
+        .confs = rec->confs,
+        .conf_count = rec->conf_count,
         .entries = rec->entries,
         .entry_count = rec->entry_count,
         .now_ms = env_now_ms(r->env),
     };
     r->compacted = rec->start_index;
-    rsm_checkpoint_recovered(r, rec);
+    note_places(r);
+    rsm_checkpoint_recovered(r);
     log_info("rsm",
              "opened the log group=%u id=%" PRIu64 " term=%" PRIu64
-             " start=%" PRIu64 " entries=%u applied=%" PRIu64,
+             " start=%" PRIu64 " applied=%" PRIu64 " entries_after=%u",
              c->group, c->id, rec->hard_state.term, rec->start_index,
-             rec->entry_count, r->applied);
+             r->applied, rec->entry_count);
     return raft_new(&config, &r->raft);
 }
 
@@ -137,7 +161,8 @@ static enum err make_raft(struct rsm *r, const struct wal_recovery *rec)
 static bool is_new_log(const struct wal_recovery *rec)
 {
     return rec->start_index == 0 && rec->entry_count == 0 &&
-           rec->start_conf.voter_count == 0 && rec->hard_state.term == 0;
+           rec->run_count == 0 && rec->start_conf.voter_count == 0 &&
+           rec->hard_state.term == 0;
 }
 
 enum err rsm_open_log(struct rsm *r)
@@ -148,7 +173,10 @@ enum err rsm_open_log(struct rsm *r)
     if (rc != ERR_OK) {
         return rc;
     }
-    rc = wal_open(disk, "wal", r->config.wal_segment_size, &r->wal, &rec);
+    raft_term term = 0;
+    raft_index durable = r->config.fsm->ops->durable(r->config.fsm, &term);
+    rc = wal_open(disk, "wal", r->config.wal_segment_size, durable, &r->wal,
+                  &rec);
     if (rc != ERR_OK) {
         log_error("rsm", "cannot open the log: %s %s", err_text(rc),
                   rec.problem);
@@ -157,7 +185,7 @@ enum err rsm_open_log(struct rsm *r)
     }
     rc = rsm_identity_log(r, is_new_log(&rec));
     if (rc == ERR_OK) {
-        rc = join_up(r, &rec);
+        rc = join_up(r, &rec, durable, term);
     }
     if (rc == ERR_OK) {
         rc = make_raft(r, &rec);

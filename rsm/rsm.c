@@ -89,6 +89,9 @@ static void carry_out(struct rsm *r, const struct raft_update *u)
     for (uint32_t i = 0; i < u->need_snapshot_count; i++) {
         rsm_outgoing_start(r, u->need_snapshot[i]);
     }
+    for (uint32_t i = 0; i < u->load_count; i++) {
+        rsm_stored_load(r, &u->loads[i]);
+    }
 }
 
 enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
@@ -110,7 +113,7 @@ enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
         r->space.group_since_ms = 0;
     }
     rsm_apply_pump(r);
-    if (rsm_member_is_due(r)) {
+    if (rsm_member_is_due(r) || rsm_stored_is_due(r)) {
         rsm_flush_later(r);
     }
     if (!r->dead) {
@@ -150,6 +153,7 @@ static void on_flush(struct env_timer *t)
     rsm_read_answer_failed(r);
     rsm_leader_tell(r);
     rsm_member_pump(r);
+    rsm_stored_bound(r);
     rsm_log_pump(r);
 }
 
@@ -263,6 +267,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .durable = r->durable,
         .wal_bytes = r->wal_stats.bytes,
         .wal_syncs = r->wal_stats.syncs,
+        .entries_read = r->stored.read,
         .proposals_waiting = r->waiting_count + r->queued_count,
         .stall = rsm_samples_spread(&r->stalls),
         .busy = rsm_samples_spread(&r->busies),
@@ -270,6 +275,7 @@ void rsm_status(const struct rsm *r, struct rsm_status *status)
         .checkpointing = r->checkpoint_running,
     };
     raft_status(r->raft, &status->raft);
+    status->snap = r->snap_stats;
     rsm_space_fill_status(r, status);
 }
 
@@ -284,6 +290,9 @@ static void set_defaults(struct rsm_config *c)
 {
     if (c->log_keep_size == 0) {
         c->log_keep_size = RSM_KEEP_SIZE_DEFAULT;
+    }
+    if (c->log_hold_size == 0) {
+        c->log_hold_size = UINT64_MAX;
     }
     if (c->checkpoint_size_max == 0) {
         c->checkpoint_size_max = RSM_CHECKPOINT_SIZE_DEFAULT;
@@ -330,6 +339,8 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     r->apply_worker = env_worker_new(r->env, "apply");
     r->checkpoint_worker = env_worker_new(r->env, "checkpoint");
     r->snap_worker = env_worker_new(r->env, "snap");
+    r->read_worker = env_worker_new(r->env, "read");
+    rsm_incoming_open(r);
     set_tick(r);
     rsm_hello_start(r);
     *out = r;
@@ -348,7 +359,6 @@ void rsm_free(struct rsm *r)
     rsm_checkpoint_close(r);
     rsm_space_close(r);
     rsm_outgoing_stop(r);
-    rsm_incoming_stop(r);
     rsm_propose_fail_all(r, ERR_CLOSED);
     rsm_read_fail_all(r, ERR_CLOSED);
     rsm_propose_answer_failed(r);
@@ -358,6 +368,7 @@ void rsm_free(struct rsm *r)
     env_worker_free(r->env, r->apply_worker);
     env_worker_free(r->env, r->checkpoint_worker);
     env_worker_free(r->env, r->snap_worker);
+    env_worker_free(r->env, r->read_worker);
     /* Again: what came back from the workers. */
     rsm_propose_answer_failed(r);
     rsm_read_answer_failed(r);
@@ -368,5 +379,6 @@ void rsm_free(struct rsm *r)
     raft_free(r->raft);
     buf_free(&r->message);
     mem_free(r->marks);
+    rsm_stored_close(r);
     mem_free(r);
 }

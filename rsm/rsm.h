@@ -8,7 +8,8 @@
  *   "wal"    group commit: one wal_append() for all updates that waited
  *   "apply"  the state machine: apply, reads, checkpoints, snapshot install
  *   "checkpoint"  the slow part of a checkpoint
- *   "snap"   making and compressing a snapshot for a peer
+ *   "snap"   making and compressing a snapshot for a peer; receiving one
+ *   "read"   what is sent to a peer that is far behind, from the disk
  *
  * It knows no keys and no shards. */
 #ifndef RSM_RSM_H
@@ -152,6 +153,11 @@ struct rsm_config {
     uint32_t checkpoint_ms_max; /* time between; 0: 2000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
+    /* The most that is kept on disk for followers that are behind; 0: as long
+     * as they answer and there is room. Memory holds twice log_keep_size. */
+    uint64_t log_hold_size;
+    size_t snap_piece_size; /* of a snapshot, on average; 0: the default */
+    uint64_t snap_rate; /* bytes a second to one peer at most; 0: no limit */
     uint64_t space_low; /* free bytes below which no entry is stored; 0: 32 MiB
                          */
     uint32_t space_patience_ms; /* how long a group without space makes writers
@@ -245,6 +251,15 @@ const char *rsm_leader_address(const struct rsm *r);
 uint32_t rsm_member_list(const struct rsm *r,
                          struct rsm_member members[RAFT_PEERS_MAX]);
 
+/* Snapshots, since start. */
+struct rsm_snap_stats {
+    uint64_t streams;     /* begun, to any peer */
+    uint64_t pieces;      /* that they consist of */
+    uint64_t pieces_sent; /* of these; again counts again */
+    uint64_t bytes_sent;
+    uint64_t installed;
+};
+
 /* Of the last RSM_SAMPLES checkpoints, in microseconds; count: of all. */
 struct rsm_spread {
     uint64_t count;
@@ -253,10 +268,12 @@ struct rsm_spread {
 
 struct rsm_status {
     struct raft_status raft;
+    struct rsm_snap_stats snap;
     raft_index applied;
     raft_index durable;
     uint64_t wal_bytes; /* written since start */
     uint64_t wal_syncs;
+    uint64_t entries_read; /* again, from disk, for followers far behind */
     uint32_t proposals_waiting;
     struct rsm_spread stall; /* for which a checkpoint kept the applier */
     struct rsm_spread busy;  /* the applier's longest job while it was made */

@@ -16,19 +16,25 @@ enum {
     RSM_APPLY_COUNT_MAX = 1024,
     RSM_APPLY_SIZE_MAX = 8 << 20,
     RSM_APPLY_JOBS_MAX = 2,
+    RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_BRIEF_COUNT = 4, /* jobs that the loop may run itself: at most */
     RSM_BRIEF_SIZE = 16 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
-    RSM_CHUNK_SIZE = 512 << 10,
+    RSM_MANIFEST_PART = 256 << 10,
+    RSM_MANIFEST_SIZE_MAX = 65 << 20, /* of SNAP_PIECES_MAX pieces */
+    RSM_WINDOW_SIZE = 4 << 20,        /* of a snapshot in flight to a peer */
+    RSM_WINDOW_COUNT = 16,
+    RSM_WINDOW_BUSY = 1 << 20, /* while clients are waited on */
+    RSM_ARRIVING_MAX = 64,     /* requests of a stream that wait for the disk */
     /* For the answer to a chunk: at least this and what the bytes may take;
      * else four times what the last one took. */
     RSM_CHUNK_TIMEOUT_MIN_MS = 200,
     RSM_CHUNK_TIMEOUT_MAX_MS = 5000,
     RSM_CHUNK_BYTES_A_MS = 1024,
-    RSM_CHUNK_TRIES = 10,
-    RSM_CHUNK_PATIENCE = 2, /* then the log waits for that peer no more */
+    RSM_CHUNK_SILENCE_MS = 30000, /* then the stream ends */
+    RSM_CHUNK_PATIENCE = 2,       /* then the log waits for that peer less */
     RSM_CHUNK_PAUSE_MS = 100,
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 16 << 20,
@@ -40,7 +46,9 @@ enum {
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
     RSM_SPACE_PAUSE_MIN_MS = 100,
     RSM_SPACE_PAUSE_MAX_MS = 5000,
-    RSM_HOLD_FACTOR = 8, /* times log_keep_size, for a slow follower */
+    RSM_MEMORY_SIZE = 16 << 20, /* of the log in memory, or twice */
+    RSM_MEMORY_FACTOR = 2,      /* log_keep_size, if that is less */
+    RSM_HOLD_FACTOR = 8,        /* times log_keep_size, for a slow follower */
     RSM_BOOK_MAX = 16,
     RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
     RSM_ENTRY_OVERHEAD =
@@ -49,27 +57,35 @@ enum {
 
 /* --- Messages (docs/wire.md) */
 
+/* To a peer that needs a snapshot (snap_send.c). A snapshot is known by its
+ * manifest: size and checksum are in every message about it. */
+enum rsm_chunk_kind {
+    RSM_CHUNK_ASK = 1,      /* what is missing? */
+    RSM_CHUNK_MANIFEST = 2, /* `data` is the manifest's from byte `at` on */
+    RSM_CHUNK_PIECE = 3,    /* `data` is piece `at`, packed */
+};
 #define RSM_CHUNK_FIELDS(F)                                                    \
     F(U64, term) /* the leader's */                                            \
     F(U64, from)                                                               \
     F(U64, to)                                                                 \
     F(U64, index) /* of the snapshot */                                        \
     F(U64, snap_term)                                                          \
-    F(U64, offset) /* of `data` in the stream */                               \
-    F(U64, total)  /* size of the stream */                                    \
-    F(U32, crc)    /* CRC-32C of the whole stream */                           \
+    F(U64, size) /* of the manifest */                                         \
+    F(U32, crc)  /* CRC-32C of the manifest */                                 \
+    F(U8, kind)                                                                \
+    F(U64, at)                                                                 \
     F(BYTES, data)
 MSG_STRUCT(rsm_chunk, RSM_CHUNK_FIELDS);
 
 enum rsm_chunk_status {
-    RSM_CHUNK_NEXT = 1,    /* send what follows from `next` on */
-    RSM_CHUNK_WAIT = 2,    /* all is here; being installed; ask again */
-    RSM_CHUNK_DONE = 3,    /* installed, or not needed any more */
-    RSM_CHUNK_REFUSED = 4, /* give up */
+    RSM_CHUNK_MORE = 1,    /* of the manifest, from byte `at` on */
+    RSM_CHUNK_MISSING = 2, /* these pieces: bit i of byte i/8 of `missing` */
+    RSM_CHUNK_STORED = 3,  /* that piece */
+    RSM_CHUNK_WAIT = 4,    /* nothing is needed now; ask again */
+    RSM_CHUNK_DONE = 5,    /* installed, or not needed any more */
+    RSM_CHUNK_REFUSED = 6, /* give up */
 };
-#define RSM_CHUNK_REPLY_FIELDS(F)                                              \
-    F(U8, status)                                                              \
-    F(U64, next)
+#define RSM_CHUNK_REPLY_FIELDS(F) F(U8, status) F(U64, at) F(BYTES, missing)
 MSG_STRUCT(rsm_chunk_reply, RSM_CHUNK_REPLY_FIELDS);
 
 #define RSM_HELLO_FIELDS(F) F(U64, from) F(BYTES, address)
@@ -94,6 +110,8 @@ struct rsm_log_job {
     bool low;   /* little space was left after it */
     enum err rc;
     struct wal_stats stats;
+    struct wal_mark *marks; /* of what was written */
+    uint32_t mark_count;
     /* APPEND: several updates, one group commit. */
     uint64_t seq;
     bool with_hard_state, vote_sent; /* its VOTE was made */
@@ -117,6 +135,13 @@ struct rsm_incoming; /* the stream we are sent; at most one */
 struct rsm_mark {
     raft_index index;
     uint64_t size;
+};
+
+/* Where entries stand on disk (stored.c). */
+struct rsm_stored {
+    struct wal_mark *places;
+    uint32_t count, capacity;
+    uint64_t read; /* entries, since start */
 };
 
 /* The last RSM_SAMPLES times something took. */
@@ -164,7 +189,7 @@ struct rsm {
     struct raft *raft;
     struct wal *wal; /* the wal worker's */
     struct env_worker *wal_worker, *apply_worker, *checkpoint_worker;
-    struct env_worker *snap_worker;
+    struct env_worker *snap_worker, *read_worker;
     bool dead;    /* env_fatal() was called, and returned */
     bool closing; /* rsm_free() */
 
@@ -211,12 +236,14 @@ struct rsm {
     uint32_t apply_running;
     struct env_timer apply;
     bool apply_set, apply_due;
-    bool installing; /* nothing is submitted meanwhile */
+    bool apply_loading; /* what comes next is being read from disk */
+    bool installing;    /* nothing is submitted meanwhile */
 
     /* checkpoint.c */
     struct env_timer checkpoint;
     bool checkpoint_set, checkpoint_due, checkpoint_running;
-    raft_index compacted;
+    raft_index compacted;     /* on disk */
+    raft_index evicted;       /* from memory */
     uint64_t applied_size;    /* bytes of all entries applied since start */
     uint64_t checkpoint_size; /* the same when the last checkpoint began */
     uint64_t held_us;         /* since when applying waits for it; 0: not */
@@ -226,11 +253,11 @@ struct rsm {
     uint32_t mark_count, mark_capacity;
 
     struct rsm_space space;
+    struct rsm_stored stored;
 
     struct rsm_outgoing *outgoing;
     struct rsm_incoming *incoming;
-    raft_id catching[RAFT_PEERS_MAX]; /* they were sent a snapshot just now */
-    uint32_t catching_count;
+    struct rsm_snap_stats snap_stats;
 
     /* member.c, hello.c, identity.c */
     struct rsm_identity identity;
@@ -259,10 +286,9 @@ static inline bool rsm_stopped(const struct rsm *r)
 
 /* open.c */
 MUST_USE enum err rsm_open_log(struct rsm *r);
-/* The label of the snapshot that was being installed, if its file is whole
- * enough to have one. */
+/* The label of the snapshot that was being installed. */
 MUST_USE enum err rsm_incoming_label(struct rsm *r, struct snap_label *label);
-void rsm_incoming_forget(struct rsm *r); /* that file */
+void rsm_incoming_forget(struct rsm *r); /* it, and what it is made of */
 
 /* member.c */
 bool rsm_member_is_due(const struct rsm *r);
@@ -291,6 +317,18 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_close(struct rsm *r);
 void rsm_log_pump(struct rsm *r);
 
+/* stored.c */
+void rsm_stored_note(struct rsm *r, const struct wal_mark *marks,
+                     uint32_t count);
+void rsm_stored_compact(struct rsm *r, raft_index index);
+bool rsm_stored_is_due(const struct rsm *r);
+void rsm_stored_bound(struct rsm *r); /* what is in memory */
+void rsm_stored_reset(struct rsm *r); /* the log is empty now */
+/* For a follower, and answered to the core; peer 0: for ourselves, answered by
+ * rsm_apply_loaded(). */
+void rsm_stored_load(struct rsm *r, const struct raft_load *load);
+void rsm_stored_close(struct rsm *r);
+
 /* space.c */
 enum rsm_space_user {
     RSM_SPACE_LOW,
@@ -302,6 +340,7 @@ void rsm_space_init(struct rsm *r);
 void rsm_space_close(struct rsm *r);
 /* On a worker, before bytes that need room. */
 bool rsm_space_is_low(const struct rsm *r);
+bool rsm_space_is_tight(const struct rsm *r); /* on the loop */
 /* On the loop: it got ERR_NOSPACE; it got room. */
 void rsm_space_wait(struct rsm *r, enum rsm_space_user user);
 void rsm_space_found(struct rsm *r, enum rsm_space_user user);
@@ -319,6 +358,8 @@ void rsm_space_fill_status(const struct rsm *r, struct rsm_status *status);
 void rsm_apply_init(struct rsm *r);
 void rsm_apply_close(struct rsm *r);
 void rsm_apply_pump(struct rsm *r);
+void rsm_apply_loaded(struct rsm *r, const struct raft_entry *entries,
+                      uint32_t count);
 
 /* checkpoint.c */
 void rsm_checkpoint_init(struct rsm *r);
@@ -326,9 +367,7 @@ void rsm_checkpoint_close(struct rsm *r);
 void rsm_checkpoint_installed(struct rsm *r, raft_index index);
 void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
 /* At start: what the log still has of what the state machine has stored. */
-void rsm_checkpoint_recovered(struct rsm *r, const struct wal_recovery *rec);
-void rsm_checkpoint_sent(struct rsm *r, raft_id peer); /* a snapshot */
-void rsm_checkpoint_deposed(struct rsm *r);
+void rsm_checkpoint_recovered(struct rsm *r);
 void rsm_checkpoint_pump(struct rsm *r);
 /* Must applying wait for the checkpoint that is being made? */
 bool rsm_checkpoint_holds(struct rsm *r);
@@ -369,17 +408,21 @@ void rsm_leader_close(struct rsm *r);
 
 /* snap_send.c */
 void rsm_outgoing_start(struct rsm *r, raft_id peer);
-/* Of snapshots on their way to peers that answer; UINT64_MAX: none. */
-raft_index rsm_outgoing_oldest(const struct rsm *r);
+/* The oldest index from which a stream needs the log; UINT64_MAX: none.
+ * `silent`: of those whose peers do not answer just now; else of the others. */
+raft_index rsm_outgoing_oldest(const struct rsm *r, bool silent);
+/* The log is cut up to `index`: what is of no use without it ends. */
+void rsm_outgoing_cut(struct rsm *r, raft_index index);
 void rsm_outgoing_stop(struct rsm *r); /* ends all; jobs may still come back */
 void rsm_outgoing_close(struct rsm *r);
 
 /* snap_receive.c */
 void rsm_incoming_chunk(struct rsm *r, struct net_request *request,
                         struct slice body);
+void rsm_incoming_open(struct rsm *r); /* what an earlier life received */
+void rsm_incoming_applied(struct rsm *r);
 /* The log was reset: the install is complete. */
 void rsm_incoming_reset_done(struct rsm *r);
-void rsm_incoming_stop(struct rsm *r);
 void rsm_incoming_close(struct rsm *r);
 
 #endif

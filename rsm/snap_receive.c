@@ -1,149 +1,257 @@
-/* A snapshot we are sent. At most one at a time, into "snap/in":
+/* A snapshot we are sent. At most one at a time; see snap_int.h.
  *
- *   chunks (snap worker)   appended; the last one: all is checked and synced
- *   install (apply worker) the state machine is replaced, durably
- *   reset (wal worker)     the log begins anew after the snapshot
- *   then the core is told, and the file goes.
+ *   requests (snap worker)   the manifest is gathered, pieces are stored; when
+ *                            none is missing all is synced, the manifest too
+ *   install (apply worker)   the state machine is replaced, durably
+ *   reset (wal worker)       the log begins anew after the snapshot
+ *   then the core is told, and the files go.
  *
  * Invariants:
  *  1. From raft_install_begin() until the core is told, no entry is given to
  *     the apply worker, and the core takes none.
- *  2. "snap/in" stays, synced, until the log is reset: a crash between install
- *     and reset is finished from its label at the next start (open.c). */
+ *  2. "snap/in", the manifest, is written when all pieces are there, and stays,
+ *     synced, until the log is reset: a crash between install and reset is
+ *     finished from its label at the next start (open.c).
+ *  3. Pieces stay, whatever becomes of the stream that brought them, until a
+ *     snapshot is installed, the log goes on without one, or their space is
+ *     needed. */
+#include "rsm/snap_int.h"
+
+#include <inttypes.h>
+#include <string.h>
+
 #include "base/check.h"
 #include "base/codec.h"
 #include "base/log.h"
-#include "rsm/rsm_int.h"
-
-#include <inttypes.h>
 
 #define SNAP_IN_PATH "snap/in"
 
 struct rsm_incoming {
-    struct env_job job;
+    struct env_job job; /* of the install, and of the end */
     struct rsm *rsm;
-    struct rsm_chunk head; /* of the stream; offset and data are not used */
+
+    /* The loop's */
     bool installing;
-
-    bool busy; /* a job is on a worker: it owns what follows */
+    uint32_t arriving;       /* requests on the snap worker */
+    raft_index useless_from; /* applied up to here, pieces are of no use */
+    raft_id from;
     enum err rc;
-    struct disk_file *file;
-    uint64_t offset; /* so many bytes are written */
-    uint32_t crc;    /* of these */
-    struct buf data; /* the chunk being written */
-    struct snap_label label;
 
-    struct net_request *request; /* to be answered when it is written */
+    /* The snap worker's; the apply worker's during the install */
+    struct rsm_pieces *pieces;
+    struct rsm_chunk head; /* of the newest stream; kind, at, data: not used */
+    struct buf bytes;      /* of its manifest, as far as it has come */
+    struct snap_manifest manifest; /* when all of it is here */
+    bool has_manifest;
 };
 
-/* --- Reading the file */
-
-struct file_source {
-    struct snap_source source;
-    struct disk *disk;
-    struct disk_file *file;
-    uint64_t at, end;
+/* One request, while the snap worker has it. */
+struct arrival {
+    struct env_job job;
+    struct rsm_incoming *in;
+    struct net_request *request;
+    struct rsm_chunk m;
+    struct buf data, missing;
+    struct rsm_chunk_reply reply;
+    bool complete; /* nothing is missing, and all is synced */
+    enum err rc;
 };
 
-static enum err file_read(struct snap_source *source, void *to, size_t size_max,
-                          size_t *size)
-{
-    struct file_source *f = (struct file_source *)source;
-    uint64_t left = f->end - f->at;
-    size_t n = left < size_max ? (size_t)left : size_max;
-    enum err rc = n == 0 ? ERR_OK : f->disk->ops->read(f->file, f->at, to, n);
-    if (rc == ERR_OK) {
-        f->at += n;
-        *size = n;
-    }
-    return rc;
-}
+/* --- The manifest's file */
 
-static enum err read_label(struct disk *disk, struct disk_file *file,
-                           struct snap_label *label)
+static enum err read_file(struct disk *disk, const char *path, struct buf *b)
 {
-    struct file_source f = {
-        .source.read = file_read, .disk = disk, .file = file};
-    struct snap_reader *reader = NULL;
-    enum err rc = disk->ops->size(file, &f.end);
-    if (rc == ERR_OK) {
-        rc = snap_reader_new(&f.source, label, &reader);
+    struct disk_file *file = NULL;
+    uint64_t size = 0;
+    enum err rc = disk->ops->open(disk, path, false, &file);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = disk->ops->size(file, &size);
+    if (rc == ERR_OK && size > RSM_MANIFEST_SIZE_MAX) {
+        rc = ERR_CORRUPT;
     }
     if (rc == ERR_OK) {
-        snap_reader_free(reader);
+        rc =
+            disk->ops->read(file, 0, buf_extend(b, (size_t)size), (size_t)size);
     }
+    disk->ops->close(file);
     return rc;
 }
 
 enum err rsm_incoming_label(struct rsm *r, struct snap_label *label)
 {
-    struct disk *disk = r->config.disk;
-    struct disk_file *file = NULL;
-    enum err rc = disk->ops->open(disk, SNAP_IN_PATH, false, &file);
-    if (rc != ERR_OK) {
-        return rc;
+    struct buf bytes = {0};
+    struct snap_manifest m;
+    enum err rc = read_file(r->config.disk, SNAP_IN_PATH, &bytes);
+    if (rc == ERR_OK) {
+        rc = snap_manifest_decode(buf_slice(&bytes), &m);
     }
-    rc = read_label(disk, file, label);
-    disk->ops->close(file);
+    if (rc == ERR_OK) {
+        *label = m.label;
+    }
+    buf_free(&bytes);
     return rc;
+}
+
+/* A left-over is written over by the next one. */
+static void forget(struct disk *disk)
+{
+    (void)!disk->ops->remove(disk, SNAP_IN_PATH);
+    rsm_pieces_forget(disk);
 }
 
 void rsm_incoming_forget(struct rsm *r)
 {
-    /* A left-over is written over by the next stream. */
-    (void)!r->config.disk->ops->remove(r->config.disk, SNAP_IN_PATH);
+    forget(r->config.disk);
 }
 
-/* --- Answers */
-
-static void answer(struct rsm *r, struct net_request *request,
-                   enum rsm_chunk_status status, uint64_t next)
+static enum err write_manifest(struct rsm_incoming *in)
 {
-    struct rsm_chunk_reply m = {.status = (uint8_t)status, .next = next};
-    struct buf body = {0};
-    rsm_chunk_reply_encode(&body, &m);
-    net_reply(r->config.net, request, ERR_OK, buf_slice(&body));
-    buf_free(&body);
+    struct disk *disk = in->rsm->config.disk;
+    struct disk_file *file = NULL;
+    struct slice bytes = buf_slice(&in->bytes);
+    enum err rc = disk->ops->open(disk, SNAP_IN_PATH, true, &file);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = disk->ops->truncate(file, 0);
+    if (rc == ERR_OK) {
+        rc = disk->ops->write(file, 0, &bytes, 1);
+    }
+    if (rc == ERR_OK && (disk->ops->sync(file) != ERR_OK ||
+                         disk->ops->sync_dir(disk, "snap") != ERR_OK)) {
+        rc = ERR_IO; /* a failed sync is final */
+    }
+    disk->ops->close(file);
+    return rc;
 }
 
-static void answer_held(struct rsm_incoming *in, enum rsm_chunk_status status)
+/* --- Requests, on the snap worker */
+
+static bool same_stream(const struct rsm_chunk *a, const struct rsm_chunk *b)
 {
-    struct net_request *request = in->request;
-    in->request = NULL;
-    if (request != NULL) {
-        answer(in->rsm, request, status, in->offset);
+    return a->index == b->index && a->snap_term == b->snap_term &&
+           a->size == b->size && a->crc == b->crc;
+}
+
+static void begin_stream(struct rsm_incoming *in, const struct rsm_chunk *m)
+{
+    in->head = *m;
+    in->has_manifest = false;
+    buf_clear(&in->bytes);
+}
+
+static enum err check_manifest(struct rsm_incoming *in)
+{
+    enum err rc =
+        crc32c(0, buf_slice(&in->bytes)) == in->head.crc
+            ? snap_manifest_decode(buf_slice(&in->bytes), &in->manifest)
+            : ERR_CORRUPT;
+    if (rc == ERR_OK && (in->manifest.label.index != in->head.index ||
+                         in->manifest.label.term != in->head.snap_term)) {
+        rc = ERR_CORRUPT;
+    }
+    in->has_manifest = rc == ERR_OK;
+    return rc;
+}
+
+static enum err take_manifest(struct rsm_incoming *in,
+                              const struct rsm_chunk *m)
+{
+    if (in->has_manifest || m->at != in->bytes.size ||
+        m->data.size > m->size - m->at) {
+        return ERR_OK; /* it came before */
+    }
+    buf_append(&in->bytes, m->data.data, m->data.size);
+    return in->bytes.size == in->head.size ? check_manifest(in) : ERR_OK;
+}
+
+/* True if any is. */
+static bool list_missing(const struct rsm_incoming *in, struct buf *missing)
+{
+    const struct snap_manifest *m = &in->manifest;
+    size_t size = (m->count + 7) / 8;
+    bool any = false;
+    uint8_t *bits = buf_extend(missing, size + 1);
+    memset(bits, 0, size + 1);
+    for (uint32_t i = 0; i < m->count; i++) {
+        if (!rsm_pieces_has(in->pieces, &m->ids[i])) {
+            bits[i / 8] |= (uint8_t)(1u << i % 8);
+            any = true;
+        }
+    }
+    missing->size = size;
+    return any;
+}
+
+static enum err say_what_is_missing(struct arrival *a)
+{
+    struct rsm_incoming *in = a->in;
+    if (!in->has_manifest) {
+        a->reply.status = RSM_CHUNK_MORE;
+        a->reply.at = in->bytes.size;
+        return ERR_OK;
+    }
+    a->reply.status = RSM_CHUNK_MISSING;
+    if (list_missing(in, &a->missing)) {
+        return ERR_OK;
+    }
+    enum err rc = rsm_pieces_sync(in->pieces);
+    if (rc == ERR_OK) {
+        rc = write_manifest(in);
+    }
+    a->complete = rc == ERR_OK;
+    return rc;
+}
+
+static enum err take_piece(struct arrival *a)
+{
+    struct rsm_incoming *in = a->in;
+    if (!in->has_manifest || a->m.at >= in->manifest.count) {
+        return say_what_is_missing(a);
+    }
+    a->reply.status = RSM_CHUNK_STORED;
+    a->reply.at = a->m.at;
+    return rsm_pieces_add(in->pieces, &in->manifest.ids[a->m.at], a->m.data);
+}
+
+static void run_arrival(struct env_job *job)
+{
+    struct arrival *a = (struct arrival *)job;
+    struct rsm_incoming *in = a->in;
+    a->rc = rsm_pieces_open(in->pieces);
+    if (a->rc == ERR_OK && !same_stream(&in->head, &a->m)) {
+        begin_stream(in, &a->m);
+    }
+    if (a->rc == ERR_OK && a->m.kind == RSM_CHUNK_PIECE) {
+        a->rc = take_piece(a);
+        return;
+    }
+    if (a->rc == ERR_OK && a->m.kind == RSM_CHUNK_MANIFEST) {
+        a->rc = take_manifest(in, &a->m);
+    }
+    if (a->rc == ERR_OK) {
+        a->rc = say_what_is_missing(a);
     }
 }
 
 /* --- The end */
 
-static void submit(struct rsm_incoming *in, struct env_worker *worker,
-                   void (*run)(struct env_job *),
-                   void (*done)(struct env_job *))
-{
-    CHECK(!in->busy);
-    in->busy = true;
-    in->job = (struct env_job){.run = run, .done = done};
-    env_worker_submit(in->rsm->env, worker, &in->job);
-}
-
 static void run_remove(struct env_job *job)
 {
     struct rsm_incoming *in = (struct rsm_incoming *)job;
-    struct disk *disk = in->rsm->config.disk;
-    if (in->file != NULL) {
-        disk->ops->close(in->file);
-        in->file = NULL;
-        rsm_incoming_forget(in->rsm);
-    }
+    rsm_pieces_free(in->pieces);
+    in->pieces = NULL;
+    forget(in->rsm->config.disk);
 }
 
 static void destroy(struct rsm_incoming *in)
 {
-    if (in->file != NULL) {
-        in->rsm->config.disk->ops->close(in->file);
+    if (in->pieces != NULL) {
+        rsm_pieces_free(in->pieces);
     }
-    buf_free(&in->data);
+    buf_free(&in->bytes);
     mem_free(in);
 }
 
@@ -152,21 +260,16 @@ static void on_removed(struct env_job *job)
     destroy((struct rsm_incoming *)job);
 }
 
+/* What is on the worker is before the removal, and is answered there. */
 static void end(struct rsm_incoming *in)
 {
     struct rsm *r = in->rsm;
     CHECK(r->incoming == in);
     if (!rsm_stopped(r)) {
         r->incoming = NULL;
-        submit(in, r->snap_worker, run_remove, on_removed);
+        in->job = (struct env_job){.run = run_remove, .done = on_removed};
+        env_worker_submit(r->env, r->snap_worker, &in->job);
     }
-}
-
-/* After a job: false if nothing more is to be done. */
-static bool came_back(struct rsm_incoming *in)
-{
-    in->busy = false;
-    return !rsm_stopped(in->rsm);
 }
 
 /* --- Install */
@@ -175,27 +278,18 @@ static void run_install(struct env_job *job)
 {
     struct rsm_incoming *in = (struct rsm_incoming *)job;
     struct rsm_config *c = &in->rsm->config;
-    struct file_source f = {.source.read = file_read,
-                            .disk = c->disk,
-                            .file = in->file,
-                            .end = in->head.total};
-    struct snap_label label;
-    struct snap_reader *reader = NULL;
-    in->rc = snap_reader_new(&f.source, &label, &reader);
-    if (in->rc != ERR_OK) {
-        return;
-    }
-    in->rc = c->fsm->ops->snap_install(c->fsm, snap_reader_source(reader),
-                                       label.index, label.term);
+    const struct snap_manifest *m = &in->manifest;
+    in->rc = c->fsm->ops->snap_install(
+        c->fsm, rsm_pieces_source(in->pieces, m->ids, m->count), m->label.index,
+        m->label.term);
     in->rsm->space.half = in->rsm->space.half && in->rc != ERR_OK;
-    snap_reader_free(reader);
 }
 
 static void on_installed(struct env_job *job)
 {
     struct rsm_incoming *in = (struct rsm_incoming *)job;
     struct rsm *r = in->rsm;
-    if (!came_back(in)) {
+    if (rsm_stopped(r)) {
         return;
     }
     if (in->rc == ERR_CORRUPT || in->rc == ERR_VERSION ||
@@ -213,30 +307,31 @@ static void on_installed(struct env_job *job)
     } else if (in->rc != ERR_OK) {
         rsm_die(r, in->rc, "installing a snapshot");
     } else {
-        rsm_log_reset(r, &in->label);
+        rsm_log_reset(r, &in->manifest.label);
     }
 }
 
 void rsm_incoming_reset_done(struct rsm *r)
 {
     struct rsm_incoming *in = r->incoming;
-    raft_index index = in->label.index;
+    struct snap_label label = in->manifest.label;
     r->installing = false;
-    r->submitted = r->applied = index;
-    if (r->commit < index) {
-        r->commit = index;
+    r->submitted = r->applied = label.index;
+    if (r->commit < label.index) {
+        r->commit = label.index;
     }
-    rsm_checkpoint_installed(r, index);
+    r->snap_stats.installed++;
+    rsm_checkpoint_installed(r, label.index);
     r->space.replay = 0;
-    rsm_propose_fail_upto(r, index);
+    rsm_propose_fail_upto(r, label.index);
     log_info("rsm",
              "installed a snapshot group=%u from=%" PRIu64 " index=%" PRIu64,
-             r->config.group, in->head.from, index);
+             r->config.group, in->from, label.index);
     struct raft_event event = {
         .type = RAFT_EV_SNAPSHOT_INSTALLED,
-        .u.snapshot = {.index = index,
-                       .term = in->label.term,
-                       .conf = in->label.conf},
+        .u.snapshot = {.index = label.index,
+                       .term = label.term,
+                       .conf = label.conf},
     };
     end(in);
     enum err rc = rsm_step(r, &event, NULL);
@@ -250,163 +345,173 @@ void rsm_incoming_reset_done(struct rsm *r)
 static void on_fence(struct env_job *job)
 {
     struct rsm_incoming *in = (struct rsm_incoming *)job;
-    if (came_back(in)) {
-        submit(in, in->rsm->apply_worker, run_install, on_installed);
+    if (!rsm_stopped(in->rsm)) {
+        in->job = (struct env_job){.run = run_install, .done = on_installed};
+        env_worker_submit(in->rsm->env, in->rsm->apply_worker, &in->job);
     }
 }
 
 /* Not while we still hold a view of the state that goes, from the time when we
- * led: the leader asks again until it is gone; what is being released has its
- * job on the snap worker before the fence. */
-static void begin_install(struct rsm_incoming *in)
+ * led: the leader asks again until it is gone. Requests that are still on the
+ * snap worker, and what is being released there, are before the fence. Gives
+ * what to answer. */
+static enum rsm_chunk_status begin_install(struct rsm_incoming *in)
 {
     struct rsm *r = in->rsm;
-    if (r->outgoing != NULL) {
-        answer_held(in, RSM_CHUNK_NEXT);
-        return;
+    const struct snap_label *label = &in->manifest.label;
+    if (r->outgoing != NULL || in->arriving > 0) {
+        return RSM_CHUNK_WAIT;
     }
-    if (!raft_install_begin(r->raft, in->label.index, in->label.term)) {
-        answer_held(in, RSM_CHUNK_DONE); /* the log caught up meanwhile */
+    if (!raft_install_begin(r->raft, label->index, label->term)) {
         end(in);
-        return;
+        return RSM_CHUNK_DONE; /* the log caught up meanwhile */
     }
     in->installing = true;
     r->installing = true;
-    answer_held(in, RSM_CHUNK_WAIT);
-    submit(in, r->snap_worker, NULL, on_fence);
+    in->job = (struct env_job){.done = on_fence};
+    env_worker_submit(r->env, r->snap_worker, &in->job);
+    return RSM_CHUNK_WAIT;
 }
 
-/* --- Chunks */
+/* --- Requests, on the loop */
 
-static enum err check_whole(struct rsm_incoming *in)
+static void answer(struct rsm *r, struct net_request *request,
+                   const struct rsm_chunk_reply *reply)
 {
-    struct disk *disk = in->rsm->config.disk;
-    if (in->crc != in->head.crc) {
-        return ERR_CORRUPT;
-    }
-    enum err rc = disk->ops->sync(in->file);
-    if (rc == ERR_OK) {
-        rc = disk->ops->sync_dir(disk, "snap");
-    }
-    if (rc == ERR_OK) {
-        rc = read_label(disk, in->file, &in->label);
-    }
-    if (rc == ERR_OK && (in->label.index != in->head.index ||
-                         in->label.term != in->head.snap_term)) {
-        rc = ERR_CORRUPT;
-    }
-    return rc;
+    struct buf body = {0};
+    rsm_chunk_reply_encode(&body, reply);
+    net_reply(r->config.net, request, ERR_OK, buf_slice(&body));
+    buf_free(&body);
 }
 
-static void run_write(struct env_job *job)
+static void answer_status(struct rsm *r, struct net_request *request,
+                          enum rsm_chunk_status status)
 {
-    struct rsm_incoming *in = (struct rsm_incoming *)job;
-    struct disk *disk = in->rsm->config.disk;
-    in->rc = ERR_OK;
-    if (in->file == NULL) {
-        in->rc = disk->ops->open(disk, SNAP_IN_PATH, true, &in->file);
-        if (in->rc != ERR_OK) {
-            in->file = NULL;
-        }
-    }
-    if (in->rc == ERR_OK && in->offset == 0) {
-        in->rc = disk->ops->truncate(in->file, 0);
-    }
-    struct slice data = buf_slice(&in->data);
-    if (in->rc == ERR_OK) {
-        in->rc = disk->ops->write(in->file, in->offset, &data, 1);
-    }
-    if (in->rc != ERR_OK) {
-        return;
-    }
-    in->offset += data.size;
-    in->crc = crc32c(in->crc, data);
-    if (in->offset == in->head.total) {
-        in->rc = check_whole(in);
-    }
+    struct rsm_chunk_reply reply = {.status = (uint8_t)status};
+    answer(r, request, &reply);
 }
 
-static void on_written(struct env_job *job)
+static enum rsm_chunk_status failed(struct rsm_incoming *in, enum err rc)
 {
-    struct rsm_incoming *in = (struct rsm_incoming *)job;
     struct rsm *r = in->rsm;
-    if (!came_back(in)) {
-        return;
+    if (rc == ERR_IO) {
+        rsm_die(r, rc, "writing a received snapshot");
+        return RSM_CHUNK_REFUSED;
     }
-    if (in->rc == ERR_IO) {
-        rsm_die(r, in->rc, "writing a received snapshot");
-    } else if (in->rc != ERR_OK) {
-        bool full = in->rc == ERR_NOSPACE;
-        log_warn("rsm", "cannot take a snapshot: %s", err_text(in->rc));
-        answer_held(in, full ? RSM_CHUNK_WAIT : RSM_CHUNK_REFUSED);
-        end(in);
-        if (full) {
-            rsm_space_wait(r, RSM_SPACE_SNAP);
-        }
-    } else if (in->offset == in->head.total) {
-        begin_install(in);
-    } else {
-        answer_held(in, RSM_CHUNK_NEXT);
+    log_warn("rsm", "cannot take a snapshot: %s", err_text(rc));
+    if (rc != ERR_NOSPACE) {
+        return RSM_CHUNK_REFUSED;
     }
+    if (r->incoming == in && !in->installing) {
+        end(in); /* its space may be what is missing */
+    }
+    rsm_space_wait(r, RSM_SPACE_SNAP);
+    return RSM_CHUNK_WAIT;
 }
 
-static bool same_stream(const struct rsm_incoming *in,
-                        const struct rsm_chunk *m)
+static void on_arrived(struct env_job *job)
 {
-    const struct rsm_chunk *h = &in->head;
-    return h->from == m->from && h->index == m->index &&
-           h->snap_term == m->snap_term && h->total == m->total &&
-           h->crc == m->crc;
+    struct arrival *a = (struct arrival *)job;
+    struct rsm_incoming *in = a->in;
+    struct rsm *r = in->rsm;
+    in->arriving--;
+    a->reply.missing = buf_slice(&a->missing);
+    if (rsm_stopped(r)) {
+        net_reply(r->config.net, a->request, ERR_CLOSED, slice_of(NULL, 0));
+    } else if (a->rc != ERR_OK) {
+        answer_status(r, a->request, failed(in, a->rc));
+    } else if (r->incoming != in) {
+        answer_status(r, a->request, RSM_CHUNK_WAIT); /* it ended meanwhile */
+    } else if (in->installing) {
+        answer_status(r, a->request, RSM_CHUNK_WAIT);
+    } else if (a->complete) {
+        answer_status(r, a->request, begin_install(in));
+    } else {
+        answer(r, a->request, &a->reply);
+    }
+    buf_free(&a->data);
+    buf_free(&a->missing);
+    mem_free(a);
 }
 
-static void begin_stream(struct rsm *r, const struct rsm_chunk *m)
+static struct rsm_incoming *incoming(struct rsm *r)
 {
     if (r->incoming == NULL) {
         r->incoming = mem_alloc(sizeof *r->incoming);
         r->incoming->rsm = r;
+        r->incoming->pieces = rsm_pieces_new(r->config.disk);
     }
-    struct rsm_incoming *in = r->incoming;
-    in->head = *m;
-    in->head.data = slice_of(NULL, 0);
-    in->offset = 0;
-    in->crc = 0;
+    return r->incoming;
 }
 
-/* What needs no writing is answered here; false if the chunk is to be written.
- */
-static bool answer_at_once(struct rsm *r, struct net_request *request,
-                           const struct rsm_chunk *m)
+/* Before it is known what they are of: an entry that the log did not have says
+ * that the log goes on without a snapshot. */
+void rsm_incoming_open(struct rsm *r)
+{
+    struct disk *disk = r->config.disk;
+    struct disk_file *file = NULL;
+    struct raft_status status;
+    if (disk->ops->open(disk, "snap/pieces", false, &file) == ERR_OK) {
+        disk->ops->close(file);
+        raft_status(r->raft, &status);
+        incoming(r)->useless_from = status.last_index + 1;
+    }
+}
+
+void rsm_incoming_applied(struct rsm *r)
+{
+    struct rsm_incoming *in = r->incoming;
+    if (in != NULL && !in->installing && r->applied >= in->useless_from) {
+        end(in);
+    }
+}
+
+static void take(struct rsm *r, struct net_request *request,
+                 const struct rsm_chunk *m)
+{
+    struct rsm_incoming *in = incoming(r);
+    struct arrival *a = mem_alloc(sizeof *a);
+    in->useless_from = m->index;
+    in->from = m->from;
+    in->arriving++;
+    a->in = in;
+    a->request = request;
+    a->m = *m;
+    buf_append(&a->data, m->data.data, m->data.size);
+    a->m.data = buf_slice(&a->data);
+    a->job.run = run_arrival;
+    a->job.done = on_arrived;
+    env_worker_submit(r->env, r->snap_worker, &a->job);
+}
+
+static void arrive(struct rsm *r, struct net_request *request,
+                   const struct rsm_chunk *m)
 {
     struct rsm_incoming *in = r->incoming;
     struct raft_status status;
     raft_status(r->raft, &status);
-    bool same = in != NULL && same_stream(in, m);
     if (m->term < status.term) {
-        answer(r, request, RSM_CHUNK_REFUSED, 0); /* from a leader of old */
-    } else if (in != NULL && in->installing && same) {
-        answer(r, request, RSM_CHUNK_WAIT, in->offset);
+        answer_status(r, request, RSM_CHUNK_REFUSED); /* a leader of old */
+    } else if (in != NULL && in->installing) {
+        answer_status(r, request, RSM_CHUNK_WAIT);
     } else if (!raft_wants_snapshot(r->raft, m->index, m->snap_term)) {
-        answer(r, request, RSM_CHUNK_DONE, 0);
+        answer_status(r, request, RSM_CHUNK_DONE);
     } else if (in == NULL && r->space.full) {
-        answer(r, request, RSM_CHUNK_WAIT, 0); /* it asks again, for little */
-    } else if (in != NULL && (in->installing || in->busy)) {
+        answer_status(r, request, RSM_CHUNK_WAIT); /* it asks again */
+    } else if (in != NULL && in->arriving >= RSM_ARRIVING_MAX) {
         net_reply(r->config.net, request, ERR_BUSY, slice_of(NULL, 0));
     } else {
-        if (!same) {
-            begin_stream(r, m);
-        }
-        in = r->incoming;
-        if (m->offset == in->offset && m->data.size > 0) {
-            return false;
-        }
-        if (in->offset == in->head.total) {
-            in->request = request;
-            begin_install(in);
-        } else {
-            answer(r, request, RSM_CHUNK_NEXT, in->offset);
-        }
+        take(r, request, m);
     }
-    return true;
+}
+
+static bool is_sane(const struct rsm *r, const struct rsm_chunk *m)
+{
+    return m->to == r->config.id && m->size <= RSM_MANIFEST_SIZE_MAX &&
+           m->kind >= RSM_CHUNK_ASK && m->kind <= RSM_CHUNK_PIECE &&
+           m->data.size <= SNAP_PACKED_SIZE_MAX &&
+           (m->kind != RSM_CHUNK_MANIFEST ||
+            (m->at <= m->size && m->data.size <= m->size - m->at));
 }
 
 void rsm_incoming_chunk(struct rsm *r, struct net_request *request,
@@ -414,30 +519,15 @@ void rsm_incoming_chunk(struct rsm *r, struct net_request *request,
 {
     struct arena arena = {0};
     struct rsm_chunk m;
-    enum err rc = rsm_chunk_decode(body, &arena, &m);
-    if (rc != ERR_OK || m.to != r->config.id || m.offset > m.total ||
-        m.data.size > m.total - m.offset) {
+    if (rsm_chunk_decode(body, &arena, &m) == ERR_OK && is_sane(r, &m)) {
+        arrive(r, request, &m);
+    } else {
         net_reply(r->config.net, request, ERR_INVALID, slice_of(NULL, 0));
-    } else if (!answer_at_once(r, request, &m)) {
-        struct rsm_incoming *in = r->incoming;
-        in->request = request;
-        buf_clear(&in->data);
-        buf_append(&in->data, m.data.data, m.data.size);
-        submit(in, r->snap_worker, run_write, on_written);
     }
     arena_free(&arena);
 }
 
-void rsm_incoming_stop(struct rsm *r)
-{
-    struct rsm_incoming *in = r->incoming;
-    if (in != NULL && in->request != NULL) {
-        net_reply(r->config.net, in->request, ERR_CLOSED, slice_of(NULL, 0));
-        in->request = NULL;
-    }
-}
-
-/* The file stays: it may be needed to finish the install. */
+/* The files stay: they may be needed to finish the install, or to go on. */
 void rsm_incoming_close(struct rsm *r)
 {
     if (r->incoming != NULL) {

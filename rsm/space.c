@@ -42,6 +42,12 @@ bool rsm_space_is_low(const struct rsm *r)
     return free_bytes(r) < r->config.space_low;
 }
 
+/* Too little is left to keep the log for others. */
+bool rsm_space_is_tight(const struct rsm *r)
+{
+    return r->space.full || free_bytes(r) / 4 < r->config.space_low;
+}
+
 /* --- On the apply worker */
 
 bool rsm_space_enter(struct rsm *r, enum err *rc)

@@ -24,6 +24,8 @@ struct skv_server_config {
     size_t batch_size;          /* of a shard on its way, about; 0: default */
     /* See rsm_config; 0: default. */
     size_t wal_segment_size, log_keep_size, append_size_max;
+    size_t snap_piece_size;
+    uint64_t snap_rate, log_hold_size;
     uint64_t space_low;         /* see rsm_config; 0: its default */
     uint64_t certificate_end_s; /* shown in status */
     bool identified;            /* see rsm_config */

@@ -118,7 +118,7 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
         .role = (uint8_t)status.raft.role,
         .term = status.raft.term,
         .leader = status.raft.leader,
-        .first_index = status.raft.first_index,
+        .first_index = status.raft.snapshot_index + 1,
         .last_index = status.raft.last_index,
         .commit = status.raft.commit,
         .applied = status.applied,

@@ -186,6 +186,39 @@ static void put_start(struct wal *w, struct buf *b, uint64_t batch)
     buf_free(&conf);
 }
 
+void wal_note_entry(struct wal *w, uint64_t sequence, uint64_t offset,
+                    raft_index index, size_t size)
+{
+    uint64_t step = w->segment_size / 16 < WAL_MARK_SIZE ? w->segment_size / 16
+                                                         : WAL_MARK_SIZE;
+    if (index <= w->last_entry || sequence != w->last_mark.sequence ||
+        w->entry_size - w->last_mark.size >= step) {
+        w->last_mark = (struct wal_mark){.index = index,
+                                         .sequence = sequence,
+                                         .offset = offset,
+                                         .size = w->entry_size};
+        w->marks = mem_resize(w->marks, (w->mark_count + 1) * sizeof *w->marks);
+        w->marks[w->mark_count++] = w->last_mark;
+    }
+    w->last_entry = index;
+    w->entry_size += size;
+}
+
+void wal_take_marks(struct wal *w, struct wal_mark **marks, uint32_t *count)
+{
+    *marks = w->marks;
+    *count = w->mark_count;
+    w->marks = NULL;
+    w->mark_count = 0;
+}
+
+/* What was noted of entries that were not stored is void. */
+static void void_marks(struct wal *w)
+{
+    w->mark_count = 0;
+    w->last_mark.sequence = 0; /* the next entry gets one */
+}
+
 static void put_entry(struct wal *w, struct buf *b, uint64_t batch,
                       const struct raft_entry *entry)
 {
@@ -198,6 +231,8 @@ static void put_entry(struct wal *w, struct buf *b, uint64_t batch,
         .payload = bytes_slice(entry->data),
     };
     struct wal_segment *s = last_segment(w);
+    wal_note_entry(w, s->sequence, w->end + b->size, entry->index,
+                   wal_record_size(record.payload.size));
     wal_record_write(b, s->sequence, w->end + b->size, &record);
     if (entry->index > s->index_max) {
         s->index_max = entry->index;
@@ -232,7 +267,7 @@ static enum err open_segment(struct wal *w, uint64_t sequence)
 {
     char path[WAL_PATH_SIZE];
     struct disk_file *file = NULL;
-    wal_path(w, sequence, path);
+    wal_path(w->dir, sequence, path);
     enum err rc = w->disk->ops->open(w->disk, path, true, &file);
     if (rc != ERR_OK) {
         return rc;
@@ -252,7 +287,7 @@ static enum err open_segment(struct wal *w, uint64_t sequence)
 static enum err drop_segment(struct wal *w)
 {
     char path[WAL_PATH_SIZE];
-    wal_path(w, last_segment(w)->sequence, path);
+    wal_path(w->dir, last_segment(w)->sequence, path);
     w->disk->ops->close(w->file);
     w->file = NULL;
     w->unsynced = false;
@@ -355,6 +390,7 @@ enum err wal_append(struct wal *w, const struct raft_hard_state *hard_state,
     enum err rc = append_records(w, &b, hard_state, entries, count, &batch);
     buf_free(&b);
     if (rc == ERR_NOSPACE) {
+        void_marks(w);
         rc = take_back(w, batch);
     }
     return broke(w, rc);
@@ -363,7 +399,7 @@ enum err wal_append(struct wal *w, const struct raft_hard_state *hard_state,
 static enum err delete_oldest(struct wal *w)
 {
     char path[WAL_PATH_SIZE];
-    wal_path(w, w->segments[0].sequence, path);
+    wal_path(w->dir, w->segments[0].sequence, path);
     enum err rc = w->disk->ops->remove(w->disk, path);
     if (rc != ERR_OK) {
         return rc;
@@ -444,7 +480,8 @@ void wal_stats(const struct wal *w, struct wal_stats *stats)
 }
 
 enum err wal_open(struct disk *disk, const char *dir, size_t segment_size,
-                  struct wal **out, struct wal_recovery *recovery)
+                  raft_index applied, struct wal **out,
+                  struct wal_recovery *recovery)
 {
     *recovery = (struct wal_recovery){0};
     if (segment_size == 0) {
@@ -464,7 +501,7 @@ enum err wal_open(struct disk *disk, const char *dir, size_t segment_size,
         rc = disk->ops->sync_dir(disk, "");
     }
     if (rc == ERR_OK) {
-        rc = wal_recover(w, recovery);
+        rc = wal_recover(w, applied, recovery);
     }
     if (rc == ERR_OK && w->segment_count == 0) {
         rc = roll(w, false);
@@ -483,6 +520,7 @@ void wal_close(struct wal *w)
         w->disk->ops->close(w->file);
     }
     mem_free(w->segments);
+    mem_free(w->marks);
     mem_free(w);
 }
 
@@ -491,7 +529,14 @@ void wal_recovery_free(struct wal_recovery *recovery)
     for (uint32_t i = 0; i < recovery->entry_count; i++) {
         bytes_unref(recovery->entries[i].data);
     }
+    for (uint32_t i = 0; i < recovery->conf_count; i++) {
+        bytes_unref(recovery->confs[i].data);
+    }
     mem_free(recovery->entries);
-    recovery->entries = NULL;
-    recovery->entry_count = 0;
+    mem_free(recovery->confs);
+    mem_free(recovery->runs);
+    recovery->entries = recovery->confs = NULL;
+    recovery->runs = NULL;
+    recovery->entry_count = recovery->conf_count = recovery->run_count = 0;
+    recovery->evicted_index = 0;
 }

@@ -59,7 +59,7 @@ enum err wal_holes_load(struct disk *disk, const char *dir, uint64_t sequence,
 {
     char path[WAL_PATH_SIZE];
     struct disk_file *file = NULL;
-    snprintf(path, sizeof path, "%s/%016" PRIx64 ".wal", dir, sequence);
+    wal_path(dir, sequence, path);
     enum err rc = disk->ops->open(disk, path, false, &file);
     if (rc != ERR_OK) {
         return rc;

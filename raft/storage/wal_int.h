@@ -13,6 +13,7 @@ enum {
     WAL_FILL_SIZE = 4 << 20,
     WAL_FILL_UNDER = 64 << 10, /* only ahead of writes smaller than that */
     WAL_PATH_SIZE = 64,
+    WAL_MARK_SIZE = 256 << 10,
 };
 
 enum wal_record_type {
@@ -63,6 +64,13 @@ struct wal {
     raft_term start_term;
     struct raft_conf start_conf;
 
+    /* Marks: not taken yet; the newest. */
+    struct wal_mark *marks;
+    uint32_t mark_count;
+    struct wal_mark last_mark;
+    raft_index last_entry;
+    uint64_t entry_size; /* bytes of entries so far */
+
     struct wal_stats stats;
 };
 
@@ -80,13 +88,22 @@ enum wal_look {
     WAL_LOOK_ZERO, /* never written */
     WAL_LOOK_BAD,
 };
+/* The same of a record that begins at `p`, with `left` bytes there. */
+enum wal_look wal_record_look_at(const uint8_t *p, uint64_t left,
+                                 uint64_t sequence, uint64_t offset,
+                                 struct wal_record *record);
 bool wal_is_zero(const uint8_t *p, size_t size);
 /* What is at `offset` of the segment's bytes. */
 enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
                               uint64_t offset, struct wal_record *record);
 
+/* --- wal.c */
+/* An entry of `size` bytes stands there: a mark, if one is due. */
+void wal_note_entry(struct wal *w, uint64_t sequence, uint64_t offset,
+                    raft_index index, size_t size);
+
 /* --- wal_recover.c */
-void wal_path(const struct wal *w, uint64_t sequence, char to[WAL_PATH_SIZE]);
+void wal_path(const char *dir, uint64_t sequence, char to[WAL_PATH_SIZE]);
 /* Is there a record of a later group commit than the one at `offset`? */
 bool wal_has_later_batch(struct slice bytes, uint64_t sequence,
                          uint64_t offset);
@@ -94,6 +111,7 @@ bool wal_has_later_batch(struct slice bytes, uint64_t sequence,
 bool wal_is_begun(struct slice bytes, uint64_t sequence);
 /* Fills segments, file, end, filled and what is repeated, and `out`. With no
  * usable segment, segment_count is 0. */
-MUST_USE enum err wal_recover(struct wal *w, struct wal_recovery *out);
+MUST_USE enum err wal_recover(struct wal *w, raft_index applied,
+                              struct wal_recovery *out);
 
 #endif

@@ -119,11 +119,10 @@ static bool is_plausible(const uint8_t *p, uint64_t left)
            wal_record_size(length) <= left;
 }
 
-enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
-                              uint64_t offset, struct wal_record *record)
+enum wal_look wal_record_look_at(const uint8_t *p, uint64_t left,
+                                 uint64_t sequence, uint64_t offset,
+                                 struct wal_record *record)
 {
-    const uint8_t *p = segment.data + offset;
-    uint64_t left = segment.size - offset;
     if (left < WAL_RECORD_HEAD_SIZE) {
         return wal_is_zero(p, (size_t)left) ? WAL_LOOK_ZERO : WAL_LOOK_BAD;
     }
@@ -147,4 +146,11 @@ enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
         .payload = slice_of(p + WAL_RECORD_HEAD_SIZE, length),
     };
     return WAL_LOOK_RECORD;
+}
+
+enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
+                              uint64_t offset, struct wal_record *record)
+{
+    return wal_record_look_at(segment.data + offset, segment.size - offset,
+                              sequence, offset, record);
 }

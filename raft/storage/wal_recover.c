@@ -28,19 +28,21 @@ struct recovery {
     struct wal_recovery *out;
     uint32_t capacity; /* of out->entries */
     raft_index start_index;
-    bool dropped; /* there was another segment, never used */
+    raft_index applied;     /* not loaded up to here */
+    raft_index first, last; /* that there are; 0 and 0: none */
+    bool dropped;           /* there was another segment, never used */
 };
 
-void wal_path(const struct wal *w, uint64_t sequence, char to[WAL_PATH_SIZE])
+void wal_path(const char *dir, uint64_t sequence, char to[WAL_PATH_SIZE])
 {
-    snprintf(to, WAL_PATH_SIZE, "%s/%016" PRIx64 ".wal", w->dir, sequence);
+    snprintf(to, WAL_PATH_SIZE, "%s/%016" PRIx64 ".wal", dir, sequence);
 }
 
 static enum err damaged(struct wal *w, struct wal_recovery *out,
                         uint64_t sequence, uint64_t offset, const char *what)
 {
     char path[WAL_PATH_SIZE];
-    wal_path(w, sequence, path);
+    wal_path(w->dir, sequence, path);
     snprintf(
         out->problem, sizeof out->problem,
         "%s at byte %" PRIu64 ": %s, before the end of the log. Give this "
@@ -85,7 +87,7 @@ static enum err find_segments(struct wal *w)
 static enum err remove_segment(struct wal *w, uint64_t sequence)
 {
     char path[WAL_PATH_SIZE];
-    wal_path(w, sequence, path);
+    wal_path(w->dir, sequence, path);
     enum err rc = w->disk->ops->remove(w->disk, path);
     return rc == ERR_OK ? w->disk->ops->sync_dir(w->disk, w->dir) : rc;
 }
@@ -95,7 +97,7 @@ static enum err load(struct wal *w, uint64_t sequence, uint64_t size_max,
                      struct buf *b)
 {
     char path[WAL_PATH_SIZE];
-    wal_path(w, sequence, path);
+    wal_path(w->dir, sequence, path);
     if (w->file != NULL) {
         w->disk->ops->close(w->file);
         w->file = NULL;
@@ -240,23 +242,90 @@ static enum err find_base(struct wal *w, struct wal_recovery *out,
 
 /* --- The records */
 
-static void cut_entries(struct wal_recovery *out, uint32_t count)
+static void cut_entries(struct raft_entry *entries, uint32_t *count,
+                        raft_index from)
 {
-    while (out->entry_count > count) {
-        bytes_unref(out->entries[--out->entry_count].data);
+    while (*count > 0 && entries[*count - 1].index >= from) {
+        bytes_unref(entries[--*count].data);
     }
 }
 
-static void drop_first_entries(struct wal_recovery *out, raft_index index)
+static void drop_first_entries(struct raft_entry *entries, uint32_t *count,
+                               raft_index index)
 {
     uint32_t drop = 0;
-    while (drop < out->entry_count && out->entries[drop].index <= index) {
-        bytes_unref(out->entries[drop++].data);
+    while (drop < *count && entries[drop].index <= index) {
+        bytes_unref(entries[drop++].data);
     }
     if (drop > 0) {
-        out->entry_count -= drop;
-        memmove(out->entries, out->entries + drop,
-                out->entry_count * sizeof *out->entries);
+        *count -= drop;
+        memmove(entries, entries + drop, *count * sizeof *entries);
+    }
+}
+
+/* Entries from `from` on are replaced. */
+static void cut(struct recovery *r, raft_index from)
+{
+    struct wal_recovery *out = r->out;
+    cut_entries(out->entries, &out->entry_count, from);
+    cut_entries(out->confs, &out->conf_count, from);
+    while (out->run_count > 0 && out->runs[out->run_count - 1].first >= from) {
+        out->run_count--;
+    }
+}
+
+/* Entries up to `index` are compacted. */
+static void drop_first(struct recovery *r, raft_index index)
+{
+    struct wal_recovery *out = r->out;
+    drop_first_entries(out->entries, &out->entry_count, index);
+    drop_first_entries(out->confs, &out->conf_count, index);
+    if (index >= r->last) {
+        r->first = r->last = 0;
+    } else if (index >= r->first) {
+        r->first = index + 1;
+    }
+    uint32_t drop = 0;
+    while (drop + 1 < out->run_count &&
+           out->runs[drop + 1].first <= index + 1) {
+        drop++;
+    }
+    bool all = r->first == 0 || index >= r->applied;
+    drop = all ? out->run_count : drop;
+    if (drop > 0) {
+        out->run_count -= drop;
+        memmove(out->runs, out->runs + drop,
+                out->run_count * sizeof *out->runs);
+    }
+    if (out->run_count > 0 && out->runs[0].first <= index) {
+        out->runs[0].first = index + 1;
+    }
+}
+
+static struct raft_entry entry_of(const struct wal_record *record)
+{
+    return (struct raft_entry){
+        .term = record->term,
+        .index = record->index,
+        .type = record->entry_type,
+        .data = record->payload.size > 0 ? bytes_copy(record->payload) : NULL,
+    };
+}
+
+static void keep_evicted(struct wal_recovery *out,
+                         const struct wal_record *record)
+{
+    if (out->run_count == 0 ||
+        out->runs[out->run_count - 1].term != record->term) {
+        out->runs =
+            mem_resize(out->runs, (out->run_count + 1) * sizeof *out->runs);
+        out->runs[out->run_count++] =
+            (struct raft_run){.first = record->index, .term = record->term};
+    }
+    if (record->entry_type == RAFT_ENTRY_CONF) {
+        out->confs =
+            mem_resize(out->confs, (out->conf_count + 1) * sizeof *out->confs);
+        out->confs[out->conf_count++] = entry_of(record);
     }
 }
 
@@ -267,28 +336,24 @@ static bool replay_entry(struct recovery *r, const struct wal_record *record)
     struct wal_recovery *out = r->out;
     if (record->index <= r->start_index ||
         record->entry_type < RAFT_ENTRY_COMMAND ||
-        record->entry_type > RAFT_ENTRY_CONF) {
+        record->entry_type > RAFT_ENTRY_CONF ||
+        (r->last > 0 && record->index > r->last + 1)) {
         return false;
     }
-    if (out->entry_count > 0) {
-        raft_index first = out->entries[0].index;
-        if (record->index > first + out->entry_count) {
-            return false;
-        }
-        uint64_t keep = record->index < first ? 0 : record->index - first;
-        cut_entries(out, (uint32_t)keep);
+    cut(r, record->index);
+    r->first =
+        r->last == 0 || record->index < r->first ? record->index : r->first;
+    r->last = record->index;
+    if (record->index <= r->applied) {
+        keep_evicted(out, record);
+        return true;
     }
     if (out->entry_count == r->capacity) {
         r->capacity = r->capacity > 0 ? 2 * r->capacity : 64;
         out->entries =
             mem_resize(out->entries, r->capacity * sizeof *out->entries);
     }
-    out->entries[out->entry_count++] = (struct raft_entry){
-        .term = record->term,
-        .index = record->index,
-        .type = record->entry_type,
-        .data = record->payload.size > 0 ? bytes_copy(record->payload) : NULL,
-    };
+    out->entries[out->entry_count++] = entry_of(record);
     return true;
 }
 
@@ -303,7 +368,7 @@ static bool replay_start(struct recovery *r, const struct wal_record *record)
     r->out->start_index = record->index;
     r->out->start_term = record->term;
     r->out->start_conf = conf;
-    drop_first_entries(r->out, record->index);
+    drop_first(r, record->index);
     return true;
 }
 
@@ -339,6 +404,10 @@ static enum err replay_segment(struct recovery *r, struct wal_segment *s,
         if (!replay_record(r, s, &record)) {
             return damaged(r->w, r->out, s->sequence, at,
                            "a record makes no sense there");
+        }
+        if (record.type == WAL_ENTRY) {
+            wal_note_entry(r->w, s->sequence, at, record.index,
+                           wal_record_size(record.payload.size));
         }
         at += wal_record_size(record.payload.size);
     }
@@ -420,18 +489,18 @@ static enum err replay_all(struct recovery *r, struct buf *b)
     if (rc == ERR_OK && w->segment_count > 0) {
         rc = replay_last(r, &w->segments[w->segment_count - 1], b);
     }
-    if (rc == ERR_OK && r->out->entry_count > 0 &&
-        r->out->entries[0].index != r->start_index + 1) {
+    if (rc == ERR_OK && r->first > 0 && r->first != r->start_index + 1) {
         return damaged(w, r->out, w->segments[0].sequence, 0,
                        "entries between the start marker and it are missing");
     }
     return rc;
 }
 
-enum err wal_recover(struct wal *w, struct wal_recovery *out)
+enum err wal_recover(struct wal *w, raft_index applied,
+                     struct wal_recovery *out)
 {
     struct buf b = {0};
-    struct recovery r = {.w = w, .out = out};
+    struct recovery r = {.w = w, .out = out, .applied = applied};
     enum err rc = find_segments(w);
     if (rc == ERR_OK) {
         rc = drop_unbegun(&r, &b);
@@ -445,6 +514,9 @@ enum err wal_recover(struct wal *w, struct wal_recovery *out)
     buf_free(&b);
     if (rc != ERR_OK) {
         return rc;
+    }
+    if (out->run_count > 0) {
+        out->evicted_index = r.last < applied ? r.last : applied;
     }
     w->hard_state = out->hard_state;
     w->start_index = out->start_index;

@@ -501,7 +501,7 @@ static enum err write_log(struct repair *p, uint32_t i)
     struct writing w = {.disk = disk,
                         .sequence = p->holes[i].last_sequence + 1};
     snprintf(part, sizeof part, "%s/repair", p->dir);
-    snprintf(path, sizeof path, "%s/%016" PRIx64 ".wal", p->dir, w.sequence);
+    wal_path(p->dir, w.sequence, path);
     enum err rc = disk->ops->open(disk, part, true, &w.file);
     if (rc != ERR_OK) {
         return rc;

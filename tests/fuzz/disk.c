@@ -130,7 +130,7 @@ static void check_usable(struct disk *disk, struct wal *w,
     CHECK(rc == ERR_OK);
     wal_close(w);
     struct wal_recovery again;
-    rc = wal_open(disk, "wal", SEGMENT_SIZE, &w, &again);
+    rc = wal_open(disk, "wal", SEGMENT_SIZE, 0, &w, &again);
     CHECK(rc == ERR_OK);
     CHECK(again.entry_count == found->entry_count + 1);
     CHECK(again.hard_state.vote == found->hard_state.vote);
@@ -163,7 +163,7 @@ static void wal_run(struct slice input)
     }
     struct wal *w = NULL;
     struct wal_recovery found = {0};
-    enum err rc = wal_open(disk, "wal", SEGMENT_SIZE, &w, &found);
+    enum err rc = wal_open(disk, "wal", SEGMENT_SIZE, 0, &w, &found);
     if (rc == ERR_OK) {
         check_recorded(&s, &found);
         check_usable(disk, w, &found);
@@ -189,7 +189,7 @@ static void wal_seed(void)
     struct wal_recovery found;
     struct buf right = {0}, as_is = {0};
     enum err rc =
-        wal_open(faultdisk_disk(fault), "wal", SEGMENT_SIZE, &w, &found);
+        wal_open(faultdisk_disk(fault), "wal", SEGMENT_SIZE, 0, &w, &found);
     CHECK(rc == ERR_OK);
     wal_recovery_free(&found);
     for (raft_index i = 1; i <= 150; i++) {
@@ -228,74 +228,52 @@ static void wal_seed(void)
 }
 const struct fuzz_target fuzz_wal = {"wal", wal_run, wal_seed, 12 << 10};
 
-/* ---- snapshot files ---- */
+/* ---- snapshots: a manifest, a piece ---- */
 
-struct bytes_source {
-    struct snap_source source; /* first */
-    struct slice left;
+struct piece {
+    struct snap_id id;
+    struct buf packed;
 };
 
-static enum err source_read(struct snap_source *source, void *to,
-                            size_t size_max, size_t *size)
+static enum err keep_first(void *arg, const struct snap_id *id,
+                           struct slice packed)
 {
-    struct bytes_source *s = (struct bytes_source *)source;
-    *size = s->left.size < size_max ? s->left.size : size_max;
-    if (*size > 0) {
-        memcpy(to, s->left.data, *size);
+    struct piece *p = arg;
+    if (p->packed.size == 0) {
+        p->id = *id;
+        buf_append(&p->packed, packed.data, packed.size);
     }
-    s->left.size -= *size;
-    s->left.data += s->left.size > 0 ? *size : 0;
     return ERR_OK;
 }
 
-struct bytes_sink {
-    struct snap_sink sink; /* first */
-    struct buf bytes;
-};
-
-static enum err sink_write(struct snap_sink *sink, struct slice bytes)
+static void pack(struct slice plain, struct piece *p)
 {
-    buf_append(&((struct bytes_sink *)sink)->bytes, bytes.data, bytes.size);
-    return ERR_OK;
+    struct snap_cutter *c = snap_cutter_new(0, keep_first, p);
+    enum err rc = snap_cutter_sink(c)->write(snap_cutter_sink(c), plain);
+    CHECK(rc == ERR_OK);
+    rc = snap_cutter_finish(c);
+    CHECK(rc == ERR_OK);
+    snap_cutter_free(c);
 }
 
-static void pack(struct slice plain, struct buf *out)
+/* What comes out is what went in, also of a piece with a bit less; or nothing
+ * does. */
+static void piece_run(struct slice plain, uint8_t chance)
 {
-    struct bytes_sink sink = {.sink.write = sink_write};
-    struct snap_label label = {
-        .index = 7, .term = 3, .conf = {.voters = {1}, .voter_count = 1}};
-    struct snap_writer *w = snap_writer_new(&sink.sink, &label);
-    enum err rc = snap_writer_sink(w)->write(snap_writer_sink(w), plain);
-    CHECK(rc == ERR_OK);
-    rc = snap_writer_finish(w);
-    CHECK(rc == ERR_OK);
-    snap_writer_free(w);
-    *out = sink.bytes;
-}
-
-/* ERR_OK, and the bytes, only when the end was reached. A few bytes of zstd
- * may stand for very many: the reader's user takes them in pieces, and so does
- * this, up to a bound. */
-static enum err unpack(struct slice packed, struct buf *plain)
-{
-    enum { PIECE = 64 << 10, PLAIN_MAX = 4 << 20 };
-    struct bytes_source from = {.source.read = source_read, .left = packed};
-    struct snap_label label;
-    struct snap_reader *r = NULL;
-    enum err rc = snap_reader_new(&from.source, &label, &r);
-    if (rc != ERR_OK) {
-        return rc;
+    struct snap_unpacker *u = snap_unpacker_new();
+    struct piece p = {0};
+    struct slice got;
+    pack(plain, &p);
+    if (p.packed.size > 0 && plain.size < SNAP_PIECE_SIZE_DEFAULT / 4) {
+        enum err rc = snap_unpack(u, &p.id, buf_slice(&p.packed), &got);
+        CHECK(rc == ERR_OK && slice_compare(got, plain) == 0);
+        p.packed.data[chance * 7u % p.packed.size] ^=
+            (uint8_t)(1u << (chance & 7));
+        rc = snap_unpack(u, &p.id, buf_slice(&p.packed), &got);
+        CHECK(rc == ERR_CORRUPT || slice_compare(got, plain) == 0);
     }
-    struct snap_source *s = snap_reader_source(r);
-    size_t got = 1;
-    while (rc == ERR_OK && got > 0 && plain->size < PLAIN_MAX) {
-        uint8_t *to = buf_extend(plain, PIECE);
-        got = 0;
-        rc = s->read(s, to, PIECE, &got);
-        plain->size -= PIECE - got;
-    }
-    snap_reader_free(r);
-    return rc;
+    buf_free(&p.packed);
+    snap_unpacker_free(u);
 }
 
 static void snap_run(struct slice input)
@@ -304,34 +282,37 @@ static void snap_run(struct slice input)
         return;
     }
     struct slice rest = slice_of(input.data + 1, input.size - 1);
-    struct buf packed = {0}, plain = {0};
+    struct snap_manifest m;
     if (input.data[0] == AS_IT_IS) {
-        (void)!unpack(rest, &plain);
-    } else { /* what comes out is what went in; one bit less is refused */
-        pack(rest, &packed);
-        enum err rc = unpack(buf_slice(&packed), &plain);
-        CHECK(rc == ERR_OK);
-        fuzz_same(&plain, rest);
-        size_t at = input.data[0] * 7u % packed.size;
-        packed.data[at] ^= (uint8_t)(1u << (input.data[0] & 7));
-        buf_clear(&plain);
-        rc = unpack(buf_slice(&packed), &plain);
-        CHECK(rc == ERR_CORRUPT || rc == ERR_VERSION);
+        struct snap_unpacker *u = snap_unpacker_new();
+        struct snap_id id = {0};
+        struct slice got;
+        (void)!snap_manifest_decode(rest, &m);
+        (void)!snap_unpack(u, &id, rest, &got);
+        snap_unpacker_free(u);
+    } else {
+        piece_run(rest, input.data[0]);
     }
-    buf_free(&packed);
-    buf_free(&plain);
 }
 
 static void snap_seed(void)
 {
-    struct buf packed = {0}, b = {0};
-    pack(slice_text("some plain bytes, some plain bytes"), &packed);
+    struct snap_id id = {0};
+    struct snap_manifest m = {
+        .label = {.index = 7,
+                  .term = 3,
+                  .conf = {.voters = {1}, .voter_count = 1}},
+        .ids = &id,
+        .count = 1,
+    };
+    struct buf manifest = {0}, b = {0};
+    snap_manifest_encode(&manifest, &m);
     enc_u8(&b, AS_IT_IS);
-    buf_append(&b, packed.data, packed.size);
+    buf_append(&b, manifest.data, manifest.size);
     fuzz_seed(buf_slice(&b));
     b.data[0] = CHECKSUMS_PUT_RIGHT;
     fuzz_seed(buf_slice(&b));
-    buf_free(&packed);
+    buf_free(&manifest);
     buf_free(&b);
 }
 const struct fuzz_target fuzz_snapfile = {"snapfile", snap_run, snap_seed, 0};

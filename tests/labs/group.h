@@ -203,8 +203,7 @@ struct bytes *lab_command(uint64_t value, size_t size);
 size_t lab_log_size(const struct rsm *rsm);
 uint32_t lab_wal_files(struct disk *disk);
 /* `snapshot` as a peer gets it: compressed, with its label. */
-size_t lab_stream_size(const struct rsm *rsm, raft_index index, raft_term term,
-                       struct slice snapshot);
+size_t lab_stream_size(struct slice snapshot);
 bool lab_raft_is_reply(struct slice body);   /* of RSM_METHOD_RAFT */
 bool lab_raft_is_refusal(struct slice body); /* the log did not fit */
 /* What a peer runs with, but for where it is: env, net, disk, fsm, peers. */

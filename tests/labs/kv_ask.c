@@ -89,6 +89,8 @@ struct kv_tuning kv_tuning(const struct kv *kv)
         bool keep = kv->run->seed / 2 % 2 == 0;
         return (struct kv_tuning){.checkpoint_size_max = (size_t)limit,
                                   .log_keep_size = keep ? (size_t)limit : 1,
+                                  /* Who is behind is sent a snapshot. */
+                                  .log_hold_size = 1,
                                   .wal_segment_size = SEGMENT_SIZE_SMALL};
     }
     return (struct kv_tuning){.wal_segment_size = SEGMENT_SIZE};

@@ -204,7 +204,7 @@ bool kv_is_refusal(struct slice body);
 
 /* How a server of a group runs: what of rsm_config maxraftstate means. */
 struct kv_tuning {
-    size_t checkpoint_size_max, wal_segment_size, log_keep_size;
+    size_t checkpoint_size_max, wal_segment_size, log_keep_size, log_hold_size;
     uint32_t checkpoint_ms_max;
 };
 struct kv_tuning kv_tuning(const struct kv *kv);

@@ -277,8 +277,7 @@ void kv_sizes(struct kv *kv, uint32_t group, uint32_t server,
     }
     if (rsm != NULL) {
         sizes->log = lab_log_size(rsm);
-        sizes->stream = lab_stream_size(rsm, n->image.index, n->image.term,
-                                        buf_slice(&n->image.bytes));
+        sizes->stream = lab_stream_size(buf_slice(&n->image.bytes));
     }
 }
 
@@ -306,6 +305,7 @@ static void plan_fill(struct kv *kv)
     p->checkpoint_size_max = tuning.checkpoint_size_max;
     p->checkpoint_ms_max = tuning.checkpoint_ms_max;
     p->log_keep_size = tuning.log_keep_size;
+    p->log_hold_size = tuning.log_hold_size;
 }
 
 static void build_servers(struct kv *kv)

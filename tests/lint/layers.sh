@@ -9,7 +9,10 @@ awk -F: '
         while ((getline line < "tests/lint/layers.txt") > 0) {
             n = split(line, w, " ")
             if (n == 0 || w[1] == "#") continue
-            if (w[1] ~ /^</) { home[w[1]] = w[2]; continue }
+            if (w[1] ~ /^</) {
+                for (i = 2; i <= n; i++) home[w[1], i] = w[i]
+                homes[w[1]] = n; continue
+            }
             known[w[1]] = 1
             allowed[w[1], w[1]] = 1
             for (i = 2; i <= n; i++) allowed[w[1], w[i]] = 1
@@ -26,9 +29,12 @@ awk -F: '
             else if (from != to && from != "tests" && what ~ /_int\.h"/)
                 bad = "private header of " to
         } else if (from != "tests") {
-            for (lib in home)
-                if (index(what, lib) == 1 && index($1, home[lib]) != 1)
-                    bad = lib " belongs to " home[lib]
+            for (lib in homes) {
+                at_home = index(what, lib) != 1
+                for (i = 2; i <= homes[lib]; i++)
+                    if (index($1, home[lib, i]) == 1) at_home = 1
+                if (!at_home) bad = lib " belongs to " home[lib, 2]
+            }
         }
         if (bad != "") { print $1 ":" $2 ": " what ": " bad; failed = 1 }
     }

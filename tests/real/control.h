@@ -36,7 +36,7 @@ struct real_node {
     unsigned options; /* of REAL_RAFT: enum lab_option */
     /* Of the others; see rsm_config. */
     uint32_t shards, checkpoint_ms_max;
-    size_t checkpoint_size_max, wal_segment_size, log_keep_size;
+    size_t checkpoint_size_max, wal_segment_size, log_keep_size, log_hold_size;
     struct real_net net;
 };
 

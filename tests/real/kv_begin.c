@@ -31,6 +31,7 @@ static void add_server(struct kv *kv, uint32_t group, raft_id id,
         .checkpoint_size_max = tuning.checkpoint_size_max,
         .wal_segment_size = tuning.wal_segment_size,
         .log_keep_size = tuning.log_keep_size,
+        .log_hold_size = tuning.log_hold_size,
     };
     snprintf(p->node.dir, sizeof p->node.dir, "%s/n%u", dir, p->node.number);
     snprintf(p->node.certs, sizeof p->node.certs, "%s", home_certs());

@@ -168,7 +168,7 @@ struct sizes {
     struct rsm_read read; /* first */
     struct env_timer timer;
     struct buf stream;
-    uint64_t index, term;
+    uint64_t index;
 };
 
 static enum err stream_add(void *arg, struct slice bytes)
@@ -182,7 +182,8 @@ static void sizes_read(struct rsm_read *rd)
     struct sizes *s = (struct sizes *)rd;
     const struct skv_store_ops *ops = node.store->ops;
     struct skv_view *view;
-    ops->durable(node.store, &s->index, &s->term);
+    uint64_t term;
+    ops->durable(node.store, &s->index, &term);
     enum err rc = ops->view_open(node.store, &view);
     if (rc == ERR_OK) {
         rc = ops->view_read(node.store, view, stream_add, &s->stream);
@@ -201,8 +202,7 @@ static void sizes_done(struct rsm_read *rd, enum err rc)
     state_fill(&note.state);
     if (s->index > 0) {
         note.state.snapshot_size = s->stream.size;
-        note.state.stream_size = lab_stream_size(node_rsm(), s->index, s->term,
-                                                 buf_slice(&s->stream));
+        note.state.stream_size = lab_stream_size(buf_slice(&s->stream));
     }
     tell(&note);
     buf_free(&s->stream);
@@ -402,6 +402,7 @@ static enum err start_controller(void)
         .checkpoint_ms_max = self->checkpoint_ms_max,
         .wal_segment_size = self->wal_segment_size,
         .log_keep_size = self->log_keep_size,
+        .log_hold_size = self->log_hold_size,
         .identified = true,
     };
     config.peer_count = peers_fill(self->first, self->count, config.peers);
@@ -422,6 +423,7 @@ static enum err start_group(void)
         .checkpoint_ms_max = self->checkpoint_ms_max,
         .wal_segment_size = self->wal_segment_size,
         .log_keep_size = self->log_keep_size,
+        .log_hold_size = self->log_hold_size,
         .identified = true,
     };
     config.peer_count = peers_fill(self->first, self->count, config.peers);

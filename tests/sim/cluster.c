@@ -216,6 +216,7 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->refused = members_replace;
     c->leader_seen = faults_leader_seen;
     c->move_seen = faults_move_seen;
+    c->stream_seen = faults_stream_seen;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;
     world.after_arg = c;

@@ -46,6 +46,7 @@ enum fault {
     FAULT_RESET,   /* a leader's connections to its peers break; it lives */
     FAULT_APART,   /* a follower hears its leader no more, others restart */
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
+    FAULT_STREAM,  /* an end of a snapshot stream dies, or its link */
     FAULT_FULL,    /* a disk is full for a while, or for good */
     FAULT_FULL_GROUP, /* those of a whole group, or most of it */
     FAULT_ROT,        /* a bit flips in the log of a replica that is down */
@@ -63,6 +64,8 @@ struct plan {
         append_size_max;
     size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
+    size_t snap_piece_size;
+    uint64_t log_hold_size;
     uint64_t space_low;
     bool unreliable; /* the net loses one message in ten all the time */
     bool pairs;      /* transactions over two keys */
@@ -143,9 +146,12 @@ struct cluster {
     bool healed;      /* no more faults */
     uint32_t hunted;  /* bit gid: the next leader is to die */
     bool move_hunted; /* somebody who next takes part in a move is to die */
-    bool admin_busy;  /* a change is under way */
-    uint32_t changes; /* asked of the controllers, and answered */
-    uint32_t joined;  /* bit gid: it is in the configuration */
+    void (*stream_seen)(struct node *from, struct node *to); /* may be NULL */
+    bool stream_hunted;   /* the next stream of a snapshot is to be struck */
+    uint32_t stream_from; /* who sends it */
+    bool admin_busy;      /* a change is under way */
+    uint32_t changes;     /* asked of the controllers, and answered */
+    uint32_t joined;      /* bit gid: it is in the configuration */
     uint32_t faults[FAULTS];
     uint32_t changing; /* bit gid: its members are */
     uint32_t member_changes;
@@ -194,6 +200,7 @@ void faults_begin(struct cluster *c);
 void faults_leader_seen(struct node *n);
 /* `from` asks `to` for a step of a move. */
 void faults_move_seen(struct node *from, struct node *to);
+void faults_stream_seen(struct node *from, struct node *to);
 void faults_heal(struct cluster *c); /* all at once, for good */
 void admin_join_first(struct cluster *c);
 

@@ -136,6 +136,60 @@ void faults_move_seen(struct node *from, struct node *to)
     sim_after(c->world, sim_delay(c->world, 0, 40 * MS), crash_mover, victim);
 }
 
+/* A stream has few moments, too: its leader, its follower or the link between
+ * them goes; or the follower's power, at one of its next calls to the disk,
+ * among which are those of the install. */
+static void hunt_stream(struct cluster *c)
+{
+    c->stream_hunted = true;
+}
+
+static void strike_stream(struct node *from, struct node *to)
+{
+    struct cluster *c = from->cluster;
+    switch (sim_between(c->world, 0, 3)) {
+    case 0:
+        sim_trace(c->world, "a stream's link breaks: n%u n%u", from->number,
+                  to->number);
+        sim_wire_cut(c->wire, from->number, to->number, true);
+        sim_wire_cut(c->wire, to->number, from->number, true);
+        break;
+    case 1:
+        node_crash(from, "killed in its stream");
+        node_restart_later(from, sim_delay(c->world, 20 * MS, 3 * SECOND));
+        break;
+    case 2:
+        node_crash(to, "killed in a stream to it");
+        node_restart_later(to, sim_delay(c->world, 20 * MS, 3 * SECOND));
+        break;
+    default:
+        to->doomed = true;
+        sim_disk_die_after(to->disk, (uint32_t)sim_between(c->world, 1, 60));
+    }
+}
+
+/* The strike may end the life of who is just sending: so not from inside. */
+static void strike_later(void *arg)
+{
+    struct node *to = arg;
+    struct cluster *c = to->cluster;
+    struct node *from = &c->nodes[c->stream_from];
+    if (!c->healed && !from->env.dead && !to->env.dead &&
+        down_in_group(c, to->gid) == 0) {
+        strike_stream(from, to);
+    }
+}
+
+void faults_stream_seen(struct node *from, struct node *to)
+{
+    struct cluster *c = from->cluster;
+    if (c->stream_hunted && !c->healed && sim_chance(c->world, 100)) {
+        c->stream_hunted = false;
+        c->stream_from = from->number;
+        sim_after(c->world, sim_delay(c->world, 0, 20 * MS), strike_later, to);
+    }
+}
+
 static void power(struct cluster *c)
 {
     struct node *n = pick_server(c);
@@ -578,6 +632,7 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_MEMBERS] = members_change,
     [FAULT_WIPE] = members_wipe,
     [FAULT_MOVE] = hunt_move,
+    [FAULT_STREAM] = hunt_stream,
     [FAULT_FULL] = full,
     [FAULT_FULL_GROUP] = full_group,
     [FAULT_ROT] = rot,

@@ -127,6 +127,8 @@ static enum err controller_start(struct node *n)
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
         .append_size_max = n->cluster->plan.append_size_max,
+        .snap_piece_size = n->cluster->plan.snap_piece_size,
+        .log_hold_size = n->cluster->plan.log_hold_size,
         .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
         .identified = true,
@@ -153,6 +155,8 @@ static enum err server_start(struct node *n)
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = n->cluster->plan.log_keep_size,
         .append_size_max = n->cluster->plan.append_size_max,
+        .snap_piece_size = n->cluster->plan.snap_piece_size,
+        .log_hold_size = n->cluster->plan.log_hold_size,
         .space_low = n->cluster->plan.space_low,
         .checkpoint_ms_max = n->cluster->plan.checkpoint_ms_max,
         .identified = true,
@@ -384,6 +388,9 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
                  method == SKV_METHOD_SETTLE;
     if (moves && c->move_seen != NULL) {
         c->move_seen(&c->nodes[from], &c->nodes[to]);
+    }
+    if (method == RSM_METHOD_SNAP && c->stream_seen != NULL) {
+        c->stream_seen(&c->nodes[from], &c->nodes[to]);
     }
 }
 

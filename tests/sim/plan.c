@@ -114,6 +114,17 @@ static const struct scenario scenarios[] = {
       [FAULT_MEND] = 2,
       [FAULT_WEATHER] = 1,
       [FAULT_CLERK] = 1}},
+    {"streams",
+     50 * MS,
+     1500 * MS,
+     {[FAULT_STREAM] = 10,
+      [FAULT_CRASH] = 4,
+      [FAULT_LEADER_CUT] = 2,
+      [FAULT_PARTITION] = 3,
+      [FAULT_MEND] = 6,
+      [FAULT_WEATHER] = 3,
+      [FAULT_FULL] = 1,
+      [FAULT_SLOW] = 1}},
     {"slow",
      100 * MS,
      2000 * MS,
@@ -136,25 +147,13 @@ static const struct scenario scenarios[] = {
     {"all",
      30 * MS,
      2000 * MS,
-     {[FAULT_CRASH] = 4,
-      [FAULT_CRASH_LEADER] = 2,
-      [FAULT_CRASH_ALL] = 1,
-      [FAULT_POWER] = 4,
-      [FAULT_SYNC] = 1,
-      [FAULT_PARTITION] = 2,
-      [FAULT_ONE_WAY] = 2,
-      [FAULT_LEADER_CUT] = 3,
-      [FAULT_MEND] = 6,
-      [FAULT_PAUSE] = 3,
-      [FAULT_SLOW] = 2,
-      [FAULT_CLOCK] = 1,
-      [FAULT_WEATHER] = 4,
-      [FAULT_ADMIN] = 6,
-      [FAULT_MOVE] = 1,
-      [FAULT_FULL] = 2,
-      [FAULT_CLERK] = 2,
-      [FAULT_MEMBERS] = 3,
-      [FAULT_WIPE] = 1}},
+     {[FAULT_CRASH] = 4,   [FAULT_CRASH_LEADER] = 2, [FAULT_CRASH_ALL] = 1,
+      [FAULT_POWER] = 4,   [FAULT_SYNC] = 1,         [FAULT_PARTITION] = 2,
+      [FAULT_ONE_WAY] = 2, [FAULT_LEADER_CUT] = 3,   [FAULT_MEND] = 6,
+      [FAULT_PAUSE] = 3,   [FAULT_SLOW] = 2,         [FAULT_CLOCK] = 1,
+      [FAULT_WEATHER] = 4, [FAULT_ADMIN] = 6,        [FAULT_MOVE] = 1,
+      [FAULT_STREAM] = 2,  [FAULT_FULL] = 2,         [FAULT_CLERK] = 2,
+      [FAULT_MEMBERS] = 3, [FAULT_WIPE] = 1}},
 };
 enum { SCENARIOS = sizeof scenarios / sizeof *scenarios, GROUPS_MAX = 3 };
 
@@ -182,6 +181,17 @@ static const struct scenario *scenario_of(struct rng *rng, const char *name)
         }
     }
     return NULL;
+}
+
+/* Logs that are cut all the time, and states of many pieces. */
+static void plan_streams(struct plan *p, struct rng *rng)
+{
+    p->checkpoint_size_max = 4096;
+    p->wal_segment_size = 16384;
+    p->log_keep_size = 1;
+    p->log_hold_size = rng_chance(rng, 500);
+    p->snap_piece_size = 256;
+    p->keys = SIM_KEYS_MAX;
 }
 
 /* Moves that take long enough to be struck: many keys in few shards, a few of
@@ -222,6 +232,8 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
     p->space_low = rng_chance(&rng, 500) ? 1 : 16384;
+    p->log_hold_size = seed % 3; /* 1, 2: nothing; snapshots all the time */
+    p->snap_piece_size = 256u << seed % 8;
     p->clock_error_ppm = 5000;
     if (p->weights[FAULT_RESET] > 1) {
         p->lease_reads = true;
@@ -233,6 +245,9 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     }
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);
+    }
+    if (p->weights[FAULT_STREAM] > 2) {
+        plan_streams(p, &rng);
     }
     if (p->cuts && p->batch_size < 400) {
         p->batch_size = 400; /* else a move never catches up with the bank */

@@ -555,6 +555,7 @@ static const struct rsm_fsm_ops fsm_ops = {
 /* --- The cluster */
 
 static size_t keep_size;
+static uint64_t snap_rate;
 static uint32_t checkpoint_ms;
 
 static void on_leader(void *arg, bool leader)
@@ -582,6 +583,8 @@ static enum err node_try_start(uint32_t at)
         .wal_segment_size = 16384,
         .checkpoint_ms_max = checkpoint_ms,
         .log_keep_size = keep_size,
+        .snap_piece_size = 4096,
+        .snap_rate = snap_rate,
         .on_leader = on_leader,
         .arg = n,
     };
@@ -611,7 +614,8 @@ static void node_crash(uint32_t at)
 static void cluster_new(uint64_t seed)
 {
     world.rng = (struct rng){seed};
-    keep_size = 100000;
+    keep_size = 10000;
+    snap_rate = 0;
     checkpoint_ms = 300;
     slow_per_mille = 0;
     loss_per_mille = 0;
@@ -940,13 +944,14 @@ static struct node *leave_behind(struct node *leader, struct node *behind)
 {
     behind->cut = true;
     leader = await_leader();
+    run_ms(1500); /* from then on it is silent */
     for (uint32_t i = 0; i < 10; i++) {
         propose_many(leader, i * 500, 500);
     }
     run_ms(1000); /* a checkpoint, and the log is cut */
     struct rsm_status status;
     rsm_status(leader->rsm, &status);
-    assert_true(status.raft.first_index > behind->now.index + 1);
+    assert_true(status.raft.snapshot_index > behind->now.index);
     return leader;
 }
 
@@ -976,6 +981,215 @@ static void test_snapshot_for_one_that_lags(void **state)
     node_start(behind->at);
     await_leader();
     await_all_equal();
+    cluster_free();
+}
+
+/* --- Streams that break */
+
+static struct rsm_snap_stats snap_stats(const struct node *n)
+{
+    struct rsm_status status;
+    rsm_status(n->rsm, &status);
+    return status.snap;
+}
+
+/* Until about that part of the leader's snapshot has been sent. */
+static void run_until_sent(const struct node *leader, uint32_t percent)
+{
+    for (uint32_t ms = 0; ms < 30000; ms++) {
+        struct rsm_snap_stats s = snap_stats(leader);
+        if (s.pieces > 0 && s.pieces_sent * 100 >= s.pieces * percent) {
+            assert_true(s.pieces_sent < s.pieces);
+            return;
+        }
+        run_ms(1);
+    }
+    fail_msg("no snapshot was sent");
+}
+
+static struct node *begin_stream(uint64_t seed, uint64_t rate,
+                                 struct node **behind)
+{
+    cluster_new(seed);
+    snap_rate = rate;
+    for (uint32_t i = 0; i < NODES; i++) {
+        node_start(i);
+    }
+    struct node *leader = await_leader();
+    *behind = &nodes[(leader->at + 1) % NODES];
+    return leave_behind(leader, *behind);
+}
+
+static void await_installed(const struct node *n)
+{
+    for (uint32_t ms = 0; ms < 60000 && n->installs == 0; ms += 10) {
+        run_ms(10);
+    }
+    assert_int_equal(n->installs, 1);
+    await_all_equal();
+}
+
+/* Half of it has come when the link breaks, for long. Nothing of that half is
+ * sent again, but for what was in flight. */
+static void test_stream_goes_on_after_a_broken_link(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        struct node *behind;
+        struct node *leader = begin_stream(seed, 500000, &behind);
+        behind->cut = false;
+        run_until_sent(leader, 50);
+        behind->cut = true;
+        run_ms(rng_below(&world.rng, 20000));
+        behind->cut = false;
+        await_installed(behind);
+        struct rsm_snap_stats s = snap_stats(leader);
+        assert_int_equal(s.streams, 1);
+        assert_true(s.pieces > 100);
+        assert_true(s.pieces_sent >= s.pieces);
+        assert_true(s.pieces_sent < s.pieces + 50);
+        cluster_free();
+    }
+}
+
+/* The new leader makes a snapshot of its own, of a later index, and sends only
+ * what the follower has not got from the old one. */
+static void test_stream_goes_on_after_a_change_of_leader(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        struct node *behind;
+        struct node *old = begin_stream(seed, 500000, &behind);
+        behind->cut = false;
+        run_until_sent(old, 10);
+        for (uint32_t i = 0; seed % 3 != 0 && i < 30; i++) {
+            propose_many(old, 70000 + 10 * i, 10); /* its state is another */
+        }
+        run_until_sent(old, 60);
+        if (seed % 2 == 0) {
+            node_crash(old->at);
+        } else {
+            old->cut = true;
+        }
+        struct node *new = await_leader();
+        assert_ptr_not_equal(new, old);
+        assert_ptr_not_equal(new, behind);
+        for (uint32_t ms = 0; ms < 60000 && behind->installs == 0; ms += 10) {
+            run_ms(10);
+        }
+        struct rsm_snap_stats s = snap_stats(new);
+        assert_true(s.pieces > 100);
+        assert_true(s.pieces_sent > 0);
+        assert_true(s.pieces_sent < s.pieces * 6 / 10);
+        if (old->rsm == NULL) {
+            node_start(old->at);
+        }
+        old->cut = false;
+        await_installed(behind);
+        cluster_free();
+    }
+}
+
+/* So does a follower that was killed: what it had synced or not, if it is whole
+ * it counts. */
+static void test_stream_goes_on_after_a_crash_of_the_follower(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        struct node *behind;
+        struct node *leader = begin_stream(seed, 500000, &behind);
+        behind->cut = false;
+        run_until_sent(leader, 70);
+        node_stop(behind->at); /* its process, not its machine */
+        run_ms(rng_below(&world.rng, 3000));
+        node_start(behind->at);
+        await_installed(behind);
+        struct rsm_snap_stats s = snap_stats(leader);
+        assert_true(s.pieces_sent < s.pieces * 14 / 10);
+        run_ms(100);
+        assert_null(faultdisk_bytes(behind->disk, "snap/pieces"));
+        assert_null(faultdisk_bytes(behind->disk, "snap/in"));
+        cluster_free();
+    }
+}
+
+/* Behind, but not too far: what it needs comes from the leader's disk, and the
+ * leader's memory holds no more of the log than ever. */
+static void test_follower_catches_up_from_the_stored_log(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        cluster_start(seed);
+        struct node *leader = await_leader();
+        struct node *behind = &nodes[(leader->at + 1) % NODES];
+        behind->cut = true;
+        leader = await_leader();
+        propose_many(leader, 0, 400);
+        run_ms(400);
+        struct rsm_status status;
+        rsm_status(leader->rsm, &status);
+        assert_true(status.raft.first_index > behind->now.index + 100);
+        assert_true(status.raft.snapshot_index <= behind->now.index + 1);
+        if (seed % 2 == 0) { /* a new life knows where entries stand, too */
+            node_crash(leader->at);
+            behind->cut = false;
+            node_start(leader->at);
+            leader = await_leader();
+        }
+        behind->cut = false;
+        propose_many(leader, 400, 50);
+        await_all_equal();
+        uint64_t read = 0;
+        for (uint32_t i = 0; i < NODES; i++) {
+            rsm_status(nodes[i].rsm, &status);
+            read += status.entries_read;
+            assert_int_equal(nodes[i].installs, 0);
+        }
+        assert_true(read > 100);
+        cluster_free();
+    }
+}
+
+/* E18: the log is cut every few entries, clients write all the time, the link
+ * is slow and loses. One snapshot is enough: what it needs after it is there.
+ */
+static void test_log_is_there_when_a_snapshot_lands(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        struct node *behind;
+        struct node *leader = begin_stream(seed, 500000, &behind);
+        behind->cut = false;
+        loss_per_mille = 50;
+        static struct client busy[4000];
+        uint32_t count = 0;
+        for (uint32_t ms = 0; ms < 4000; ms += 5) {
+            run_ms(5);
+            leader = await_leader();
+            for (uint32_t i = 0; i < 4; i++) {
+                propose(leader, &busy[count], 100000 + count);
+                count++;
+            }
+        }
+        loss_per_mille = 0;
+        run_ms(5000);
+        await_installed(behind);
+        cluster_free();
+    }
+}
+
+/* An operator's limit is kept: a megabyte takes ten seconds. */
+static void test_stream_keeps_to_its_rate(void **state)
+{
+    (void)state;
+    struct node *behind;
+    struct node *leader = begin_stream(5, 100000, &behind);
+    behind->cut = false;
+    uint64_t from_us = world.now_us;
+    await_installed(behind);
+    uint64_t seconds = (world.now_us - from_us) / 1000000;
+    assert_in_range(seconds, 9, 14);
+    assert_in_range(snap_stats(leader).bytes_sent / seconds, 60000, 110000);
     cluster_free();
 }
 
@@ -1239,6 +1453,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_followers_refuse),
         cmocka_unit_test(test_restart_of_all),
         cmocka_unit_test(test_snapshot_for_one_that_lags),
+        cmocka_unit_test(test_stream_goes_on_after_a_broken_link),
+        cmocka_unit_test(test_stream_goes_on_after_a_change_of_leader),
+        cmocka_unit_test(test_stream_goes_on_after_a_crash_of_the_follower),
+        cmocka_unit_test(test_follower_catches_up_from_the_stored_log),
+        cmocka_unit_test(test_log_is_there_when_a_snapshot_lands),
+        cmocka_unit_test(test_stream_keeps_to_its_rate),
         cmocka_unit_test(test_crash_while_installing),
         cmocka_unit_test(test_damaged_log_is_refused),
         cmocka_unit_test(test_failed_sync_is_final),

@@ -401,6 +401,8 @@ static void start_node(uint32_t at, const char *root)
         .checkpoint_size_max = 100 << 10,
         .checkpoint_ms_max = 200,
         .log_keep_size = 50 << 10,
+        .log_hold_size = 1, /* who is behind is sent a snapshot */
+        .snap_piece_size = 4096,
     };
     assert_int_equal(rsm_new(&config, &n->rsm), ERR_OK);
 }

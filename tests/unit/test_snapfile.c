@@ -1,5 +1,5 @@
-/* The snapshot stream: what goes in comes out, and any other bytes are
- * refused. */
+/* Pieces of a snapshot: what goes in comes out, other bytes are refused, and a
+ * small change of the state changes few pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,87 +11,56 @@
 #include "base/rng.h"
 #include "raft/storage/snapfile.h"
 
-struct buf_sink {
-    struct snap_sink sink;
-    struct buf bytes;
-    size_t size_max; /* fails when it would be passed */
+enum { PIECES_MAX = 4000 };
+
+struct pieces {
+    struct snap_id ids[PIECES_MAX];
+    struct buf packed[PIECES_MAX];
+    uint32_t count;
+    uint32_t count_max; /* fails when it would be passed */
 };
 
-static enum err sink_write(struct snap_sink *sink, struct slice bytes)
+static enum err keep(void *arg, const struct snap_id *id, struct slice packed)
 {
-    struct buf_sink *s = (struct buf_sink *)sink;
-    if (s->size_max != 0 && s->bytes.size + bytes.size > s->size_max) {
+    struct pieces *p = arg;
+    if (p->count == p->count_max) {
         return ERR_NOSPACE;
     }
-    buf_append(&s->bytes, bytes.data, bytes.size);
+    p->ids[p->count] = *id;
+    buf_append(&p->packed[p->count++], packed.data, packed.size);
     return ERR_OK;
 }
 
-struct slice_source {
-    struct snap_source source;
-    struct slice left;
-    size_t step; /* at most so much at once */
-};
-
-static enum err source_read(struct snap_source *source, void *to,
-                            size_t size_max, size_t *size)
+static struct pieces *pieces_new(void)
 {
-    struct slice_source *s = (struct slice_source *)source;
-    size_t n = s->left.size < size_max ? s->left.size : size_max;
-    n = n < s->step ? n : s->step;
-    if (n > 0) {
-        memcpy(to, s->left.data, n);
+    struct pieces *p = mem_alloc(sizeof *p);
+    p->count_max = PIECES_MAX;
+    return p;
+}
+
+static void pieces_free(struct pieces *p)
+{
+    for (uint32_t i = 0; i < p->count; i++) {
+        buf_free(&p->packed[i]);
     }
-    s->left = slice_of(s->left.data + n, s->left.size - n);
-    *size = n;
-    return ERR_OK;
+    mem_free(p);
 }
 
-static const struct snap_label label = {
-    .index = 77, .term = 5, .conf = {.voters = {3, 1, 2}, .voter_count = 3}};
-
-static struct buf make_stream(struct slice plain)
+/* In writes of many sizes. */
+static struct pieces *cut(struct slice plain, size_t piece_size)
 {
-    struct buf_sink out = {.sink.write = sink_write};
-    struct snap_writer *w = snap_writer_new(&out.sink, &label);
-    struct snap_sink *sink = snap_writer_sink(w);
-    /* In pieces of many sizes. */
-    for (size_t at = 0, step = 1; at < plain.size; step = step * 3 + 1) {
+    struct pieces *p = pieces_new();
+    struct snap_cutter *c = snap_cutter_new(piece_size, keep, p);
+    struct snap_sink *sink = snap_cutter_sink(c);
+    for (size_t at = 0, step = 1; at < plain.size; step = step * 3 % 70001) {
         size_t n = plain.size - at < step ? plain.size - at : step;
         assert_int_equal(sink->write(sink, slice_of(plain.data + at, n)),
                          ERR_OK);
         at += n;
     }
-    assert_int_equal(snap_writer_finish(w), ERR_OK);
-    snap_writer_free(w);
-    return out.bytes;
-}
-
-static enum err read_stream(struct slice stream, size_t step, struct buf *plain)
-{
-    struct slice_source in = {
-        .source.read = source_read, .left = stream, .step = step};
-    struct snap_label got;
-    struct snap_reader *r = NULL;
-    enum err rc = snap_reader_new(&in.source, &got, &r);
-    if (rc != ERR_OK) {
-        return rc;
-    }
-    assert_int_equal(got.index, label.index);
-    assert_int_equal(got.term, label.term);
-    assert_int_equal(got.conf.voter_count, 3);
-    assert_int_equal(got.conf.voters[0], 3);
-    struct snap_source *source = snap_reader_source(r);
-    uint8_t piece[1000];
-    size_t n = 1;
-    while (rc == ERR_OK && n > 0) {
-        rc = source->read(source, piece, sizeof piece, &n);
-        if (rc == ERR_OK) {
-            buf_append(plain, piece, n);
-        }
-    }
-    snap_reader_free(r);
-    return rc;
+    assert_int_equal(snap_cutter_finish(c), ERR_OK);
+    snap_cutter_free(c);
+    return p;
 }
 
 /* Half of it compresses and half does not. */
@@ -110,72 +79,167 @@ static void test_round_trip(void **state)
 {
     (void)state;
     size_t sizes[] = {0, 1, 999, 5000, 300000, 3 << 20};
+    struct snap_unpacker *u = snap_unpacker_new();
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         struct buf plain = some_bytes(sizes[i]);
-        struct buf stream = make_stream(buf_slice(&plain));
-        for (size_t step = 7; step < 1 << 20; step *= 73) {
-            struct buf got = {0};
-            assert_int_equal(read_stream(buf_slice(&stream), step, &got),
-                             ERR_OK);
-            assert_int_equal(slice_compare(buf_slice(&got), buf_slice(&plain)),
-                             0);
-            buf_free(&got);
+        struct pieces *p = cut(buf_slice(&plain), i % 2 == 0 ? 0 : 4096);
+        struct buf got = {0};
+        for (uint32_t k = 0; k < p->count; k++) {
+            struct slice part;
+            assert_int_equal(
+                snap_unpack(u, &p->ids[k], buf_slice(&p->packed[k]), &part),
+                ERR_OK);
+            buf_append(&got, part.data, part.size);
         }
-        buf_free(&stream);
+        assert_int_equal(slice_compare(buf_slice(&got), buf_slice(&plain)), 0);
+        buf_free(&got);
         buf_free(&plain);
+        pieces_free(p);
     }
+    snap_unpacker_free(u);
 }
 
-static void test_every_truncation_is_refused(void **state)
+/* Sizes are what the header promises; bytes that never end a piece by
+ * themselves are cut too. */
+static void test_sizes_of_pieces(void **state)
 {
     (void)state;
-    struct buf plain = some_bytes(4000);
-    struct buf stream = make_stream(buf_slice(&plain));
-    for (size_t size = 0; size < stream.size; size++) {
-        struct buf got = {0};
-        assert_int_equal(read_stream(slice_of(stream.data, size), 4096, &got),
-                         ERR_CORRUPT);
-        buf_free(&got);
+    struct buf plain = {0};
+    struct snap_unpacker *u = snap_unpacker_new();
+    struct rng rng = {7};
+    for (uint32_t i = 0; i < 2 << 20; i++) {
+        uint8_t byte = i < 1 << 20 ? (uint8_t)rng_next(&rng) : 0;
+        buf_append(&plain, &byte, 1);
     }
-    *buf_extend(&stream, 1) = 0; /* and one byte too many */
-    struct buf got = {0};
-    assert_int_equal(read_stream(buf_slice(&stream), 4096, &got), ERR_CORRUPT);
-    buf_free(&got);
-    buf_free(&stream);
+    struct pieces *p = cut(buf_slice(&plain), 4096);
+    assert_in_range(p->count, 150, 400);
+    for (uint32_t i = 0; i < p->count; i++) {
+        struct slice part;
+        assert_int_equal(
+            snap_unpack(u, &p->ids[i], buf_slice(&p->packed[i]), &part),
+            ERR_OK);
+        assert_true(part.size <= 4 * 4096);
+        assert_true(part.size >= 1024 || i + 1 == p->count);
+    }
+    snap_unpacker_free(u);
+    pieces_free(p);
     buf_free(&plain);
 }
 
-static void test_every_flipped_bit_is_refused(void **state)
+static uint32_t count_new(const struct pieces *before, const struct pieces *now)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < now->count; i++) {
+        bool known = false;
+        for (uint32_t k = 0; k < before->count && !known; k++) {
+            known = memcmp(&before->ids[k], &now->ids[i], SNAP_ID_SIZE) == 0;
+        }
+        count += !known;
+    }
+    return count;
+}
+
+static void test_a_small_change_changes_few_pieces(void **state)
+{
+    (void)state;
+    struct buf plain = some_bytes(2 << 20);
+    struct pieces *before = cut(buf_slice(&plain), 4096);
+    for (uint32_t i = 0; i < 8; i++) { /* an insertion, here and there */
+        uint8_t more[37] = {(uint8_t)i};
+        size_t at = (i * 257u << 10) % plain.size;
+        buf_extend(&plain, sizeof more);
+        memmove(plain.data + at + sizeof more, plain.data + at,
+                plain.size - at - sizeof more);
+        memcpy(plain.data + at, more, sizeof more);
+    }
+    struct pieces *now = cut(buf_slice(&plain), 4096);
+    assert_true(now->count > 200);
+    assert_in_range(count_new(before, now), 8, 40);
+    pieces_free(before);
+    pieces_free(now);
+    buf_free(&plain);
+}
+
+/* What comes out is what the name says, or nothing does. */
+static void test_damage_of_a_piece_is_refused(void **state)
 {
     (void)state;
     struct buf plain = some_bytes(3000);
-    struct buf stream = make_stream(buf_slice(&plain));
-    for (size_t at = 0; at < stream.size; at++) {
+    struct pieces *p = cut(buf_slice(&plain), 0);
+    struct snap_unpacker *u = snap_unpacker_new();
+    struct buf *packed = &p->packed[0];
+    struct slice part;
+    uint32_t refused = 0;
+    assert_int_equal(p->count, 1);
+    for (size_t at = 0; at < packed->size; at++) {
+        assert_int_equal(
+            snap_unpack(u, &p->ids[0], slice_of(packed->data, at), &part),
+            ERR_CORRUPT);
         for (int bit = 0; bit < 8; bit++) {
-            stream.data[at] ^= (uint8_t)(1 << bit);
-            struct buf got = {0};
-            enum err rc = read_stream(buf_slice(&stream), 4096, &got);
-            assert_true(rc == ERR_CORRUPT || rc == ERR_VERSION);
-            buf_free(&got);
-            stream.data[at] ^= (uint8_t)(1 << bit);
+            packed->data[at] ^= (uint8_t)(1 << bit);
+            enum err rc = snap_unpack(u, &p->ids[0], buf_slice(packed), &part);
+            refused += rc == ERR_CORRUPT;
+            assert_true(rc == ERR_CORRUPT ||
+                        slice_compare(part, buf_slice(&plain)) == 0);
+            packed->data[at] ^= (uint8_t)(1 << bit);
         }
     }
-    buf_free(&stream);
+    assert_true(refused > packed->size * 8 - 10); /* zstd has unused bits */
+    p->ids[0].bytes[31] ^= 1;
+    assert_int_equal(snap_unpack(u, &p->ids[0], buf_slice(packed), &part),
+                     ERR_CORRUPT);
+    snap_unpacker_free(u);
+    pieces_free(p);
     buf_free(&plain);
 }
 
-static void test_a_full_sink_stops_the_writer(void **state)
+static void test_damage_of_a_manifest_is_refused(void **state)
+{
+    (void)state;
+    struct snap_id ids[3] = {{{1}}, {{2}}, {{3}}};
+    struct snap_manifest m = {
+        .label = {.index = 77,
+                  .term = 5,
+                  .conf = {.voters = {3, 1, 2}, .voter_count = 3}},
+        .ids = ids,
+        .count = 3,
+    };
+    struct buf b = {0};
+    struct snap_manifest got;
+    snap_manifest_encode(&b, &m);
+    assert_int_equal(snap_manifest_decode(buf_slice(&b), &got), ERR_OK);
+    assert_int_equal(got.label.index, 77);
+    assert_int_equal(got.label.term, 5);
+    assert_int_equal(got.label.conf.voter_count, 3);
+    assert_int_equal(got.label.conf.voters[0], 3);
+    assert_int_equal(got.count, 3);
+    assert_memory_equal(got.ids, ids, sizeof ids);
+    for (size_t at = 0; at < b.size; at++) {
+        assert_int_equal(snap_manifest_decode(slice_of(b.data, at), &got),
+                         ERR_CORRUPT);
+        for (int bit = 0; bit < 8; bit++) {
+            b.data[at] ^= (uint8_t)(1 << bit);
+            enum err rc = snap_manifest_decode(buf_slice(&b), &got);
+            assert_true(rc == ERR_CORRUPT || rc == ERR_VERSION);
+            b.data[at] ^= (uint8_t)(1 << bit);
+        }
+    }
+    buf_free(&b);
+}
+
+static void test_a_full_disk_stops_the_cutter(void **state)
 {
     (void)state;
     struct buf plain = some_bytes(1 << 20);
-    struct buf_sink out = {.sink.write = sink_write, .size_max = 1000};
-    struct snap_writer *w = snap_writer_new(&out.sink, &label);
-    struct snap_sink *sink = snap_writer_sink(w);
+    struct pieces *p = pieces_new();
+    p->count_max = 2;
+    struct snap_cutter *c = snap_cutter_new(4096, keep, p);
+    struct snap_sink *sink = snap_cutter_sink(c);
     assert_int_equal(sink->write(sink, buf_slice(&plain)), ERR_NOSPACE);
     assert_int_equal(sink->write(sink, buf_slice(&plain)), ERR_NOSPACE);
-    assert_int_equal(snap_writer_finish(w), ERR_NOSPACE);
-    snap_writer_free(w);
-    buf_free(&out.bytes);
+    assert_int_equal(snap_cutter_finish(c), ERR_NOSPACE);
+    snap_cutter_free(c);
+    pieces_free(p);
     buf_free(&plain);
 }
 
@@ -183,9 +247,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_every_truncation_is_refused),
-        cmocka_unit_test(test_every_flipped_bit_is_refused),
-        cmocka_unit_test(test_a_full_sink_stops_the_writer),
+        cmocka_unit_test(test_sizes_of_pieces),
+        cmocka_unit_test(test_a_small_change_changes_few_pieces),
+        cmocka_unit_test(test_damage_of_a_piece_is_refused),
+        cmocka_unit_test(test_damage_of_a_manifest_is_refused),
+        cmocka_unit_test(test_a_full_disk_stops_the_cutter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -218,7 +218,7 @@ static bool settle(struct model *m, const struct operation *op,
 static void open_ok(struct faultdisk *d, struct wal **w,
                     struct wal_recovery *recovery)
 {
-    enum err rc = wal_open(faultdisk_disk(d), "wal", SEGMENT, w, recovery);
+    enum err rc = wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, w, recovery);
     if (rc != ERR_OK) {
         fail_msg("%s: %s", err_name(rc), recovery->problem);
     }
@@ -418,7 +418,8 @@ static void test_crash_while_recovering(void **state)
         faultdisk_crash(d, seed);
         for (uint64_t nth = 1; nth <= 6; nth++) {
             faultdisk_fail_at(d, nth);
-            if (wal_open(faultdisk_disk(d), "wal", SEGMENT, &w, &r) == ERR_OK) {
+            if (wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, &w, &r) ==
+                ERR_OK) {
                 wal_close(w);
             }
             wal_recovery_free(&r);
@@ -470,7 +471,8 @@ static void test_flipped_bytes(void **state)
             bytes->data[at] ^= 0x10;
             struct wal *w = NULL;
             struct wal_recovery r;
-            enum err rc = wal_open(faultdisk_disk(d), "wal", SEGMENT, &w, &r);
+            enum err rc =
+                wal_open(faultdisk_disk(d), "wal", SEGMENT, 0, &w, &r);
             if (rc == ERR_OK) {
                 bool kept = r.entry_count == m.count;
                 cut += !kept;
@@ -506,8 +508,9 @@ static void test_lost_sector_in_the_middle(void **state)
         memset(bytes->data + 1024, 0, 4096);
         struct wal *w = NULL;
         struct wal_recovery r;
-        assert_int_equal(wal_open(faultdisk_disk(copy), "wal", SEGMENT, &w, &r),
-                         ERR_CORRUPT);
+        assert_int_equal(
+            wal_open(faultdisk_disk(copy), "wal", SEGMENT, 0, &w, &r),
+            ERR_CORRUPT);
         wal_recovery_free(&r);
         faultdisk_free(copy);
     }
@@ -525,7 +528,7 @@ static void test_missing_segment(void **state)
     assert_int_equal(disk->ops->remove(disk, path), ERR_OK);
     struct wal *w = NULL;
     struct wal_recovery r;
-    assert_int_equal(wal_open(disk, "wal", SEGMENT, &w, &r), ERR_CORRUPT);
+    assert_int_equal(wal_open(disk, "wal", SEGMENT, 0, &w, &r), ERR_CORRUPT);
     assert_non_null(strstr(r.problem, path));
     wal_recovery_free(&r);
     faultdisk_free(d);
@@ -681,8 +684,8 @@ static void long_once(uint64_t slack)
     struct wal *w = NULL;
     struct wal_recovery r;
     raft_index last = 0;
-    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
-                     ERR_OK);
+    assert_int_equal(
+        wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, 0, &w, &r), ERR_OK);
     wal_recovery_free(&r);
     assert_int_equal(append_long(w, ++last), ERR_OK);
     faultdisk_fill(d, slack, false);
@@ -698,8 +701,8 @@ static void long_once(uint64_t slack)
     wal_close(w);
     faultdisk_empty(d);
     faultdisk_crash(d, slack);
-    assert_int_equal(wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, &w, &r),
-                     ERR_OK);
+    assert_int_equal(
+        wal_open(faultdisk_disk(d), "wal", LONG_SEGMENT, 0, &w, &r), ERR_OK);
     assert_int_equal(r.entry_count, last);
     assert_int_equal(r.hard_state.term, 39);
     wal_recovery_free(&r);

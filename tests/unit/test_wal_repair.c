@@ -46,7 +46,7 @@ static void group_open(struct group *g)
         struct wal_recovery rec;
         g->disks[i] = faultdisk_new();
         assert_int_equal(wal_open(faultdisk_disk(g->disks[i]), "wal", SEGMENT,
-                                  &g->wals[i], &rec),
+                                  0, &g->wals[i], &rec),
                          ERR_OK);
         wal_recovery_free(&rec);
         assert_int_equal(wal_compact(g->wals[i], 0, 0, &conf), ERR_OK);
@@ -202,7 +202,7 @@ static raft_term committed_term(const struct group *g, raft_index at)
 static void check_opens(struct group *g, uint32_t i)
 {
     struct wal_recovery rec;
-    enum err rc = wal_open(faultdisk_disk(g->disks[i]), "wal", SEGMENT,
+    enum err rc = wal_open(faultdisk_disk(g->disks[i]), "wal", SEGMENT, 0,
                            &g->wals[i], &rec);
     if (rc != ERR_OK) {
         print_message("replica %u: %s\n", i + 1, rec.problem);
