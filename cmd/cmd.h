@@ -5,6 +5,7 @@
 #define CMD_CMD_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 struct cluster;
 struct cluster_replica;
@@ -24,6 +25,9 @@ int cmd_member(int argc, char **argv);
 /* Starts a replica's process unless it runs; false with words on standard
  * error. */
 bool replica_start(const struct cluster *c, const struct cluster_replica *r);
+/* Makes the logs of a group that stands still whole from each other; false with
+ * words on standard error. */
+bool repair_group(const struct cluster *c, uint32_t gid);
 int cmd_certs(int argc, char **argv);
 int cmd_backup(int argc, char **argv);
 int cmd_restore(int argc, char **argv);

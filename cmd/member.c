@@ -543,8 +543,8 @@ static bool list(struct change *ch, bool one)
 static int usage(void)
 {
     fprintf(stderr, "flotilla: member wants list [GROUP], add GROUP, remove "
-                    "GROUP ID, replace GROUP ID,\npromote GROUP ID or transfer "
-                    "GROUP [ID]; --help says more\n");
+                    "GROUP ID, replace GROUP ID,\npromote GROUP ID, transfer "
+                    "GROUP [ID] or repair GROUP; --help says more\n");
     return EXIT_USAGE;
 }
 
@@ -576,6 +576,16 @@ static int run(struct change *ch, const char *action, char **words, int count)
     return ok ? EXIT_DONE : EXIT_FAILED;
 }
 
+/* Needs nobody to run; nobody may. */
+static int repair(const struct cluster *c, char **words, int count)
+{
+    uint64_t gid = 0;
+    if (count != 1 || !args_number(words[0], 0, UINT32_MAX, &gid)) {
+        return usage();
+    }
+    return repair_group(c, (uint32_t)gid) ? EXIT_DONE : EXIT_FAILED;
+}
+
 int cmd_member(int argc, char **argv)
 {
     struct change ch = {0};
@@ -589,7 +599,7 @@ int cmd_member(int argc, char **argv)
     const struct arg_spec spec = {
         .usage = "member [OPTION...] list [GROUP] | add GROUP | remove GROUP "
                  "ID | replace GROUP ID | promote GROUP ID | transfer GROUP "
-                 "[ID]",
+                 "[ID] | repair GROUP",
         .about =
             "Shows or changes who is in a group (0: the controllers), while it "
             "is used.\n\n"
@@ -599,7 +609,11 @@ int cmd_member(int argc, char **argv)
             "  replace   a new replica takes the place of ID, which may be "
             "dead: add, then remove\n"
             "  promote   a learner that was left over votes\n"
-            "  transfer  ID (or any other) leads",
+            "  transfer  ID (or any other) leads\n"
+            "  repair    while the group is stopped: logs that are damaged on "
+            "most replicas are made\n            whole from each other; "
+            "refused "
+            "when that would lose anything",
         .options = options,
         .positional_min = 1,
         .positional_max = 3};
@@ -609,6 +623,9 @@ int cmd_member(int argc, char **argv)
     }
     if (!cluster_load(cluster_dir(ch.access.cluster), &ch.c)) {
         return EXIT_FAILED;
+    }
+    if (strcmp(argv[first], "repair") == 0) {
+        return repair(&ch.c, argv + first + 1, argc - first - 1);
     }
     ch.client = cluster_connect(&ch.access, "admin", CONNECT_MS);
     if (ch.client == NULL) {

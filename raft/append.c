@@ -220,6 +220,8 @@ enum err raft_recv_append_reply(struct raft *r, const struct raft_msg *m)
         p->read_round = m->read_round;
         raft_read_advance(r);
     }
+    /* Of a late message the next one takes it back. */
+    p->forgot = m->reject && m->last_index < p->match;
     if (m->reject) {
         refused(r, p, m);
     } else {

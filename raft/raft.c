@@ -416,6 +416,7 @@ static void peer_status(const struct raft *r, struct raft_status *s)
             .snapshot = p->state == RAFT_PROGRESS_SNAPSHOT,
             .active = raft_progress_active(r, p),
             .full = p->full,
+            .forgot = p->forgot,
         };
     }
 }

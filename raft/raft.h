@@ -355,6 +355,7 @@ struct raft_status {
         bool snapshot; /* waits for one */
         bool active;   /* heard from within an election timeout */
         bool full;     /* its disk takes nothing now */
+        bool forgot;   /* has less than it said was on its disk */
     } peers[RAFT_PEERS_MAX];
 };
 

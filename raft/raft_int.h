@@ -98,6 +98,7 @@ struct raft_progress {
     uint64_t sent_ms; /* the last APPEND */
     uint64_t read_round;
     bool full;         /* said so when last heard */
+    bool forgot;       /* its log ended below `match` when last heard */
     bool loading;      /* the shell reads entries for it from disk */
     raft_index loaded; /* where the last such entries began */
 };

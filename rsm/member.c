@@ -18,6 +18,7 @@
 #include "rsm/rsm_int.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/check.h"
@@ -442,4 +443,20 @@ void rsm_member_show(struct rsm *r, struct net_request *request)
     rsm_members_encode(&body, &m);
     net_reply(r->config.net, request, ERR_OK, buf_slice(&body));
     buf_free(&body);
+}
+
+void rsm_forgot_problem(const struct rsm_status *status, uint32_t group,
+                        char *words, size_t size)
+{
+    words[0] = '\0';
+    for (uint32_t i = 0; i < status->raft.peer_count; i++) {
+        const struct raft_peer_status *p = &status->raft.peers[i];
+        if (p->forgot && status->raft.role == RAFT_LEADER) {
+            snprintf(words, size,
+                     "replica %" PRIu64 " has lost entries that it had stored: "
+                     "its disk was set back; `flotilla member replace %u "
+                     "%" PRIu64 "`",
+                     p->id, group, p->id);
+        }
+    }
 }

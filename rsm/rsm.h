@@ -287,6 +287,10 @@ struct rsm_status {
 /* What to say of a full disk; empty if it is not. */
 void rsm_space_problem(const struct rsm_status *status, char *words,
                        size_t size);
+/* What to say of a peer whose disk gave back less than it acknowledged: this
+ * leader cannot bring it up to date. Empty if there is none. */
+void rsm_forgot_problem(const struct rsm_status *status, uint32_t group,
+                        char *words, size_t size);
 void rsm_status(const struct rsm *r, struct rsm_status *status);
 /* The core, for tests that look at its log. */
 const struct raft *rsm_raft(const struct rsm *r);

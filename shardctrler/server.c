@@ -301,6 +301,9 @@ static void fill_problem(const struct rsm_status *status,
                          char *words, size_t size)
 {
     rsm_space_problem(status, words, size);
+    if (words[0] == '\0') {
+        rsm_forgot_problem(status, 0, words, size);
+    }
     if (words[0] != '\0') {
         return;
     }

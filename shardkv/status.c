@@ -67,6 +67,9 @@ static void fill_problem(const struct skv_server *s,
                          char *words, size_t size)
 {
     rsm_space_problem(status, words, size);
+    if (words[0] == '\0') {
+        rsm_forgot_problem(status, s->config.gid, words, size);
+    }
     if (words[0] != '\0') {
         return;
     }

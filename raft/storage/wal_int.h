@@ -104,6 +104,11 @@ void wal_note_entry(struct wal *w, uint64_t sequence, uint64_t offset,
 
 /* --- wal_recover.c */
 void wal_path(const char *dir, uint64_t sequence, char to[WAL_PATH_SIZE]);
+/* Is there a record of a later group commit than the one at `offset`? */
+bool wal_has_later_batch(struct slice bytes, uint64_t sequence,
+                         uint64_t offset);
+/* Was the segment's beginning written whole (wal.c, invariant 3)? */
+bool wal_is_begun(struct slice bytes, uint64_t sequence);
 /* Fills segments, file, end, filled and what is repeated, and `out`. With no
  * usable segment, segment_count is 0. */
 MUST_USE enum err wal_recover(struct wal *w, raft_index applied,

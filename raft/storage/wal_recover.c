@@ -43,10 +43,12 @@ static enum err damaged(struct wal *w, struct wal_recovery *out,
 {
     char path[WAL_PATH_SIZE];
     wal_path(w->dir, sequence, path);
-    snprintf(out->problem, sizeof out->problem,
-             "%s at byte %" PRIu64 ": %s, before the end of the log. Give this "
-             "replica's place to a new one: `flotilla member replace GROUP ID`",
-             path, offset, what);
+    snprintf(
+        out->problem, sizeof out->problem,
+        "%s at byte %" PRIu64 ": %s, before the end of the log. Give this "
+        "replica's place to a new one: `flotilla member replace GROUP ID`; "
+        "if most are damaged: `flotilla member repair GROUP`",
+        path, offset, what);
     return ERR_CORRUPT;
 }
 
@@ -138,8 +140,7 @@ static size_t written_size(struct slice bytes)
 }
 
 /* Is there a record of a later group commit than the one at `offset`? */
-static bool has_later_batch(struct slice bytes, uint64_t sequence,
-                            uint64_t offset)
+bool wal_has_later_batch(struct slice bytes, uint64_t sequence, uint64_t offset)
 {
     uint64_t first = offset < WAL_HEAD_SIZE ? WAL_HEAD_SIZE : offset + 8;
     size_t end = written_size(bytes);
@@ -155,7 +156,7 @@ static bool has_later_batch(struct slice bytes, uint64_t sequence,
 }
 
 /* Was the segment's beginning written whole (wal.c, invariant 3)? */
-static bool is_begun(struct slice bytes, uint64_t sequence)
+bool wal_is_begun(struct slice bytes, uint64_t sequence)
 {
     struct wal_head head;
     struct wal_record record;
@@ -184,11 +185,11 @@ static enum err drop_unbegun(struct recovery *r, struct buf *b)
     }
     uint64_t sequence = w->segments[w->segment_count - 1].sequence;
     enum err rc = load(w, sequence, FILE_SIZE_MAX, b);
-    if (rc != ERR_OK || is_begun(buf_slice(b), sequence)) {
+    if (rc != ERR_OK || wal_is_begun(buf_slice(b), sequence)) {
         return rc;
     }
     bool only = w->segment_count == 1 && sequence > 1;
-    if (only || has_later_batch(buf_slice(b), sequence, WAL_HEAD_SIZE)) {
+    if (only || wal_has_later_batch(buf_slice(b), sequence, WAL_HEAD_SIZE)) {
         return damaged(w, r->out, sequence, 0, "its beginning is damaged");
     }
     log_warn("wal", "removing a segment that was never used sequence=%" PRIu64,
@@ -436,7 +437,7 @@ static enum err replay_last(struct recovery *r, struct wal_segment *s,
 {
     struct wal *w = r->w;
     enum err rc = load(w, s->sequence, FILE_SIZE_MAX, b);
-    if (rc == ERR_OK && !is_begun(buf_slice(b), s->sequence)) {
+    if (rc == ERR_OK && !wal_is_begun(buf_slice(b), s->sequence)) {
         return damaged(w, r->out, s->sequence, 0, "its beginning is damaged");
     }
     if (rc == ERR_OK) {
@@ -447,7 +448,7 @@ static enum err replay_last(struct recovery *r, struct wal_segment *s,
     }
     /* All of it was synced before the segment that was dropped was made. */
     bool torn = !r->dropped || tail_is_zero(buf_slice(b), w->end);
-    if (!torn || has_later_batch(buf_slice(b), s->sequence, w->end)) {
+    if (!torn || wal_has_later_batch(buf_slice(b), s->sequence, w->end)) {
         return damaged(w, r->out, s->sequence, w->end, "a record is damaged");
     }
     return cut_tail(w, buf_slice(b), s->sequence);

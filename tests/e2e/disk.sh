@@ -228,6 +228,64 @@ all_flipped() {
 }
 check "all three damaged, each elsewhere: all refuse, and nothing is lost" all_flipped
 
+# entry_of ID BACK: the last segment, an offset in the entry that is BACK before
+# its last one, and the index of that.
+entry_of() {
+    python3 - "$(find "$C/data/g1-$1/wal" -name '*.wal' | sort | tail -1)" "$2" <<'EOF'
+import struct, sys
+b = open(sys.argv[1], "rb").read()
+at, found = 40, {}
+while at + 32 <= len(b):
+    crc, length, kind = struct.unpack_from("<IIB", b, at)
+    if crc == 0: break
+    if kind == 2: found[struct.unpack_from("<Q", b, at + 24)[0]] = at
+    at += 32 + (length + 7) // 8 * 8
+index = max(found) - int(sys.argv[2])
+print(sys.argv[1], found[index] + 33, index)
+EOF
+}
+more_lines() { writer_start && writes_go_on && writer_stop && wait_for 30 same_applied; }
+
+# The same, made whole again from each other: every acknowledged line is there.
+repaired() {
+    local id file at index
+    more_lines && stop_one g1-1 || return 1
+    "$F" member --cluster "$C" repair 1 >"$W/repair" 2>&1 && return 1
+    grep -q 'g1-2 runs: stop the cluster first' "$W/repair" || { cat "$W/repair"; return 1; }
+    stop_all TERM
+    for id in 1 2 3; do
+        read -r file at index < <(entry_of $id $((6 * id))) && flip "$file" "$at" || return 1
+    done
+    "$F" member --cluster "$C" repair 1 >"$W/repair" 2>&1 || { cat "$W/repair"; return 1; }
+    sed 's/^/note: /' "$W/repair"
+    [ "$(grep -c ': repaired; its log was damaged in 1 places' "$W/repair")" = 3 ] &&
+        up && wait_for 30 same_applied && lines_intact && more_lines && lines_intact
+}
+check "all three damaged, each elsewhere: repaired from each other, nothing is lost" repaired
+
+# One entry damaged on all three may be committed: so nothing is touched.
+flip_entry() { # flip_entry INDEX, on all
+    local id file at index
+    for id in 1 2 3; do
+        read -r file at index < <(entry_of $id 0) &&
+            read -r file at index < <(entry_of $id $((index - $1))) && [ "$index" = "$1" ] &&
+            flip "$file" "$at" || return 1
+    done
+}
+lost() {
+    local file at index
+    more_lines || return 1
+    stop_all TERM
+    read -r file at index < <(entry_of 1 12)
+    flip_entry "$index" && sha256sum "$C"/data/g1-*/wal/* >"$W/before" || return 1
+    "$F" member --cluster "$C" repair 1 >"$W/repair" 2>&1 && return 1
+    sed 's/^/note: /' "$W/repair"
+    grep -q "entry $index may be committed, and is intact on no replica" "$W/repair" &&
+        sha256sum "$C"/data/g1-*/wal/* | cmp - "$W/before" && flip_entry "$index" && up &&
+        wait_for 30 same_applied && lines_intact
+}
+check "one entry damaged on all three: refused by its index, and nothing is changed" lost
+
 # What is written last: less than half of it is there.
 truncated() {
     local id file

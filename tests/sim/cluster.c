@@ -178,6 +178,8 @@ static void result_fill(struct cluster *c, struct result *out)
     out->operations = workload_operations(c->workload, &out->unknown);
     out->changes = c->changes;
     out->member_changes = c->member_changes;
+    out->repairs = c->repairs;
+    out->repairs_refused = c->repairs_refused;
     out->elections = verify_elections(c->verify);
     if (c->cuts != NULL) {
         out->cuts = cuts_taken(c->cuts, &out->cuts_moving);

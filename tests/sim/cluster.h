@@ -50,6 +50,7 @@ enum fault {
     FAULT_FULL,    /* a disk is full for a while, or for good */
     FAULT_FULL_GROUP, /* those of a whole group, or most of it */
     FAULT_ROT,        /* a bit flips in the log of a replica that is down */
+    FAULT_ROT_GROUP,  /* in those of a whole group: they are repaired */
     FAULTS
 };
 
@@ -154,6 +155,7 @@ struct cluster {
     uint32_t faults[FAULTS];
     uint32_t changing; /* bit gid: its members are */
     uint32_t member_changes;
+    uint32_t repairs, repairs_refused;
 };
 
 struct result {
@@ -166,6 +168,7 @@ struct result {
     uint32_t operations, unknown;
     uint32_t changes, member_changes, crashes, snapshots, elections;
     raft_index committed;
+    uint32_t repairs, repairs_refused;
     uint32_t cuts, cuts_moving; /* with a shard on its way */
 };
 
@@ -200,6 +203,9 @@ void faults_move_seen(struct node *from, struct node *to);
 void faults_stream_seen(struct node *from, struct node *to);
 void faults_heal(struct cluster *c); /* all at once, for good */
 void admin_join_first(struct cluster *c);
+
+/* ---- rot.c ---- */
+void rot_and_repair(struct cluster *c, uint32_t gid);
 
 /* ---- members.c ---- */
 void members_change(struct cluster *c);

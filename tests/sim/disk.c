@@ -712,7 +712,13 @@ bool sim_disk_is_full(const struct sim_disk *d)
     return d->full;
 }
 
-bool sim_disk_rot(struct sim_disk *d, char *where, size_t size)
+static void flip(struct name *n, const struct sim_rot *rot)
+{
+    n->inode->base.data[rot->at] ^= rot->bit;
+    n->inode->live.data[rot->at] ^= rot->bit;
+}
+
+bool sim_disk_rot(struct sim_disk *d, struct sim_rot *rot)
 {
     struct dir *dir = dir_find(d, "wal", 3);
     struct name *files[64];
@@ -728,13 +734,19 @@ bool sim_disk_rot(struct sim_disk *d, char *where, size_t size)
     }
     struct sim_world *w = d->env->world;
     struct name *n = files[sim_between(w, 0, count - 1)];
-    uint64_t at = sim_between(w, 0, n->inode->settled - 1);
-    uint8_t bit = (uint8_t)(1u << sim_between(w, 0, 7));
-    n->inode->base.data[at] ^= bit;
-    n->inode->live.data[at] ^= bit;
-    snprintf(where, size, "wal/%s at byte %llu", n->text,
-             (unsigned long long)at);
+    snprintf(rot->name, sizeof rot->name, "%s", n->text);
+    rot->at = sim_between(w, 0, n->inode->settled - 1);
+    rot->bit = (uint8_t)(1u << sim_between(w, 0, 7));
+    flip(n, rot);
     return true;
+}
+
+void sim_disk_unrot(struct sim_disk *d, const struct sim_rot *rot)
+{
+    struct dir *dir = dir_find(d, "wal", 3);
+    struct name *n = name_find(dir->base, rot->name);
+    CHECK(n != NULL);
+    flip(n, rot);
 }
 
 void sim_disk_calm(struct sim_disk *d)

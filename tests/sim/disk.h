@@ -39,7 +39,14 @@ void sim_disk_empty(struct sim_disk *d);
 bool sim_disk_is_full(const struct sim_disk *d);
 /* Flips a bit in a file of the directory "wal" of a node that is down, and says
  * where. False: nothing there is old enough. */
-bool sim_disk_rot(struct sim_disk *d, char *where, size_t size);
+struct sim_rot {
+    char name[128];
+    uint64_t at;
+    uint8_t bit;
+};
+bool sim_disk_rot(struct sim_disk *d, struct sim_rot *rot);
+/* The same bit again. */
+void sim_disk_unrot(struct sim_disk *d, const struct sim_rot *rot);
 /* Takes back die_after and fail_sync. */
 void sim_disk_calm(struct sim_disk *d);
 uint64_t sim_disk_syncs(const struct sim_disk *d);

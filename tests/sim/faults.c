@@ -281,14 +281,25 @@ static void full_group(struct cluster *c)
 static void rot(struct cluster *c)
 {
     struct node *n = any_server(c);
-    char where[160];
+    struct sim_rot where;
     if (lost_in_group(c, n->gid) || down_in_group(c, n->gid) > 0) {
         return;
     }
     node_crash(n, "killed, and its log rots");
-    n->lost = n->rotten = sim_disk_rot(n->disk, where, sizeof where);
-    sim_trace(c->world, "n%u: %s", n->number, n->rotten ? where : "no rot");
+    n->lost = n->rotten = sim_disk_rot(n->disk, &where);
+    if (n->rotten) {
+        sim_trace(c->world, "n%u: wal/%s rots at byte %" PRIu64, n->number,
+                  where.name, where.at);
+    }
     node_restart_later(n, sim_delay(c->world, 20 * MS, 2 * SECOND));
+}
+
+static void rot_group(struct cluster *c)
+{
+    uint32_t gid = any_server(c)->gid;
+    if (!lost_in_group(c, gid) && down_in_group(c, gid) == 0) {
+        rot_and_repair(c, gid);
+    }
 }
 
 static void clerk_crash(struct cluster *c)
@@ -625,6 +636,7 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_FULL] = full,
     [FAULT_FULL_GROUP] = full_group,
     [FAULT_ROT] = rot,
+    [FAULT_ROT_GROUP] = rot_group,
     [FAULT_RESET] = leader_reset,
     [FAULT_APART] = follower_apart,
 };

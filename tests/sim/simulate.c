@@ -31,7 +31,7 @@ struct options {
 struct totals {
     uint64_t seeds, failed, events, messages, virtual_us;
     uint64_t operations, unknown, crashes, changes, elections, committed;
-    uint64_t member_changes, cuts, cuts_moving;
+    uint64_t member_changes, cuts, cuts_moving, repairs, repairs_refused;
 };
 
 /* For the handler of a failed check: which seed is running. */
@@ -82,6 +82,8 @@ static void totals_add(struct totals *t, const struct result *r)
     t->changes += r->changes;
     t->member_changes += r->member_changes;
     t->elections += r->elections;
+    t->repairs += r->repairs;
+    t->repairs_refused += r->repairs_refused;
     t->cuts += r->cuts;
     t->cuts_moving += r->cuts_moving;
     t->committed += r->committed;
@@ -94,11 +96,12 @@ static void totals_print(const struct totals *t, double wall)
            " without an answer), log entries %" PRIu64 ", elections %" PRIu64
            ", crashes %" PRIu64 ", cuts %" PRIu64 " (%" PRIu64
            " of shards on their way), configurations %" PRIu64
-           ", changes of members %" PRIu64 ", messages %" PRIu64
-           ", events %" PRIu64 "\n",
+           ", changes of members %" PRIu64 ", logs repaired %" PRIu64
+           " times (refused %" PRIu64 "), messages %" PRIu64 ", events %" PRIu64
+           "\n",
            t->seeds, t->operations, t->unknown, t->committed, t->elections,
            t->crashes, t->cuts, t->cuts_moving, t->changes, t->member_changes,
-           t->messages, t->events);
+           t->repairs, t->repairs_refused, t->messages, t->events);
     printf("simulated %.2f cluster-hours in %.1f s: %.2f hours per minute\n",
            hours, wall, wall > 0 ? hours * 60 / wall : 0);
 }

@@ -629,6 +629,35 @@ static void the_leader_backs_up_by_whole_terms(void **state)
     }
 }
 
+/* A follower whose disk was set back behind what it acknowledged cannot be
+ * brought up to date: whoever looks at the leader must be told. */
+static void a_follower_that_forgot_is_named(void **state)
+{
+    (void)state;
+    struct box b = box_of(1, 3, 1, "1111");
+    make_leader(&b);
+    persist(&b);
+    ack(&b, 2, 4);
+    ack(&b, 3, 4);
+    struct raft_msg refusal = {.type = RAFT_MSG_APPEND_REPLY,
+                               .from = 3,
+                               .term = status(&b).term,
+                               .log_index = 4,
+                               .reject = true,
+                               .last_index = 3};
+    recv(&b, refusal);
+    struct raft_status s = status(&b);
+    for (uint32_t i = 0; i < s.peer_count; i++) {
+        assert_int_equal(s.peers[i].forgot, s.peers[i].id == 3);
+    }
+    ack(&b, 3, 4); /* the refusal was a late one */
+    s = status(&b);
+    for (uint32_t i = 0; i < s.peer_count; i++) {
+        assert_false(s.peers[i].forgot);
+    }
+    raft_free(b.r);
+}
+
 static void a_lost_message_is_found_by_the_next_heartbeat(void **state)
 {
     (void)state;
@@ -1508,6 +1537,7 @@ int main(void)
         cmocka_unit_test(old_and_repeated_appends_cut_nothing_off),
         cmocka_unit_test(a_conflict_is_described_by_term),
         cmocka_unit_test(the_leader_backs_up_by_whole_terms),
+        cmocka_unit_test(a_follower_that_forgot_is_named),
         cmocka_unit_test(a_lost_message_is_found_by_the_next_heartbeat),
         cmocka_unit_test(entries_are_sent_at_once_once_and_within_bounds),
         cmocka_unit_test(a_silent_follower_gets_heartbeats_only),
