@@ -265,7 +265,8 @@ void node_start(struct node *n)
         node_crash(n, "it has no identity");
     } else if (rc == ERR_OK) {
         check_stored(n);
-    } else if (rc == ERR_CORRUPT && n->rotten) {
+    } else if ((rc == ERR_CORRUPT || rc == ERR_NOTFOUND) && n->rotten) {
+        /* Not found: nothing but the log's beginning was there to rot. */
         n->gone = true;
         start_failed(n, "its log is damaged");
         if (n->cluster->refused != NULL) {
