@@ -26,9 +26,18 @@ static void print_text(const struct ctl_config *c)
 {
     printf("configuration %llu: %u shards, %u groups\n",
            (unsigned long long)c->number, c->shards_count, c->groups_count);
+    if (c->move_rate != 0) {
+        printf("rate: at most %llu MiB a second arrive at a group\n",
+               (unsigned long long)c->move_rate >> 20);
+    }
     for (uint32_t g = 0; g < c->groups_count; g++) {
         const struct ctl_group *group = &c->groups[g];
-        printf("group %u: %u shards:", group->gid, count_of(c, group->gid));
+        uint32_t weight = ctl_config_weight(c, group->gid);
+        printf("group %u: ", group->gid);
+        if (weight != 1) {
+            printf("weight %u, ", weight);
+        }
+        printf("%u shards:", count_of(c, group->gid));
         /* Runs, so that 128 shards fit on a line. */
         for (uint32_t i = 0; i < c->shards_count; i++) {
             uint32_t from = i;
@@ -67,12 +76,15 @@ static void print_json(const struct ctl_config *c)
                                             (const char *)server->address.data,
                                             server->address.size));
         }
-        json_array_append_new(groups, json_pack("{s:i, s:o}", "group",
-                                                (int)c->groups[g].gid,
+        ctl_gid gid = c->groups[g].gid;
+        json_array_append_new(groups, json_pack("{s:i, s:i, s:o}", "group",
+                                                (int)gid, "weight",
+                                                (int)ctl_config_weight(c, gid),
                                                 "servers", servers));
     }
-    json_t *j = json_pack("{s:I, s:o, s:o}", "number", (json_int_t)c->number,
-                          "shards", shards, "groups", groups);
+    json_t *j = json_pack(
+        "{s:I, s:I, s:o, s:o}", "number", (json_int_t)c->number, "move_rate",
+        (json_int_t)c->move_rate, "shards", shards, "groups", groups);
     json_dumpf(j, stdout, JSON_INDENT(2));
     printf("\n");
     json_decref(j);
@@ -228,6 +240,64 @@ static int move(struct skv_client *client, char **words, uint32_t count,
     return change(client, &what, wait);
 }
 
+static int weigh(struct skv_client *client, char **words, uint32_t count,
+                 bool wait)
+{
+    uint64_t gid = 0, weight = 0;
+    if (count != 2 || !args_number(words[0], 1, UINT32_MAX, &gid) ||
+        !args_number(words[1], 1, CTL_WEIGHT_MAX, &weight)) {
+        fprintf(stderr,
+                "flotilla: weight wants a GROUP and a number from 1 to %u\n",
+                CTL_WEIGHT_MAX);
+        return EXIT_USAGE;
+    }
+    const struct ctl_change what = {
+        .kind = CTL_WEIGH,
+        .weigh = {.gid = (ctl_gid)gid, .weight = (uint32_t)weight}};
+    return change(client, &what, wait);
+}
+
+/* "50MiB" or "1GiB", a second, or "off": 0. */
+static bool parse_rate(char *text, uint64_t *rate)
+{
+    enum { MIB = 20, GIB = 30, RATE_MAX = 1 << 20 };
+    char *unit = text + strspn(text, "0123456789");
+    int shift = strcmp(unit, "GiB") == 0 ? GIB : MIB;
+    *rate = 0;
+    if (strcmp(text, "off") == 0) {
+        return true;
+    }
+    if (shift == MIB && strcmp(unit, "MiB") != 0) {
+        return false;
+    }
+    *unit = 0;
+    if (!args_number(text, 1, RATE_MAX, rate)) {
+        return false;
+    }
+    *rate <<= shift;
+    return true;
+}
+
+static int limit(struct skv_client *client, char **words, uint32_t count)
+{
+    struct ctl_change what = {.kind = CTL_LIMIT};
+    if (count != 1 || !parse_rate(words[0], &what.limit)) {
+        fprintf(stderr,
+                "flotilla: rate wants what may arrive at a group in a second, "
+                "as 50MiB or 1GiB, or off\n");
+        return EXIT_USAGE;
+    }
+    /* Moves that are on their way go on: there is nothing to wait for. */
+    uint64_t number = 0;
+    enum err rc = ask_change(client, &what, TIMEOUT_MS, &number);
+    if (rc != ERR_OK) {
+        fprintf(stderr, "flotilla: not changed: %s\n", err_text(rc));
+        return EXIT_FAILED;
+    }
+    printf("configuration %llu\n", (unsigned long long)number);
+    return EXIT_DONE;
+}
+
 static int run(struct skv_client *client, const char *action, char **words,
                uint32_t count, bool json, bool wait)
 {
@@ -240,11 +310,18 @@ static int run(struct skv_client *client, const char *action, char **words,
     if (strcmp(action, "move") == 0) {
         return move(client, words, count, wait);
     }
+    if (strcmp(action, "weight") == 0) {
+        return weigh(client, words, count, wait);
+    }
+    if (strcmp(action, "rate") == 0) {
+        return limit(client, words, count);
+    }
     uint64_t number = CTL_LATEST;
     if (strcmp(action, "query") != 0 || count > 1 ||
         (count == 1 && !args_number(words[0], 0, UINT64_MAX, &number))) {
-        fprintf(stderr, "flotilla: shards wants join, leave, move or query; "
-                        "--help says more\n");
+        fprintf(stderr,
+                "flotilla: shards wants join, leave, move, weight, rate or "
+                "query; --help says more\n");
         return EXIT_USAGE;
     }
     return query(client, number, json);
@@ -263,12 +340,16 @@ int cmd_shards(int argc, char **argv)
         {0}};
     const struct arg_spec spec = {
         .usage = "shards [OPTION...] query [NUMBER] | join GROUP=ADDR,ADDR... "
-                 "| leave GROUP... | move SHARD GROUP",
+                 "| leave GROUP... | move SHARD GROUP | weight GROUP W | rate "
+                 "50MiB|off",
         .about = "Shows a configuration (the newest, or NUMBER), or makes the "
                  "next: groups join and\nleave, shards are spread evenly with "
-                 "the fewest moves; move places one by hand. Shards\nare in "
-                 "use while "
-                 "they move; `flotilla status` shows how far they are.",
+                 "the fewest moves; move places one by hand.\nA group of "
+                 "weight 3 gets three times what one of weight 1 gets. rate: "
+                 "so much may arrive\nat each group in a second, of moves on "
+                 "their way, too; off: no limit, but for clients.\nShards are "
+                 "in use while they move; `flotilla status` shows how far they "
+                 "are.",
         .options = options,
         .positional_min = 1,
         .positional_max = 1 + CTL_GROUPS_MAX};

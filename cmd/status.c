@@ -345,9 +345,10 @@ static void print_json(const struct report *r)
     }
     for (uint32_t g = 0; g < r->config.groups_count; g++) {
         ctl_gid gid = r->config.groups[g].gid;
-        json_array_append_new(groups,
-                              json_pack("{s:i, s:i}", "group", (int)gid,
-                                        "shards", (int)shards_of(r, gid)));
+        json_array_append_new(
+            groups, json_pack("{s:i, s:i, s:i}", "group", (int)gid, "shards",
+                              (int)shards_of(r, gid), "weight",
+                              (int)ctl_config_weight(&r->config, gid)));
     }
     for (uint32_t i = 0; i < r->mounts.mounts_count; i++) {
         const struct ctl_mount *m = &r->mounts.mounts[i];
@@ -361,8 +362,9 @@ static void print_json(const struct report *r)
     for (uint32_t i = 0; i < r->problem_count; i++) {
         json_array_append_new(problems, json_string(r->problems[i]));
     }
-    json_t *j = json_pack("{s:I, s:i, s:o, s:o, s:o, s:o, s:o}",
+    json_t *j = json_pack("{s:I, s:I, s:i, s:o, s:o, s:o, s:o, s:o}",
                           "configuration", (json_int_t)r->config.number,
+                          "move_rate", (json_int_t)r->config.move_rate,
                           "shards", (int)r->config.shards_count, "groups",
                           groups, "replicas", replicas, "moves", moves,
                           "mounts", mounts, "problems", problems);

@@ -110,6 +110,9 @@ static enum err change_make(struct ctl_state *s, struct arena *a,
                                   : ERR_INVALID;
     case CTL_MOVE:
         return ctl_config_move(a, last, c->move_shard, c->move_gid, next);
+    case CTL_WEIGH:
+        return ctl_config_reweigh(a, last, c->weigh.gid, c->weigh.weight, next);
+    case CTL_LIMIT: return ctl_config_limit(a, last, c->limit, next);
     }
     return ERR_INVALID;
 }

@@ -29,7 +29,9 @@ enum ctl_change_kind {
     CTL_JOIN = 1,
     CTL_LEAVE = 2,
     CTL_MOVE = 3,
-    CTL_SERVERS = 4
+    CTL_SERVERS = 4,
+    CTL_WEIGH = 5,
+    CTL_LIMIT = 6
 };
 #define CTL_CHANGE_FIELDS(F)                                                   \
     F(U64, session)                                                            \
@@ -38,7 +40,9 @@ enum ctl_change_kind {
     F(LIST, ctl_group, join, CTL_GROUPS_MAX)                                   \
     F(LIST, ctl_owner, leave, CTL_GROUPS_MAX)                                  \
     F(U32, move_shard)                                                         \
-    F(U32, move_gid)
+    F(U32, move_gid)                                                           \
+    F(SUB, ctl_weight, weigh)                                                  \
+    F(U64, limit) /* bytes a second; 0: none */
 MSG_STRUCT(ctl_change, CTL_CHANGE_FIELDS);
 #define CTL_CHANGED_FIELDS(F) F(U32, rc) F(U64, number)
 MSG_STRUCT(ctl_changed, CTL_CHANGED_FIELDS);

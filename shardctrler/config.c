@@ -21,6 +21,16 @@ const struct ctl_group *ctl_config_group(const struct ctl_config *c,
     return found ? &c->groups[low] : NULL;
 }
 
+uint32_t ctl_config_weight(const struct ctl_config *c, ctl_gid gid)
+{
+    for (uint32_t i = 0; i < c->weights_count; i++) {
+        if (c->weights[i].gid == gid) {
+            return c->weights[i].weight;
+        }
+    }
+    return 1;
+}
+
 static void group_copy(struct arena *a, const struct ctl_group *from,
                        struct ctl_group *to)
 {
@@ -33,6 +43,17 @@ static void group_copy(struct arena *a, const struct ctl_group *from,
     }
 }
 
+/* With room for one more. */
+static void weights_copy(struct arena *a, const struct ctl_config *from,
+                         struct ctl_config *to)
+{
+    to->weights = arena_array(a, from->weights_count + 1, sizeof *to->weights);
+    to->weights_count = from->weights_count;
+    for (uint32_t i = 0; i < from->weights_count; i++) {
+        to->weights[i] = from->weights[i];
+    }
+}
+
 /* Copies with room for `more` groups after those of `from`. */
 static void config_copy_roomy(struct arena *a, const struct ctl_config *from,
                               uint32_t more, struct ctl_config *to)
@@ -41,7 +62,9 @@ static void config_copy_roomy(struct arena *a, const struct ctl_config *from,
         .number = from->number,
         .shards_count = from->shards_count,
         .groups_count = from->groups_count,
+        .move_rate = from->move_rate,
     };
+    weights_copy(a, from, &copy);
     copy.shards = arena_array(a, from->shards_count, sizeof *copy.shards);
     for (uint32_t i = 0; i < from->shards_count; i++) {
         copy.shards[i] = from->shards[i];
@@ -87,6 +110,24 @@ static enum err group_check(const struct ctl_group *g)
     return ERR_OK;
 }
 
+static bool rate_is_good(uint64_t rate)
+{
+    return rate == 0 || rate >= CTL_RATE_MIN;
+}
+
+static enum err weights_check(const struct ctl_config *c)
+{
+    for (uint32_t i = 0; i < c->weights_count; i++) {
+        const struct ctl_weight *w = &c->weights[i];
+        if (w->weight < 2 || w->weight > CTL_WEIGHT_MAX ||
+            ctl_config_group(c, w->gid) == NULL ||
+            (i > 0 && w[-1].gid >= w->gid)) {
+            return ERR_CORRUPT;
+        }
+    }
+    return ERR_OK;
+}
+
 enum err ctl_config_check(const struct ctl_config *c)
 {
     if (c->shards_count == 0 || c->shards_count > CTL_SHARDS_MAX ||
@@ -105,7 +146,7 @@ enum err ctl_config_check(const struct ctl_config *c)
             return ERR_CORRUPT;
         }
     }
-    return ERR_OK;
+    return rate_is_good(c->move_rate) ? weights_check(c) : ERR_CORRUPT;
 }
 
 static enum err join_check(const struct ctl_config *last,
@@ -200,6 +241,60 @@ static enum err leave_check(const struct ctl_config *last, const ctl_gid *gids,
     return ERR_OK;
 }
 
+static void weight_remove(struct ctl_config *c, ctl_gid gid)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < c->weights_count; i++) {
+        if (c->weights[i].gid != gid) {
+            c->weights[kept++] = c->weights[i];
+        }
+    }
+    c->weights_count = kept;
+}
+
+/* There is room for one more in the array. */
+static void weight_insert(struct ctl_config *c, ctl_gid gid, uint32_t weight)
+{
+    uint32_t at = c->weights_count++;
+    while (at > 0 && c->weights[at - 1].gid > gid) {
+        c->weights[at] = c->weights[at - 1];
+        at--;
+    }
+    c->weights[at] = (struct ctl_weight){.gid = gid, .weight = weight};
+}
+
+enum err ctl_config_reweigh(struct arena *a, const struct ctl_config *last,
+                            ctl_gid gid, uint32_t weight,
+                            struct ctl_config *next)
+{
+    if (weight == 0 || weight > CTL_WEIGHT_MAX) {
+        return ERR_INVALID;
+    }
+    if (ctl_config_group(last, gid) == NULL) {
+        return ERR_NOTFOUND;
+    }
+    ctl_config_copy(a, last, next);
+    next->number++;
+    weight_remove(next, gid);
+    if (weight > 1) {
+        weight_insert(next, gid, weight);
+    }
+    ctl_config_rebalance(next);
+    return ERR_OK;
+}
+
+enum err ctl_config_limit(struct arena *a, const struct ctl_config *last,
+                          uint64_t rate, struct ctl_config *next)
+{
+    if (!rate_is_good(rate)) {
+        return ERR_INVALID;
+    }
+    ctl_config_copy(a, last, next);
+    next->number++;
+    next->move_rate = rate;
+    return ERR_OK;
+}
+
 enum err ctl_config_leave(struct arena *a, const struct ctl_config *last,
                           const ctl_gid *gids, uint32_t count,
                           struct ctl_config *next)
@@ -217,6 +312,9 @@ enum err ctl_config_leave(struct arena *a, const struct ctl_config *last,
         }
     }
     next->groups_count = kept;
+    for (uint32_t i = 0; i < count; i++) {
+        weight_remove(next, gids[i]);
+    }
     ctl_config_rebalance(next);
     return ERR_OK;
 }

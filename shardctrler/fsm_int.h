@@ -39,7 +39,9 @@ MSG_STRUCT(ctl_moved, CTL_MOVED_FIELDS);
 #define CTL_DELTA_FIELDS(F)                                                    \
     F(LIST, ctl_owner, removed, CTL_GROUPS_MAX)                                \
     F(LIST, ctl_group, added, CTL_GROUPS_MAX)                                  \
-    F(LIST, ctl_moved, moved, CTL_SHARDS_MAX)
+    F(LIST, ctl_moved, moved, CTL_SHARDS_MAX)                                  \
+    F(LIST, ctl_weight, weights, CTL_GROUPS_MAX) /* all there are; */          \
+    F(U64, move_rate)                            /* and this, too */
 MSG_STRUCT(ctl_delta, CTL_DELTA_FIELDS);
 
 /* Configuration n is stored as what differs from n - 1, and every 64th as what

@@ -43,6 +43,9 @@ static void delta_between(struct arena *a, const struct ctl_config *from,
             d->added[d->added_count++] = to->groups[i];
         }
     }
+    d->weights = to->weights;
+    d->weights_count = to->weights_count;
+    d->move_rate = to->move_rate;
     for (uint32_t i = 0; i < to->shards_count; i++) {
         if (from->shards[i].gid != to->shards[i].gid) {
             d->moved[d->moved_count++] = (struct ctl_moved){
@@ -82,13 +85,16 @@ static void merge_groups(struct arena *a, const struct ctl_config *from,
     }
 }
 
-/* `to` shares the groups' servers with `from` and `d`. */
+/* `to` shares the groups' servers and the weights with `from` and `d`. */
 static enum err delta_apply(struct arena *a, const struct ctl_config *from,
                             const struct ctl_delta *d, uint64_t number,
                             struct ctl_config *to)
 {
     *to = (struct ctl_config){.number = number,
-                              .shards_count = from->shards_count};
+                              .shards_count = from->shards_count,
+                              .weights = d->weights,
+                              .weights_count = d->weights_count,
+                              .move_rate = d->move_rate};
     merge_groups(a, from, d, to);
     to->shards = arena_array(a, to->shards_count, sizeof *to->shards);
     memcpy(to->shards, from->shards, to->shards_count * sizeof *to->shards);

@@ -1,13 +1,15 @@
 /* Spreading shards over groups. Why it is even with the fewest moves:
  *
- *  1. With s shards and g groups, s mod g groups must end with s/g + 1 shards
- *     (full) and the others with s/g.
+ *  1. Of s shards a group of weight w, of all weights W, must end with s*w/W,
+ *     rounded down, or one more (full) if that is not exact. As many are full
+ *     as shards are left over: fewer than have a remainder.
  *  2. A shard moves only when its owner is gone, or has more than its target.
  *     So the number of moves is the shards of nobody plus the sum of what the
  *     groups have above their targets.
- *  3. That sum is smallest when the groups with the most shards now are the
- *     full ones: a full target saves a move exactly when its group has more
- *     than s/g. Ties go to the lower gid, so every replica does the same.
+ *  3. That sum is smallest when the groups with the most shards above their
+ *     rounded share are the full ones: a full target saves a move exactly when
+ *     its group has more than that. Ties go to the greater remainder, then to
+ *     the lower gid, so every replica does the same.
  *
  * tests/unit/test_ctl_config.c compares it with the best of all even
  * assignments, for every small case. */
@@ -18,6 +20,8 @@
 struct share {
     uint32_t count;  /* shards it has now */
     uint32_t target; /* shards it must end with */
+    uint32_t part;   /* what was rounded off, in parts of all weights */
+    bool full;
 };
 
 static uint32_t group_index(const struct ctl_config *c, ctl_gid gid)
@@ -26,31 +30,49 @@ static uint32_t group_index(const struct ctl_config *c, ctl_gid gid)
     return g == NULL ? c->groups_count : (uint32_t)(g - c->groups);
 }
 
-/* Invariant 3: the fullest group that has no full target yet; the lowest gid
- * among equals. */
-static uint32_t fullest(const struct share *shares, uint32_t count,
-                        uint32_t target_full)
+/* Of two with a remainder: invariant 3. */
+static bool is_fuller(const struct share *a, const struct share *b)
 {
-    uint32_t best = count;
+    int64_t above_a = (int64_t)a->count - a->target;
+    int64_t above_b = (int64_t)b->count - b->target;
+    return above_a != above_b ? above_a > above_b : a->part > b->part;
+}
+
+/* Of those that may be full and are not yet. */
+static struct share *fullest(struct share *shares, uint32_t count)
+{
+    struct share *best = NULL;
     for (uint32_t i = 0; i < count; i++) {
-        if (shares[i].target != target_full &&
-            (best == count || shares[i].count > shares[best].count)) {
-            best = i;
+        struct share *s = &shares[i];
+        if (s->part > 0 && !s->full && (best == NULL || is_fuller(s, best))) {
+            best = s;
         }
     }
-    CHECK(best < count);
+    CHECK(best != NULL);
     return best;
 }
 
-static void shares_set_targets(struct share *shares, uint32_t count,
-                               uint32_t shards)
+/* Invariant 1. */
+static void shares_set_targets(const struct ctl_config *c, struct share *shares)
 {
-    uint32_t low = shards / count;
+    uint32_t count = c->groups_count;
+    uint32_t all = 0;
+    uint32_t left = c->shards_count;
     for (uint32_t i = 0; i < count; i++) {
-        shares[i].target = low;
+        all += ctl_config_weight(c, c->groups[i].gid);
     }
-    for (uint32_t i = 0; i < shards % count; i++) {
-        shares[fullest(shares, count, low + 1)].target = low + 1;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t parts =
+            c->shards_count * ctl_config_weight(c, c->groups[i].gid);
+        shares[i].target = parts / all;
+        shares[i].part = parts % all;
+        left -= shares[i].target;
+    }
+    for (; left > 0; left--) {
+        fullest(shares, count)->full = true;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        shares[i].target += shares[i].full;
     }
 }
 
@@ -96,7 +118,7 @@ void ctl_config_rebalance(struct ctl_config *c)
         }
     }
     if (c->groups_count > 0) {
-        shares_set_targets(shares, c->groups_count, c->shards_count);
+        shares_set_targets(c, shares);
     }
     release_surplus(c, shares);
     if (c->groups_count > 0) {

@@ -470,7 +470,7 @@ static enum err fill(struct batch *b, const struct skv_fsm *f, uint16_t shard)
 }
 
 enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                        ctl_gid to, struct buf *out, enum err *fault)
+                        ctl_gid to, bool busy, struct buf *out, enum err *fault)
 {
     *fault = skv_fsm_ready(f);
     if (*fault != ERR_OK) {
@@ -488,6 +488,7 @@ enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
                           .from = &pull->cursor,
                           .pulled = {.cursor = pull->cursor}};
         *fault = fill(&b, f, pull->shard);
+        b.pulled.busy = busy;
         skv_pulled_encode(out, &b.pulled);
     }
     arena_free(&f->arena);

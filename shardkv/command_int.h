@@ -74,7 +74,8 @@ enum skv_end {
 #define SKV_PULLED_FIELDS(F)                                                   \
     F(U8, end)                                                                 \
     F(SUB, skv_cursor, cursor) /* behind this batch; its `batches` as asked */ \
-    F(LIST, skv_record, records, SKV_RECORDS_MAX)
+    F(LIST, skv_record, records, SKV_RECORDS_MAX)                              \
+    F(U8, busy) /* 1: the source has clients now */
 MSG_STRUCT(skv_pulled, SKV_PULLED_FIELDS);
 /* COUNT: how much there is from `key` on, of a bounded number of keys. */
 #define SKV_COUNT_FIELDS(F) F(U16, shard) F(U64, number) F(BYTES, key)

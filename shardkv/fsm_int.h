@@ -69,6 +69,8 @@ struct skv_name skv_name_cursor(uint16_t shard);
 struct skv_name skv_name_changes(uint16_t shard);
 struct skv_name skv_name_change(uint16_t shard, raft_index index,
                                 uint32_t count);
+struct skv_name skv_name_latests(uint16_t shard);
+struct skv_name skv_name_latest(uint16_t shard, uint32_t hash);
 /* The numbers in the key of a chunk of a reply or a vote; false unless it is
  * the first. */
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
@@ -461,10 +463,11 @@ MUST_USE enum err skv_batch_fill(const struct skv_source *source,
                                  struct skv_pulled *out);
 
 /* Reads the next batch of a shard that is leaving, for group `to`: an encoded
- * skv_pulled to `out`. The code is a refusal; *fault is the store's own
- * trouble. */
+ * skv_pulled to `out`; `busy` is told. The code is a refusal; *fault is the
+ * store's own trouble. */
 MUST_USE enum err skv_batch_read(struct skv_fsm *f, const struct skv_pull *pull,
-                                 ctl_gid to, struct buf *out, enum err *fault);
+                                 ctl_gid to, bool busy, struct buf *out,
+                                 enum err *fault);
 /* Likewise: how much of it there is, an encoded skv_counted. */
 MUST_USE enum err skv_batch_count(struct skv_fsm *f,
                                   const struct skv_count *count, ctl_gid to,

@@ -24,6 +24,7 @@ enum {
     POLL_PAUSE_US = 20000,
     POLL_ERROR_PAUSE_US = 500000,
 };
+#define RATE_INTERVAL_US   1000000
 #define EXPIRE_INTERVAL_US (3600ull * 1000000)
 
 /* ---- configurations ---- */
@@ -107,6 +108,34 @@ static void poll(struct skv_mover *m)
                      POLL_TIMEOUT_MS, polled, m);
 }
 
+/* ---- the operator's rate ---- */
+
+/* Our log follows no later configuration while a shard is on its way; the rate
+ * of the newest holds at once all the same. */
+static void rate_heard(void *arg, enum err rc, const struct ctl_config *config)
+{
+    struct skv_mover *m = arg;
+    m->rate_asked = false;
+    if (rc == ERR_OK && ctl_config_check(config) == ERR_OK &&
+        config->move_rate != m->move_rate) {
+        log_info("shardkv", "shards arrive with bytes_per_s=%" PRIu64,
+                 config->move_rate);
+        m->move_rate = config->move_rate;
+    }
+}
+
+static void rate_timer_fired(struct env_timer *timer)
+{
+    struct skv_mover *m =
+        (struct skv_mover *)(void *)((char *)timer -
+                                     offsetof(struct skv_mover, rate_timer));
+    if (!m->rate_asked && skv_task_count(m, SKV_TASK_PULL) > 0) {
+        m->rate_asked = true;
+        ctl_client_query(m->ctl, CTL_LATEST, 0, POLL_TIMEOUT_MS, rate_heard, m);
+    }
+    env_timer_start(m->env, &m->rate_timer, RATE_INTERVAL_US);
+}
+
 /* ---- what there is to do ---- */
 
 static void look_at_shard(struct skv_mover *m, uint16_t shard)
@@ -117,6 +146,9 @@ static void look_at_shard(struct skv_mover *m, uint16_t shard)
         skv_task_find(m, SKV_TASK_PULL, shard) == NULL) {
         ctl_gid gid = p->previous.shards[shard].gid;
         if (skv_task_count_with(m, SKV_TASK_PULL, gid) < PULLS_MAX) {
+            if (skv_task_count(m, SKV_TASK_PULL) == 0) {
+                m->move_rate = p->config.move_rate;
+            }
             struct skv_task *t =
                 skv_task_new(m, SKV_TASK_PULL, shard, number,
                              ctl_config_group(&p->previous, gid));
@@ -249,6 +281,7 @@ void skv_mover_lead(struct skv_mover *m, bool leading)
     m->leading = leading;
     if (leading) {
         env_timer_start(m->env, &m->expire_timer, EXPIRE_INTERVAL_US);
+        env_timer_start(m->env, &m->rate_timer, RATE_INTERVAL_US);
         skv_janitor_start(m);
         skv_mover_refresh(m);
         return;
@@ -256,6 +289,7 @@ void skv_mover_lead(struct skv_mover *m, bool leading)
     skv_janitor_stop(m);
     env_timer_stop(m->env, &m->expire_timer);
     env_timer_stop(m->env, &m->poll_timer);
+    env_timer_stop(m->env, &m->rate_timer);
     m->poll_paused = false;
     skv_places_stop(m);
     skv_tasks_stop(m);
@@ -267,6 +301,7 @@ void skv_mover_init(struct skv_mover *m, struct skv_server *server)
     m->server = server;
     m->env = server->env;
     m->expire_timer.fire = expire_timer_fired;
+    m->rate_timer.fire = rate_timer_fired;
     skv_places_init(m);
     m->ctl = ctl_client_new(server->env, server->net, c->controllers,
                             c->controller_count);

@@ -26,6 +26,7 @@ enum {
     LETTER_CURSOR = 'Q',   /* shard: skv_cursor, of one that arrives */
     LETTER_CHANGE = 'J',   /* shard, index, count: skv_change, of one that
                               leaves */
+    LETTER_LATEST = 'K',   /* shard, hash of a key: name of its last change */
 };
 enum {
     CHUNK_HEAD_SIZE = 4, /* of chunk 0: the size of all */
@@ -177,6 +178,21 @@ struct skv_name skv_name_change(uint16_t shard, raft_index index,
     name_u64(&n, index);
     name_u16(&n, (uint16_t)(count >> 16));
     name_u16(&n, (uint16_t)count);
+    return n;
+}
+
+struct skv_name skv_name_latests(uint16_t shard)
+{
+    struct skv_name n = name_of(SKV_GROUP_SHARD, LETTER_LATEST);
+    name_u16(&n, shard);
+    return n;
+}
+
+struct skv_name skv_name_latest(uint16_t shard, uint32_t hash)
+{
+    struct skv_name n = skv_name_latests(shard);
+    name_u16(&n, (uint16_t)(hash >> 16));
+    name_u16(&n, (uint16_t)hash);
     return n;
 }
 

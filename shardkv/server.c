@@ -23,6 +23,7 @@ struct call {
     struct rsm_read read;
     struct bytes *body; /* of what is read first */
     ctl_gid group;      /* of the server that calls */
+    bool busy;          /* with clients, when it came */
     struct buf out;
     enum err rc; /* of what run() did */
 };
@@ -173,7 +174,7 @@ static void pull_run(struct rsm_read *rd)
     enum err fault = ERR_OK;
     c->rc = skv_pull_decode(bytes_slice(c->body), &f->arena, &pull);
     if (c->rc == ERR_OK) {
-        c->rc = skv_batch_read(f, &pull, c->group, &c->out, &fault);
+        c->rc = skv_batch_read(f, &pull, c->group, c->busy, &c->out, &fault);
     }
     if (fault != ERR_OK) {
         c->rc = fault;
@@ -277,6 +278,7 @@ static void handle_read(struct skv_server *s, struct net_request *request,
     struct call *c = call_new(s, request);
     c->body = bytes_copy(body);
     c->group = peer->group;
+    c->busy = skv_pace_has_clients(s->asked_us, env_now_us(s->env));
     c->read.run = steps->run;
     c->read.done = steps->done;
     rsm_read(s->rsm, &c->read);
@@ -294,6 +296,16 @@ static bool may_call(const struct net_peer *peer, net_method method)
     case SKV_METHOD_CUT:
     case SKV_METHOD_VIEW: return peer->role == NET_ROLE_ADMIN;
     default: return peer->role != NET_ROLE_NONE;
+    }
+}
+
+/* Other groups, and the janitors of ours, can wait. */
+static void note_client(struct skv_server *s, const struct net_peer *peer,
+                        net_method method)
+{
+    if (peer->role != NET_ROLE_SERVER &&
+        (method == SKV_METHOD_READ || method == SKV_METHOD_WRITE)) {
+        s->asked_us = env_now_us(s->env);
     }
 }
 
@@ -344,6 +356,7 @@ static void handle(void *arg, struct net_request *request,
                method != SKV_METHOD_LEADS) {
         refuse(s, request, ERR_BUSY);
     } else {
+        note_client(s, peer, method);
         handle_call(s, request, peer, method, body);
     }
 }

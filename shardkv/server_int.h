@@ -6,6 +6,7 @@
  *   places.c    the leader tells the controllers who its members are
  *   janitor.c   and finishing what clerks have left prepared
  *   task.c      one thing that the leader does, until it is done or no leader
+ *   pace.c      how fast that may be, as there are clients too
  *   look.c      reading the views of cuts
  *
  * Everything runs on the loop, but for what is given to rsm_read(). */
@@ -14,6 +15,30 @@
 
 #include "shardkv/fsm_int.h"
 #include "shardkv/server.h"
+
+/* ---- how fast shards arrive (pace.c) ---- */
+
+/* Of all that arrive here: one rests behind the other. */
+struct skv_pace {
+    uint64_t free_us; /* when the last rest ends */
+};
+
+/* What was done, and for whom it should rest. */
+struct skv_pace_batch {
+    uint64_t begun_us;
+    uint64_t bytes;
+    uint64_t rate;       /* bytes a second that the operator allows; 0: any */
+    bool busy;           /* one of the two groups has clients */
+    uint64_t copy_us;    /* when the copy began, */
+    uint64_t changes_us; /* and ended; 0: it has not */
+};
+
+/* Was there a request of a client lately? `asked_us`: when the last came, or 0.
+ */
+bool skv_pace_has_clients(uint64_t asked_us, uint64_t now_us);
+/* A batch is done: how long until the next may begin. */
+uint64_t skv_pace_rest(struct skv_pace *p, const struct skv_pace_batch *b,
+                       uint64_t now_us);
 
 /* ---- tasks (task.c) ---- */
 
@@ -36,6 +61,9 @@ struct skv_pulling {
     struct skv_cursor next; /* behind the batch at hand; likewise */
     struct buf next_bytes;
     uint8_t end;                  /* enum skv_end of the batch at hand */
+    uint64_t asked_us;            /* when it was asked for */
+    uint64_t batch_bytes;         /* its size */
+    bool busy;                    /* the source has clients */
     uint32_t chases;              /* batches of changes so far */
     uint64_t keys_all, bytes_all; /* counted */
     struct buf count_key;
@@ -84,6 +112,10 @@ struct skv_mover {
     enum err take_rc;
     bool taking;
     struct skv_task *tasks;
+    struct skv_pace pace;
+    uint64_t move_rate; /* of the newest configuration, while shards arrive */
+    bool rate_asked;
+    struct env_timer rate_timer;
     uint8_t hints[SKV_HINTS]; /* by gid: who of that group answered last */
     bool polling;
     struct env_timer poll_timer;
@@ -169,7 +201,8 @@ struct skv_server {
     uint64_t closed[SKV_CLOSED_MAX];        /* the last that were told to */
     uint32_t closed_next;
     uint64_t started_us;
-    uint32_t waiting; /* requests that are not answered yet */
+    uint32_t waiting;  /* requests that are not answered yet */
+    uint64_t asked_us; /* when the last of a client came; 0: none has */
     bool closing;
 };
 

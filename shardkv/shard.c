@@ -439,6 +439,9 @@ static enum err drop_some(struct skv_fsm *f, uint16_t shard, uint64_t number,
         rc = drop_keys(f, skv_name_changes(shard), more);
     }
     if (rc == ERR_OK && !*more) {
+        rc = drop_keys(f, skv_name_latests(shard), more);
+    }
+    if (rc == ERR_OK && !*more) {
         rc = drop_keys(f, skv_name_shard(shard), more);
     }
     return rc == ERR_OK && !*more ? move(f, shard, SKV_SHARD_ABSENT, number)

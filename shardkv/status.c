@@ -48,7 +48,7 @@ static void fill_stuck(const struct skv_server *s, char *words, size_t size)
 {
     uint64_t now_us = env_now_us(s->env);
     for (const struct skv_task *t = s->mover.tasks; t != NULL; t = t->next) {
-        if (t->kind == SKV_TASK_PULL &&
+        if (t->kind == SKV_TASK_PULL && now_us > t->pull.moved_us &&
             now_us - t->pull.moved_us > STUCK_AFTER_US) {
             snprintf(words, size,
                      "shard %u does not come from group %u for %" PRIu64

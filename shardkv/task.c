@@ -168,6 +168,24 @@ static void task_pause(struct skv_task *t)
     env_timer_start(env, &t->timer, half + env_random(env) % (half + 1));
 }
 
+/* It goes on when clients have had their share. */
+static void task_rest(struct skv_task *t, struct skv_pace_batch *done)
+{
+    struct skv_mover *m = t->mover;
+    uint64_t now_us = env_now_us(m->env);
+    done->busy =
+        done->busy || skv_pace_has_clients(m->server->asked_us, now_us);
+    done->rate = m->move_rate;
+    uint64_t rest_us = skv_pace_rest(&m->pace, done, now_us);
+    t->pull.moved_us = now_us + rest_us; /* resting is not being stuck */
+    if (rest_us == 0) {
+        skv_task_start(t);
+        return;
+    }
+    t->timer.fire = pause_over;
+    env_timer_start(m->env, &t->timer, rest_us);
+}
+
 /* ---- commands ---- */
 
 static void proposed(struct rsm_proposal *p, enum err rc, struct slice reply);
@@ -238,7 +256,8 @@ static void task_advance(struct skv_task *t, const struct skv_outcome *outcome)
     case SKV_TASK_EXPIRE: expire_done(t, outcome); return;
     case SKV_TASK_DROP:
         if (outcome->more) {
-            skv_task_start(t);
+            task_rest(t,
+                      &(struct skv_pace_batch){.begun_us = t->pull.asked_us});
         } else {
             task_over(t);
         }
@@ -417,6 +436,9 @@ void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor)
     buf_append(&p->key_bytes, cursor->key.data, cursor->key.size);
     p->cursor.key = buf_slice(&p->key_bytes);
     p->stage = cursor->changes != 0 ? CTL_MOVE_CHANGES : CTL_MOVE_COUNT;
+    if (p->stage == CTL_MOVE_CHANGES) {
+        p->begun_us = p->changes_us = p->moved_us;
+    }
 }
 
 static enum err pulled_check(const struct skv_task *t,
@@ -474,6 +496,8 @@ static void pull_answered(void *arg, enum err rc, struct slice body)
     }
     if (rc == ERR_OK) {
         task_answered(t);
+        t->pull.busy = pulled.busy != 0;
+        t->pull.batch_bytes = body.size;
         pull_install(t, &pulled);
     } else {
         task_refused(t, rc);
@@ -486,6 +510,7 @@ static void pull_ask(struct skv_task *t)
     struct buf b = {0};
     struct skv_pull pull = {
         .shard = t->shard, .number = t->number, .cursor = t->pull.cursor};
+    t->pull.asked_us = env_now_us(t->mover->env);
     skv_pull_encode(&b, &pull);
     task_call(t, SKV_METHOD_PULL, &b, pull_answered);
 }
@@ -521,7 +546,7 @@ static void counted(void *arg, enum err rc, struct slice body)
         p->begun_us = env_now_us(t->mover->env);
         p->begun_bytes = p->cursor.bytes;
     }
-    skv_task_start(t);
+    task_rest(t, &(struct skv_pace_batch){.begun_us = p->asked_us});
 }
 
 static void count_ask(struct skv_task *t)
@@ -530,6 +555,7 @@ static void count_ask(struct skv_task *t)
     struct skv_count count = {.shard = t->shard,
                               .number = t->number,
                               .key = buf_slice(&t->pull.count_key)};
+    t->pull.asked_us = env_now_us(t->mover->env);
     skv_count_encode(&b, &count);
     task_call(t, SKV_METHOD_COUNT, &b, counted);
 }
@@ -587,7 +613,11 @@ static void pull_go_on(struct skv_task *t)
         p->tail_us = env_now_us(t->mover->env);
         step_ask(t, SKV_METHOD_FREEZE, freeze_answered);
     } else {
-        pull_ask(t);
+        task_rest(t, &(struct skv_pace_batch){.begun_us = p->asked_us,
+                                              .bytes = p->batch_bytes,
+                                              .busy = p->busy,
+                                              .copy_us = p->begun_us,
+                                              .changes_us = p->changes_us});
     }
 }
 
@@ -662,6 +692,7 @@ void skv_task_start(struct skv_task *t)
         step_ask(t, SKV_METHOD_SETTLE, settle_answered);
         return;
     case SKV_TASK_DROP:
+        t->pull.asked_us = env_now_us(t->mover->env);
         task_propose(t,
                      skv_command_step(SKV_COMMAND_DROP, t->shard, t->number));
         return;

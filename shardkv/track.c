@@ -7,13 +7,17 @@
  *     of its value that may be others now. Its length may be, too.
  *  2. Changes sort by the log's entries: what happens after somebody has read
  *     some of them sorts behind all of those.
- *  3. They are state like any other: every replica has the same, and a crash
+ *  3. A change that covers the last one of its key takes its place: who writes
+ *     a key again and again has it copied once, or again when it was copied in
+ *     between. Two keys of one hash only lose this.
+ *  4. They are state like any other: every replica has the same, and a crash
  *     or a new leader loses none. They go when the shard is dropped. */
 #include "shardkv/fsm_int.h"
 
 #include <string.h>
 
 #include "base/check.h"
+#include "base/codec.h"
 
 MSG_CODEC(skv_change, SKV_CHANGE_FIELDS)
 
@@ -60,6 +64,41 @@ static void touch(const struct track *t, struct slice key, struct touched *k)
     }
 }
 
+static bool covers(const struct skv_change *now, const struct skv_change *old)
+{
+    return slice_compare(now->key, old->key) == 0 &&
+           now->offset <= old->offset && now->end >= old->end;
+}
+
+/* Invariant 3: `latest` names the last change of a key of this hash. */
+static enum err forget_covered(struct track *t, const struct skv_name *latest,
+                               const struct skv_change *now)
+{
+    const struct skv_store_ops *ops = t->inner->ops;
+    struct skv_name name = {0};
+    struct skv_value value;
+    struct skv_change old;
+    struct arena a = {0};
+    enum err rc = ops->lookup(t->inner, skv_name_slice(latest), &value);
+    if (rc != ERR_OK) {
+        return rc == ERR_NOTFOUND ? ERR_OK : rc;
+    }
+    if (value.inline_bytes.size > sizeof name.data) {
+        return ERR_CORRUPT;
+    }
+    name.size = value.inline_bytes.size;
+    memcpy(name.data, value.inline_bytes.data, name.size);
+    rc = ops->lookup(t->inner, skv_name_slice(&name), &value);
+    if (rc == ERR_OK) {
+        rc = skv_change_decode(value.inline_bytes, &a, &old);
+    }
+    if (rc == ERR_OK && covers(now, &old)) {
+        rc = ops->remove(t->inner, skv_name_slice(&name));
+    }
+    arena_free(&a);
+    return rc == ERR_NOTFOUND ? ERR_OK : rc;
+}
+
 /* After it: `rc` is what it gave. */
 static enum err write_down(struct track *t, const struct touched *k,
                            uint64_t offset, uint64_t end, enum err rc)
@@ -72,11 +111,20 @@ static enum err write_down(struct track *t, const struct touched *k,
     t->index = index;
     struct skv_change change = {
         .key = slice_of(k->bytes, k->size), .offset = offset, .end = end};
-    struct skv_name name = skv_name_change(get_be16(k->bytes), index, t->count);
+    uint16_t shard = get_be16(k->bytes);
+    struct skv_name name = skv_name_change(shard, index, t->count);
+    struct skv_name latest = skv_name_latest(shard, crc32c(0, change.key));
+    rc = forget_covered(t, &latest, &change);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = t->inner->ops->put(t->inner, skv_name_slice(&latest),
+                            skv_name_slice(&name));
     buf_clear(&t->scratch);
     skv_change_encode(&t->scratch, &change);
-    return t->inner->ops->put(t->inner, skv_name_slice(&name),
-                              buf_slice(&t->scratch));
+    return rc != ERR_OK ? rc
+                        : t->inner->ops->put(t->inner, skv_name_slice(&name),
+                                             buf_slice(&t->scratch));
 }
 
 /* ---- writes ---- */

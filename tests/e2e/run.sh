@@ -133,9 +133,31 @@ shards_move() {
         "$F" shards --cluster "$C" join \
             "2=127.0.0.1:$((PORT + 6)),127.0.0.1:$((PORT + 7)),127.0.0.1:$((PORT + 8))" &&
         diff -r "$W/tree" "$M/tree" &&
-        ! "$F" shards --cluster "$C" leave 1 2
+        ! "$F" shards --cluster "$C" leave 1 2 2>"$W/err" &&
+        grep -q 'the last group cannot leave' "$W/err"
 }
 check "a group leaves and joins under the files" shards_move
+shards_of() { # shards_of GROUP
+    "$F" status --cluster "$C" --json | python3 -c '
+import json, sys
+print([g["shards"] for g in json.load(sys.stdin)["groups"]
+       if g["group"] == int(sys.argv[1])][0])' "$1"
+}
+weight_and_rate() {
+    "$F" shards --cluster "$C" rate 50MiB &&
+        "$F" shards --cluster "$C" query | grep -q '^rate: at most 50 MiB' &&
+        "$F" status --cluster "$C" --json | grep -q '"move_rate": 52428800' &&
+        "$F" shards --cluster "$C" --wait weight 2 3 &&
+        [ "$(shards_of 1)" = 32 ] && [ "$(shards_of 2)" = 96 ] &&
+        "$F" shards --cluster "$C" query | grep -q '^group 2: weight 3, 96' &&
+        "$F" shards --cluster "$C" --wait weight 2 1 &&
+        [ "$(shards_of 1)" = 64 ] && diff -r "$W/tree" "$M/tree" &&
+        "$F" shards --cluster "$C" rate off &&
+        ! "$F" shards --cluster "$C" query | grep -q '^rate' &&
+        ! "$F" shards --cluster "$C" rate 50 && ! "$F" shards --cluster "$C" rate 5KiB &&
+        ! "$F" shards --cluster "$C" weight 2 0 && ! "$F" shards --cluster "$C" weight 9 2
+}
+check "weights and a rate for moves" weight_and_rate
 
 # An `up` that is killed at any moment leaves nothing that the next one cannot
 # use, and no process that `down` does not know.

@@ -47,7 +47,11 @@ static void messages_seed(void)
     ctl_change_encode(&b, &change);
     fuzz_seed_message(1, &b);
     struct ctl_owner shards[3] = {{5}, {5}, {0}};
+    struct ctl_weight weight = {.gid = 5, .weight = 2};
     struct ctl_config config = {.number = 1,
+                                .weights = &weight,
+                                .weights_count = 1,
+                                .move_rate = CTL_RATE_MIN,
                                 .shards = shards,
                                 .shards_count = 3,
                                 .groups = &group,
@@ -185,6 +189,14 @@ static void add_life(struct buf *b)
                                  .kind = CTL_MOVE,
                                  .move_shard = 1,
                                  .move_gid = 6};
+    add_change(b, &change);
+    change = (struct ctl_change){.session = 9,
+                                 .sequence = 5,
+                                 .kind = CTL_WEIGH,
+                                 .weigh = {.gid = 6, .weight = 3}};
+    add_change(b, &change);
+    change = (struct ctl_change){
+        .session = 9, .sequence = 6, .kind = CTL_LIMIT, .limit = CTL_RATE_MIN};
     add_change(b, &change);
     buf_free(&body);
 }

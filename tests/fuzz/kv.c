@@ -454,7 +454,8 @@ static void pull_run(struct slice input)
     enum err fault = ERR_OK;
     if (skv_pull_decode(input, &a, &pull) == ERR_OK) {
         fill_and_freeze(&g);
-        if (skv_batch_read(g.fsm, &pull, THEIRS, &out, &fault) == ERR_OK) {
+        if (skv_batch_read(g.fsm, &pull, THEIRS, false, &out, &fault) ==
+            ERR_OK) {
             check_pulled(buf_slice(&out), pull.shard);
         }
         CHECK(fault == ERR_OK);
@@ -561,7 +562,7 @@ static void arrival_seed(void)
         must(send(&g, slice_of(part.data + 1, part.size - 1)));
     }
     must(run(&g, config_command(2, THEIRS)));
-    must(skv_batch_read(g.fsm, &pull, THEIRS, &out, &fault));
+    must(skv_batch_read(g.fsm, &pull, THEIRS, false, &out, &fault));
     fuzz_add_part(&b, buf_slice(&out));
     fuzz_seed(buf_slice(&b));
     group_close(&g);

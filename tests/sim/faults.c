@@ -569,6 +569,8 @@ static void admin_send(struct request *r)
         .leave_count = r->kind == CTL_LEAVE ? 1 : 0,
         .move_shard = r->kind == CTL_MOVE ? r->shard : 0,
         .move_gid = r->kind == CTL_MOVE ? r->gid : 0,
+        .weigh = {.gid = r->gid, .weight = 1 + r->shard % 4},
+        .limit = r->shard % 2 == 0 ? 0 : CTL_RATE_MIN,
     };
     c->admin_busy = true;
     ctl_client_change(admin->admin, &change, 30000, admin_done, r);
@@ -606,6 +608,9 @@ static void admin(struct cluster *c)
     } else if (!alone && (c->changing >> gid & 1) == 0 &&
                sim_chance(c->world, 400)) {
         admin_request(c, CTL_LEAVE, gid);
+    } else if (sim_chance(c->world, 200)) {
+        admin_request(c, sim_chance(c->world, 500) ? CTL_WEIGH : CTL_LIMIT,
+                      gid);
     } else {
         admin_request(c, CTL_MOVE, gid);
     }

@@ -73,14 +73,26 @@ static uint32_t power(uint32_t base, uint32_t n)
     return product;
 }
 
+/* Each count is the exact share, rounded up or down. */
 static bool is_even(const struct ctl_config *c)
 {
-    for (uint32_t i = 0; i < c->shards_count; i++) {
-        if (ctl_config_group(c, c->shards[i].gid) == NULL) {
+    uint32_t all = 0, placed = 0;
+    for (uint32_t g = 0; g < c->groups_count; g++) {
+        all += ctl_config_weight(c, c->groups[g].gid);
+    }
+    for (uint32_t g = 0; g < c->groups_count; g++) {
+        uint32_t n = 0;
+        ctl_gid gid = c->groups[g].gid;
+        for (uint32_t i = 0; i < c->shards_count; i++) {
+            n += c->shards[i].gid == gid;
+        }
+        uint32_t parts = c->shards_count * ctl_config_weight(c, gid);
+        if (n < parts / all || n > (parts + all - 1) / all) {
             return false;
         }
+        placed += n;
     }
-    return spread(c) <= 1;
+    return placed == c->shards_count;
 }
 
 /* The least moves to any even assignment, by trying all. */
@@ -99,7 +111,8 @@ static uint32_t best_moves(struct arena *a, const struct ctl_config *from)
     return best;
 }
 
-static void check_all_assignments(uint32_t groups, uint32_t shards)
+static void check_all_assignments(uint32_t groups, uint32_t shards,
+                                  struct ctl_weight *weights, uint32_t weighed)
 {
     uint32_t base = groups + 2; /* the last gid stands for one that left */
     for (uint32_t k = 0; k < power(base, shards); k++) {
@@ -110,6 +123,8 @@ static void check_all_assignments(uint32_t groups, uint32_t shards)
         for (uint32_t g = 0; g < groups; g++) {
             c.groups[g] = group_of(g + 1);
         }
+        c.weights = weights;
+        c.weights_count = weighed;
         assign(&c, k, base);
         struct ctl_config before;
         ctl_config_copy(&a, &c, &before);
@@ -126,13 +141,85 @@ static void rebalance_is_the_best_of_all_even_ones(void **state)
 {
     (void)state;
     for (uint32_t shards = 1; shards <= 6; shards++) {
-        check_all_assignments(1, shards);
-        check_all_assignments(2, shards);
+        check_all_assignments(1, shards, NULL, 0);
+        check_all_assignments(2, shards, NULL, 0);
     }
     for (uint32_t shards = 1; shards <= 4; shards++) {
-        check_all_assignments(3, shards);
+        check_all_assignments(3, shards, NULL, 0);
     }
-    check_all_assignments(4, 3);
+    check_all_assignments(4, 3, NULL, 0);
+}
+
+/* Wrong if a full target went to a group that has no remainder, or whose shards
+ * do not reach it although another's do. */
+static void with_weights_too(void **state)
+{
+    (void)state;
+    for (uint32_t k = 0; k < 16; k++) {
+        struct ctl_weight w[2] = {{1, 2 + k % 4}, {2, 2 + k / 4}};
+        for (uint32_t shards = 1; shards <= 5; shards++) {
+            check_all_assignments(2, shards, w, 2);
+            check_all_assignments(2, shards, &w[1], 1);
+        }
+        check_all_assignments(3, 3, w, 2);
+        check_all_assignments(3, 4, &w[k % 2], 1);
+    }
+}
+
+/* Wrong if a weight outlives its group, spreads nothing, or is stored as what
+ * every group has anyway. */
+static void a_weight_spreads_anew_and_goes_with_its_group(void **state)
+{
+    (void)state;
+    struct arena a = {0};
+    struct ctl_config c0 = empty(&a, 128);
+    struct ctl_config c1, c2, c3, c4, c5;
+    struct ctl_group two[2] = {group_of(1), group_of(7)};
+    ctl_gid seven = 7;
+    assert_int_equal(ctl_config_join(&a, &c0, two, 2, &c1), ERR_OK);
+    assert_int_equal(ctl_config_reweigh(&a, &c1, 7, 3, &c2), ERR_OK);
+    assert_int_equal(c2.number, c1.number + 1);
+    assert_int_equal(moves(&c1, &c2), 32);
+    assert_true(is_even(&c2));
+    assert_int_equal(ctl_config_check(&c2), ERR_OK);
+    assert_int_equal(ctl_config_reweigh(&a, &c2, 7, 1, &c3), ERR_OK);
+    assert_int_equal(c3.weights_count, 0);
+    assert_int_equal(moves(&c2, &c3), 32);
+    assert_int_equal(ctl_config_reweigh(&a, &c2, 1, 2, &c3), ERR_OK);
+    assert_int_equal(c3.weights[0].gid, 1);
+    assert_int_equal(ctl_config_check(&c3), ERR_OK);
+    assert_int_equal(ctl_config_leave(&a, &c3, &seven, 1, &c4), ERR_OK);
+    assert_int_equal(ctl_config_check(&c4), ERR_OK);
+    assert_int_equal(ctl_config_join(&a, &c4, &two[1], 1, &c5), ERR_OK);
+    assert_int_equal(ctl_config_weight(&c5, 7), 1);
+    assert_int_equal(ctl_config_weight(&c5, 1), 2);
+    assert_int_equal(ctl_config_reweigh(&a, &c2, 7, 0, &c3), ERR_INVALID);
+    assert_int_equal(ctl_config_reweigh(&a, &c2, 7, 1001, &c3), ERR_INVALID);
+    assert_int_equal(ctl_config_reweigh(&a, &c2, 5, 2, &c3), ERR_NOTFOUND);
+    c2.weights[0].weight = 1;
+    assert_int_equal(ctl_config_check(&c2), ERR_CORRUPT);
+    arena_free(&a);
+}
+
+static void a_rate_stands_until_the_next(void **state)
+{
+    (void)state;
+    struct arena a = {0};
+    struct ctl_config c0 = empty(&a, 8);
+    struct ctl_config c1, c2, c3;
+    struct ctl_group g = group_of(1);
+    assert_int_equal(ctl_config_limit(&a, &c0, 50 << 20, &c1), ERR_OK);
+    assert_int_equal(ctl_config_join(&a, &c1, &g, 1, &c2), ERR_OK);
+    assert_int_equal(c2.move_rate, 50 << 20);
+    assert_int_equal(ctl_config_check(&c2), ERR_OK);
+    assert_int_equal(ctl_config_limit(&a, &c2, 0, &c3), ERR_OK);
+    assert_int_equal(c3.move_rate, 0);
+    assert_int_equal(c3.number, 3);
+    assert_int_equal(moves(&c2, &c3), 0);
+    assert_int_equal(ctl_config_limit(&a, &c2, 5, &c3), ERR_INVALID);
+    c2.move_rate = 5;
+    assert_int_equal(ctl_config_check(&c2), ERR_CORRUPT);
+    arena_free(&a);
 }
 
 static enum err walk_step(struct rng *r, const struct ctl_config *c,
@@ -141,6 +228,12 @@ static enum err walk_step(struct rng *r, const struct ctl_config *c,
     ctl_gid gid = (ctl_gid)rng_between(r, 1, 40);
     bool there = ctl_config_group(c, gid) != NULL;
     struct ctl_group g = group_of(gid);
+    if (rng_chance(r, 200)) {
+        uint32_t weight = (uint32_t)rng_between(r, 1, 5);
+        enum err rc = ctl_config_reweigh(to, c, gid, weight, next);
+        assert_int_equal(rc, there ? ERR_OK : ERR_NOTFOUND);
+        return rc;
+    }
     if (rng_chance(r, 500)) {
         enum err rc = ctl_config_join(to, c, &g, 1, next);
         assert_int_equal(rc, there ? ERR_EXISTS : ERR_OK);
@@ -168,6 +261,7 @@ static void a_long_random_walk_keeps_every_rule(void **state)
         } else {
             assert_int_equal(next.number, c.number + 1);
             assert_true(is_even(&next));
+            assert_int_equal(ctl_config_check(&next), ERR_OK);
         }
         for (uint32_t i = 1; i < next.groups_count; i++) {
             assert_true(next.groups[i - 1].gid < next.groups[i].gid);
@@ -290,6 +384,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rebalance_is_the_best_of_all_even_ones),
+        cmocka_unit_test(with_weights_too),
+        cmocka_unit_test(a_weight_spreads_anew_and_goes_with_its_group),
+        cmocka_unit_test(a_rate_stands_until_the_next),
         cmocka_unit_test(a_long_random_walk_keeps_every_rule),
         cmocka_unit_test(a_groups_servers_change_and_no_shard_moves),
         cmocka_unit_test(a_move_stands_until_the_next_join_or_leave),

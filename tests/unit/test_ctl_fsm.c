@@ -330,8 +330,9 @@ static void the_shard_count_is_set_once(void **state)
     machine_fini(&m);
 }
 
-/* Wrong if a difference lost a group or a shard, or a keyframe was off by one:
- * every old number must read as it was when it was new. */
+/* Wrong if a difference lost a group, a shard, a weight or the rate, or a
+ * keyframe was off by one: every old number must read as it was when it was
+ * new. */
 static void every_old_configuration_can_be_read(void **state)
 {
     (void)state;
@@ -348,6 +349,17 @@ static void every_old_configuration_can_be_read(void **state)
             (void)join(&m, START, 7, sequence, gid);
         } else if (rng_chance(&r, 500)) {
             (void)leave(&m, START, 7, sequence, gid);
+        } else if (rng_chance(&r, 500)) {
+            bool weigh = rng_chance(&r, 500);
+            struct ctl_change c = {
+                .session = 7,
+                .sequence = sequence,
+                .kind = weigh ? CTL_WEIGH : CTL_LIMIT,
+                .weigh = {.gid = gid,
+                          .weight = (uint32_t)rng_between(&r, 1, 4)},
+                .limit = rng_between(&r, 1, 4) << 20,
+            };
+            (void)change(&m, START, &c);
         } else {
             struct ctl_change c = {
                 .session = 7,

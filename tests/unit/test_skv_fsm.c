@@ -727,9 +727,9 @@ static enum skv_end journey_batch(struct journey *j)
     struct skv_pulled got;
     struct buf out = {0};
     enum err fault = ERR_OK;
-    assert_int_equal(
-        skv_batch_read(j->from->fsm, &pull, j->to->fsm->gid, &out, &fault),
-        ERR_OK);
+    assert_int_equal(skv_batch_read(j->from->fsm, &pull, j->to->fsm->gid, false,
+                                    &out, &fault),
+                     ERR_OK);
     assert_int_equal(fault, ERR_OK);
     assert_true(out.size < (3u << 20));
     struct slice bytes = arena_copy(&j->to->arena, buf_slice(&out));
@@ -1005,6 +1005,80 @@ static void a_shard_in_use_arrives_as_it_is(void **state)
     }
 }
 
+static bool count_change(void *arg, struct slice key,
+                         const struct skv_value *value)
+{
+    struct arena a = {0};
+    struct skv_change change;
+    (void)key;
+    assert_int_equal(skv_change_decode(value->inline_bytes, &a, &change),
+                     ERR_OK);
+    *(uint32_t *)arg +=
+        change.key.size == 10 && memcmp(change.key.data + 8, "ab", 2) == 0;
+    arena_free(&a);
+    return true;
+}
+
+static uint32_t changes_of_ab(struct group *g)
+{
+    uint32_t count = 0;
+    struct skv_name all = skv_name_changes(0);
+    struct skv_store *s = g->fsm->store;
+    assert_int_equal(s->ops->scan(s, skv_name_slice(&all), slice_of(NULL, 0),
+                                  count_change, &count),
+                     ERR_OK);
+    return count;
+}
+
+/* Else a key that is written ten times while the shard is copied is sent ten
+ * times behind it. But bytes that no later change has must not be forgotten. */
+static void a_key_written_again_leaves_one_change(void **state)
+{
+    struct group a, b;
+    struct skv_item it = {
+        .kind = SKV_PUT_RANGE, .key = key("0:ab"), .data = slice_text("bytes")};
+    (void)state;
+    two_groups(&a, &b);
+    assert_int_equal(configure(&a, 2, MOVED), ERR_OK);
+    for (int i = 0; i < 10; i++) {
+        put(&a, "0:ab", "value");
+    }
+    assert_int_equal(changes_of_ab(&a), 1);
+    assert_int_equal(EXECUTE(&a, it), ERR_OK);
+    it.offset = 100;
+    assert_int_equal(EXECUTE(&a, it), ERR_OK);
+    it.offset = 98;
+    it.data = slice_text("more bytes");
+    assert_int_equal(EXECUTE(&a, it), ERR_OK);
+    assert_int_equal(changes_of_ab(&a), 3);
+    group_close(&a);
+    group_close(&b);
+}
+
+/* Two keys of one hash: a change of one must not stand for the other's. */
+static void keys_of_one_hash_have_each_their_change(void **state)
+{
+    struct group a, b;
+    const char *one = "0:mYthsUId", *other = "0:apFCAWDK";
+    (void)state;
+    two_groups(&a, &b);
+    assert_int_equal(crc32c(0, key(one)), crc32c(0, key(other)));
+    assert_int_equal(configure(&a, 2, MOVED), ERR_OK);
+    assert_int_equal(configure(&b, 2, MOVED), ERR_OK);
+    struct journey j = {.from = &a, .to = &b, .number = 2};
+    assert_int_equal(journey_batch(&j), SKV_END_MORE);
+    put(&a, one, "1");
+    put(&a, other, "2");
+    assert_int_equal(journey_batch(&j), SKV_END_NOW);
+    assert_int_equal(journey_freeze(&j), ERR_OK);
+    assert_int_equal(journey_batch(&j), SKV_END_LAST);
+    assert_value(&b, one, "1");
+    assert_value(&b, other, "2");
+    bytes_unref(j.last);
+    group_close(&a);
+    group_close(&b);
+}
+
 static void a_leaving_shard_is_served_until_it_is_frozen(void **state)
 {
     struct group a, b;
@@ -1082,12 +1156,13 @@ static void steps_that_do_not_fit_are_refused(void **state)
     two_groups(&a, &b);
     put(&a, "0:x", "1");
     struct skv_pull pull = {.number = 2};
-    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, &out, &fault), ERR_BUSY);
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, false, &out, &fault),
+                     ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 2), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 1), ERR_INVALID);
     assert_value(&a, "0:x", "1");
     pull.number = 1;
-    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, &out, &fault),
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 2, false, &out, &fault),
                      ERR_INVALID);
     assert_int_equal(step(&a, SKV_COMMAND_FREEZE, 0, 2), ERR_BUSY);
     assert_int_equal(step(&a, SKV_COMMAND_FREEZE, 0, 1), ERR_INVALID);
@@ -1110,7 +1185,8 @@ static void steps_that_do_not_fit_are_refused(void **state)
     assert_int_equal(run(&b, skv_command_install(&in)).rc, ERR_INVALID);
     assert_int_equal(step(&a, SKV_COMMAND_FREEZE, 1, 2), ERR_INVALID);
     pull.number = 2;
-    assert_int_equal(skv_batch_read(a.fsm, &pull, 3, &out, &fault), ERR_DENIED);
+    assert_int_equal(skv_batch_read(a.fsm, &pull, 3, false, &out, &fault),
+                     ERR_DENIED);
     assert_int_equal(skv_shard_may_take(a.fsm, 0, 3), ERR_DENIED);
     assert_int_equal(skv_shard_may_take(a.fsm, 0, 2), ERR_OK);
     pull_all(&a, &b, 0, 2, false);
@@ -1793,6 +1869,8 @@ int main(void)
         cmocka_unit_test(a_shard_moves_with_its_sessions),
         cmocka_unit_test(values_of_any_size_move_and_batches_may_come_again),
         cmocka_unit_test(a_shard_in_use_arrives_as_it_is),
+        cmocka_unit_test(a_key_written_again_leaves_one_change),
+        cmocka_unit_test(keys_of_one_hash_have_each_their_change),
         cmocka_unit_test(a_leaving_shard_is_served_until_it_is_frozen),
         cmocka_unit_test(a_shard_is_counted_in_bounded_parts),
         cmocka_unit_test(steps_that_do_not_fit_are_refused),
