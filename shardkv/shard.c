@@ -245,7 +245,7 @@ enum err skv_shards_configure(struct skv_fsm *f, const struct ctl_config *next,
     for (uint32_t s = 0; rc == ERR_OK && s < next->shards_count; s++) {
         rc = shard_follow(f, next, (uint16_t)s);
     }
-    if (rc == ERR_OK) {
+    if (rc == ERR_OK && f->config.number > 0) { /* else load_config() knows */
         rc = config_put(f, skv_name_previous(), &f->config);
     }
     if (rc == ERR_OK) {
