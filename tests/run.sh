@@ -63,7 +63,7 @@ for mode in release asan tsan; do
     targets=("${tests[@]/#/build/$mode/unit/}")
     suite "build/$mode" make -s -j2 MODE=$mode "${targets[@]}"
     for t in "${tests[@]}"; do
-        [ -x "build/$mode/unit/$t" ] && begin "$mode/$t" timeout 180 build/$mode/unit/"$t"
+        [ -x "build/$mode/unit/$t" ] && begin "$mode/$t" timeout 400 build/$mode/unit/"$t"
     done
     finish
 done
@@ -105,7 +105,7 @@ fi
 
 if want e2e; then
     suite build/program make -s -j2 all
-    suite e2e timeout 600 tests/e2e/run.sh
+    suite e2e timeout 1200 tests/e2e/run.sh
 fi
 
 echo "$passed passed, $failed failed"
