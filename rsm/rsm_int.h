@@ -263,6 +263,7 @@ struct rsm {
     struct rsm_identity identity;
     struct rsm_wanted *wishes;
     uint32_t wish_count;
+    bool looking; /* at the wishes: rsm_member_pump() runs */
     struct env_timer hello;
     bool removed;
     struct rsm_peer book[RSM_BOOK_MAX]; /* who said where it is; id 0: free */
