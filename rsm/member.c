@@ -305,6 +305,7 @@ void rsm_member_pump(struct rsm *r)
     if (rsm_stopped(r)) {
         return;
     }
+    r->looking = true;
     finish_joint(r);
     struct rsm_wanted **at = &r->wishes;
     while (*at != NULL && !rsm_stopped(r)) {
@@ -317,6 +318,7 @@ void rsm_member_pump(struct rsm *r)
             at = &w->next;
         }
     }
+    r->looking = false;
 }
 
 void rsm_member_close(struct rsm *r)

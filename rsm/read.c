@@ -50,6 +50,9 @@ static void join(struct rsm_read_list *to, struct rsm_read_list *from)
 
 static void fail_list(struct rsm *r, struct rsm_read_list *list, enum err rc)
 {
+    if (list->head == NULL) {
+        return; /* or a flush that has none to fail asks for the next one */
+    }
     for (struct rsm_read *rd = list->head; rd != NULL; rd = rd->next) {
         rd->rc = rc;
     }

@@ -113,7 +113,10 @@ enum err rsm_step(struct rsm *r, struct raft_event *event, raft_index *proposed)
         r->space.group_since_ms = 0;
     }
     rsm_apply_pump(r);
-    if (rsm_member_is_due(r) || rsm_stored_is_due(r)) {
+    /* A look at the wishes proposes, and is refused while a new leader has not
+     * committed an entry of its own: its step must not ask for the next look.
+     */
+    if (!r->looking && (rsm_member_is_due(r) || rsm_stored_is_due(r))) {
         rsm_flush_later(r);
     }
     if (!r->dead) {

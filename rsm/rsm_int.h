@@ -168,6 +168,9 @@ struct rsm_space {
     bool full;  /* any of them; the core was told */
     bool log_held, apply_held, checkpoint_held; /* until the pause is over */
     bool rewinding, rewound; /* of apply_held: the job runs; it is done */
+    /* How often: as the loop knows it, and as the apply worker does. While they
+     * differ `submitted` is not what a job that is submitted now finds. */
+    uint64_t rewinds_seen, rewinds_done;
     raft_index replay;       /* nobody reads until this is applied again */
     uint32_t pause_ms;       /* grows with each failure */
     uint64_t well_ms;        /* when space was found last */
@@ -263,6 +266,7 @@ struct rsm {
     struct rsm_identity identity;
     struct rsm_wanted *wishes;
     uint32_t wish_count;
+    bool looking; /* at the wishes: rsm_member_pump() runs */
     struct env_timer hello;
     bool removed;
     struct rsm_peer book[RSM_BOOK_MAX]; /* who said where it is; id 0: free */

@@ -43,6 +43,7 @@ struct rsm_outgoing {
     raft_id peer;
     raft_term term; /* ours as leader */
     struct snap_label label;
+    uint64_t rewinds; /* of the state machine, when it got its label */
     char path[32];
     enum rsm_outgoing_phase phase;
 

@@ -155,7 +155,9 @@ static void run_begin(struct env_job *job)
 {
     struct rsm_outgoing *o = (struct rsm_outgoing *)job;
     struct rsm_fsm *fsm = o->rsm->config.fsm;
-    if (rsm_space_enter(o->rsm, &o->rc)) {
+    if (o->rewinds != o->rsm->space.rewinds_done) {
+        o->rc = ERR_BUSY; /* the view would not have what the label says */
+    } else if (rsm_space_enter(o->rsm, &o->rc)) {
         o->rc = fsm->ops->snap_begin(fsm, &o->view);
         rsm_space_leave(o->rsm, o->rc);
     }
@@ -169,7 +171,9 @@ static void on_begun(struct env_job *job)
     if (rsm_outgoing_came_back(o)) {
         return;
     }
-    if (o->rc == ERR_NOSPACE) {
+    if (o->rc == ERR_BUSY) {
+        rsm_outgoing_finish(o, false);
+    } else if (o->rc == ERR_NOSPACE) {
         rsm_outgoing_finish(o, false);
         rsm_space_wait(r, RSM_SPACE_STORE);
     } else if (o->rc != ERR_OK) {

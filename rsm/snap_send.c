@@ -477,6 +477,7 @@ void rsm_outgoing_start(struct rsm *r, raft_id peer)
     o->timer.fire = on_timer;
     o->heard_ms = env_now_ms(r->env);
     o->label.index = r->submitted;
+    o->rewinds = r->space.rewinds_seen;
     CHECK(raft_term_at(r->raft, o->label.index, &o->label.term));
     raft_conf_at(r->raft, o->label.index, &o->label.conf);
     snprintf(o->path, sizeof o->path, "snap/out-%" PRIx64, peer);

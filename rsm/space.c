@@ -73,6 +73,7 @@ static void on_run(struct env_job *job)
     j->rc = fsm->ops->rewind(fsm);
     if (j->rc == ERR_OK) {
         j->rsm->space.half = false;
+        j->rsm->space.rewinds_done++;
         j->index = fsm->ops->durable(fsm, &term);
     }
 }
@@ -125,6 +126,7 @@ static void on_rewound(struct env_job *job)
     struct rewind_job *j = (struct rewind_job *)job;
     struct rsm *r = j->rsm;
     r->space.rewinding = false;
+    r->space.rewinds_seen += j->rc == ERR_OK;
     if (j->rc != ERR_OK && j->rc != ERR_NOSPACE) {
         rsm_die(r, j->rc, "going back to the last checkpoint");
     } else if (j->rc == ERR_OK && !rsm_stopped(r) && !r->installing) {

@@ -152,7 +152,7 @@ MUST_USE enum err skv_store_lmdb_open(const char *dir, uint64_t map_size,
 /* What survives a simulated crash. Zero-initialise; free with
  * skv_mem_image_fini(). */
 struct skv_mem_image {
-    struct buf bytes;
+    struct skv_mem_table *table; /* the store's; NULL: no keys */
     uint64_t index;
     uint64_t term;
     /* Faults: so many more writes are taken, then ERR_NOSPACE. */
@@ -160,6 +160,10 @@ struct skv_mem_image {
     uint32_t writes_left;
 };
 void skv_mem_image_fini(struct skv_mem_image *image);
+void skv_mem_image_copy(struct skv_mem_image *to,
+                        const struct skv_mem_image *from);
+/* As a stream (stream.c), in place of what `to` had. */
+void skv_mem_image_save(const struct skv_mem_image *image, struct buf *to);
 struct skv_store *skv_store_mem_open(struct skv_mem_image *image);
 
 #endif

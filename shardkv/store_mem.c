@@ -1,9 +1,13 @@
 /* The store in memory, for the simulator and for tests. It keeps what LMDB
- * keeps, by the same rule (store_rule.c); its "disk" is an image: the stream of
- * the last checkpoint. Invariants:
+ * keeps, by the same rule (store_rule.c); its "disk" is an image: the table
+ * as it was at the last checkpoint. Invariants:
  *
- *  1. keys[] is sorted as memcmp sorts.
- *  2. A crash (close without a checkpoint) goes back to the image, but bytes of
+ *  1. A table is sorted by key, as memcmp sorts.
+ *  2. Tables share values, so that a checkpoint or a view costs a pointer a
+ * key. A value that more than one table holds does not change: who writes to it
+ *     takes a copy first (own()). `durable` and `frozen` alone are the store's,
+ *     whoever else holds the value.
+ *  3. A crash (close without a checkpoint) goes back to the image, but bytes of
  *     blobs may be newer, as with real files: close puts them there, so that
  *     the simulator finds who reads blob bytes while an operation is applied.
  */
@@ -17,6 +21,7 @@
 #define MEM_VALUE_SIZE_MAX (256ull << 20)
 
 struct mem_value {
+    uint32_t refs; /* tables; atomic: views are read on another thread */
     struct buf
         bytes; /* as long as the value; zeros where nothing was written */
     bool blob;
@@ -26,21 +31,24 @@ struct mem_value {
     uint8_t key[];
 };
 
+struct skv_mem_table {
+    struct mem_value **values;
+    size_t count, capacity;
+};
+
 struct mem_store {
     struct skv_store store;
     struct skv_mem_image *image;
-    struct mem_value **values;
-    size_t count, capacity;
+    struct skv_mem_table table;
     bool failed; /* found no space; not rewound yet */
     /* A checkpoint that was begun. */
-    struct buf pending;
+    struct skv_mem_table pending;
     uint64_t pending_index, pending_term;
     bool begun, written;
 };
 
 struct skv_view {
-    struct buf bytes;        /* the image */
-    struct mem_store frozen; /* and what it says: an exact view's */
+    struct skv_mem_table table; /* the image's */
 };
 
 static struct mem_store *of(struct skv_store *s)
@@ -53,16 +61,39 @@ static struct slice key_of(const struct mem_value *v)
     return slice_of(v->key, v->key_size);
 }
 
-/* ---- the sorted array ---- */
+static struct mem_value *value_new(struct slice key)
+{
+    struct mem_value *v = mem_alloc(sizeof *v + key.size);
+    v->refs = 1;
+    memcpy(v->key, key.data, key.size);
+    v->key_size = key.size;
+    return v;
+}
+
+static struct mem_value *value_ref(struct mem_value *v)
+{
+    __atomic_add_fetch(&v->refs, 1, __ATOMIC_RELAXED);
+    return v;
+}
+
+static void value_unref(struct mem_value *v)
+{
+    if (__atomic_sub_fetch(&v->refs, 1, __ATOMIC_ACQ_REL) == 0) {
+        buf_free(&v->bytes);
+        mem_free(v);
+    }
+}
+
+/* ---- tables ---- */
 
 /* Where the first key >= `key` is. */
-static size_t lower_bound(const struct mem_store *s, struct slice key)
+static size_t lower_bound(const struct skv_mem_table *t, struct slice key)
 {
     size_t low = 0;
-    size_t high = s->count;
+    size_t high = t->count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (slice_compare(key_of(s->values[middle]), key) < 0) {
+        if (slice_compare(key_of(t->values[middle]), key) < 0) {
             low = middle + 1;
         } else {
             high = middle;
@@ -71,43 +102,65 @@ static size_t lower_bound(const struct mem_store *s, struct slice key)
     return low;
 }
 
-static struct mem_value *find(const struct mem_store *s, struct slice key)
+static bool is_at(const struct skv_mem_table *t, size_t at, struct slice key)
 {
-    size_t at = lower_bound(s, key);
-    bool found =
-        at < s->count && slice_compare(key_of(s->values[at]), key) == 0;
-    return found ? s->values[at] : NULL;
+    return at < t->count && slice_compare(key_of(t->values[at]), key) == 0;
 }
 
-static struct mem_value *insert(struct mem_store *s, struct slice key)
+static struct mem_value *find(const struct skv_mem_table *t, struct slice key)
 {
-    size_t at = lower_bound(s, key);
-    if (s->count == s->capacity) {
-        s->capacity = s->capacity == 0 ? 64 : 2 * s->capacity;
-        s->values = mem_resize(s->values, s->capacity * sizeof *s->values);
+    size_t at = lower_bound(t, key);
+    return is_at(t, at, key) ? t->values[at] : NULL;
+}
+
+static void insert(struct skv_mem_table *t, size_t at, struct slice key)
+{
+    if (t->count == t->capacity) {
+        t->capacity = t->capacity == 0 ? 64 : 2 * t->capacity;
+        t->values = mem_resize(t->values, t->capacity * sizeof *t->values);
     }
-    memmove(s->values + at + 1, s->values + at,
-            (s->count - at) * sizeof *s->values);
-    struct mem_value *v = mem_alloc(sizeof *v + key.size);
-    memcpy(v->key, key.data, key.size);
-    v->key_size = key.size;
-    s->values[at] = v;
-    s->count++;
+    memmove(t->values + at + 1, t->values + at,
+            (t->count - at) * sizeof *t->values);
+    t->values[at] = value_new(key);
+    t->count++;
+}
+
+/* The value at `at`, which no other table holds (2). */
+static struct mem_value *own(struct skv_mem_table *t, size_t at)
+{
+    struct mem_value *v = t->values[at];
+    if (__atomic_load_n(&v->refs, __ATOMIC_ACQUIRE) > 1) {
+        struct mem_value *copy = value_new(key_of(v));
+        copy->blob = v->blob;
+        copy->durable = v->durable;
+        copy->frozen = v->frozen;
+        buf_append(&copy->bytes, v->bytes.data, v->bytes.size);
+        value_unref(v);
+        t->values[at] = v = copy;
+    }
     return v;
 }
 
-static void value_free(struct mem_value *v)
+static void table_fini(struct skv_mem_table *t)
 {
-    buf_free(&v->bytes);
-    mem_free(v);
+    for (size_t i = 0; i < t->count; i++) {
+        value_unref(t->values[i]);
+    }
+    mem_free(t->values);
+    *t = (struct skv_mem_table){0};
 }
 
-static void clear(struct mem_store *s)
+static struct skv_mem_table table_copy(const struct skv_mem_table *from)
 {
-    for (size_t i = 0; i < s->count; i++) {
-        value_free(s->values[i]);
+    struct skv_mem_table t = {
+        .values = mem_array(from->count, sizeof *from->values),
+        .count = from->count,
+        .capacity = from->count,
+    };
+    for (size_t i = 0; i < t.count; i++) {
+        t.values[i] = value_ref(from->values[i]);
     }
-    s->count = 0;
+    return t;
 }
 
 /* ---- reads ---- */
@@ -127,7 +180,7 @@ static enum err op_lookup(struct skv_store *store, struct slice key,
     if (rc != ERR_OK) {
         return rc;
     }
-    const struct mem_value *v = find(of(store), key);
+    const struct mem_value *v = find(&of(store)->table, key);
     if (v == NULL) {
         return ERR_NOTFOUND;
     }
@@ -135,14 +188,14 @@ static enum err op_lookup(struct skv_store *store, struct slice key,
     return ERR_OK;
 }
 
-static enum err op_read(struct skv_store *store, struct slice key,
-                        uint64_t offset, void *to, size_t size, size_t *got)
+static enum err table_read(const struct skv_mem_table *t, struct slice key,
+                           uint64_t offset, void *to, size_t size, size_t *got)
 {
     enum err rc = skv_store_key_check(key);
     if (rc != ERR_OK) {
         return rc;
     }
-    const struct mem_value *v = find(of(store), key);
+    const struct mem_value *v = find(t, key);
     if (v == NULL) {
         return ERR_NOTFOUND;
     }
@@ -155,6 +208,12 @@ static enum err op_read(struct skv_store *store, struct slice key,
     return ERR_OK;
 }
 
+static enum err op_read(struct skv_store *store, struct slice key,
+                        uint64_t offset, void *to, size_t size, size_t *got)
+{
+    return table_read(&of(store)->table, key, offset, to, size, got);
+}
+
 static bool has_prefix(struct slice key, struct slice prefix)
 {
     return key.size >= prefix.size &&
@@ -162,22 +221,27 @@ static bool has_prefix(struct slice key, struct slice prefix)
             memcmp(key.data, prefix.data, prefix.size) == 0);
 }
 
-static enum err op_scan(struct skv_store *store, struct slice prefix,
-                        struct slice from, skv_scan_fn *each, void *arg)
+static enum err table_scan(const struct skv_mem_table *t, struct slice prefix,
+                           struct slice from, skv_scan_fn *each, void *arg)
 {
-    struct mem_store *s = of(store);
     struct slice start = slice_compare(from, prefix) > 0 ? from : prefix;
     if (start.size > SKV_STORE_KEY_SIZE_MAX) {
         return ERR_TOOBIG;
     }
-    for (size_t i = lower_bound(s, start); i < s->count; i++) {
-        struct skv_value shown = value_of(s->values[i]);
-        struct slice key = key_of(s->values[i]);
+    for (size_t i = lower_bound(t, start); i < t->count; i++) {
+        struct skv_value shown = value_of(t->values[i]);
+        struct slice key = key_of(t->values[i]);
         if (!has_prefix(key, prefix) || !each(arg, key, &shown)) {
             break;
         }
     }
     return ERR_OK;
+}
+
+static enum err op_scan(struct skv_store *store, struct slice prefix,
+                        struct slice from, skv_scan_fn *each, void *arg)
+{
+    return table_scan(&of(store)->table, prefix, from, each, arg);
 }
 
 /* ---- writes ---- */
@@ -186,7 +250,7 @@ static enum err op_scan(struct skv_store *store, struct slice prefix,
 static enum err take_space(struct mem_store *s)
 {
     struct skv_mem_image *image = s->image;
-    if (image != NULL && image->is_full) {
+    if (image->is_full) {
         s->failed = s->failed || image->writes_left == 0;
         image->writes_left -= image->writes_left > 0;
     }
@@ -202,13 +266,14 @@ static struct skv_shape shape_of(const struct mem_value *v)
 }
 
 /* The key's value in its new shape, made if missing; zeros in what is new. */
-static struct mem_value *reshape(struct mem_store *s, struct slice key,
+static struct mem_value *reshape(struct skv_mem_table *t, struct slice key,
                                  struct skv_shape next)
 {
-    struct mem_value *v = find(s, key);
-    if (v == NULL) {
-        v = insert(s, key);
+    size_t at = lower_bound(t, key);
+    if (!is_at(t, at, key)) {
+        insert(t, at, key);
     }
+    struct mem_value *v = own(t, at);
     v->durable = v->durable && next.blob; /* inline: its file is dead */
     v->frozen = v->frozen && next.blob;
     v->blob = next.blob;
@@ -247,7 +312,7 @@ static enum err op_put(struct skv_store *store, struct slice key,
     if (rc != ERR_OK) {
         return rc;
     }
-    struct mem_value *v = reshape(of(store), key, next);
+    struct mem_value *v = reshape(&of(store)->table, key, next);
     if (value.size > 0) {
         memcpy(v->bytes.data, value.data, value.size);
     }
@@ -257,21 +322,21 @@ static enum err op_put(struct skv_store *store, struct slice key,
 static enum err op_put_range(struct skv_store *store, struct slice key,
                              uint64_t offset, struct slice data)
 {
-    struct mem_store *s = of(store);
+    struct skv_mem_table *t = &of(store)->table;
     enum err rc = check_write(key, offset, data.size);
     if (rc != ERR_OK) {
         return rc;
     }
     struct skv_shape next =
-        skv_shape_put_range(shape_of(find(s, key)), offset, data.size);
+        skv_shape_put_range(shape_of(find(t, key)), offset, data.size);
     rc = check_room(next);
     if (rc == ERR_OK) {
-        rc = take_space(s);
+        rc = take_space(of(store));
     }
     if (rc != ERR_OK) {
         return rc;
     }
-    struct mem_value *v = reshape(s, key, next);
+    struct mem_value *v = reshape(t, key, next);
     if (data.size > 0) {
         memcpy(v->bytes.data + offset, data.data, data.size);
     }
@@ -281,18 +346,18 @@ static enum err op_put_range(struct skv_store *store, struct slice key,
 static enum err op_truncate(struct skv_store *store, struct slice key,
                             uint64_t length)
 {
-    struct mem_store *s = of(store);
+    struct skv_mem_table *t = &of(store)->table;
     enum err rc = check_write(key, 0, length);
     if (rc != ERR_OK) {
         return rc;
     }
-    struct skv_shape next = skv_shape_truncate(shape_of(find(s, key)), length);
+    struct skv_shape next = skv_shape_truncate(shape_of(find(t, key)), length);
     rc = check_room(next);
     if (rc == ERR_OK) {
-        rc = take_space(s);
+        rc = take_space(of(store));
     }
     if (rc == ERR_OK) {
-        (void)reshape(s, key, next);
+        (void)reshape(t, key, next);
     }
     return rc;
 }
@@ -304,14 +369,16 @@ static enum err op_punch(struct skv_store *store, struct slice key,
     if (rc != ERR_OK) {
         return rc;
     }
-    struct mem_value *v = find(of(store), key);
-    if (v == NULL) {
+    struct skv_mem_table *t = &of(store)->table;
+    size_t at = lower_bound(t, key);
+    if (!is_at(t, at, key)) {
         return ERR_NOTFOUND;
     }
     rc = take_space(of(store));
     if (rc != ERR_OK) {
         return rc;
     }
+    struct mem_value *v = own(t, at);
     uint64_t left = offset < v->bytes.size ? v->bytes.size - offset : 0;
     uint64_t part = size < left ? size : left;
     if (part > 0) {
@@ -322,27 +389,27 @@ static enum err op_punch(struct skv_store *store, struct slice key,
 
 static enum err op_remove(struct skv_store *store, struct slice key)
 {
-    struct mem_store *s = of(store);
+    struct skv_mem_table *t = &of(store)->table;
     enum err rc = skv_store_key_check(key);
     if (rc != ERR_OK) {
         return rc;
     }
-    size_t at = lower_bound(s, key);
-    if (at == s->count || slice_compare(key_of(s->values[at]), key) != 0) {
+    size_t at = lower_bound(t, key);
+    if (!is_at(t, at, key)) {
         return ERR_OK;
     }
-    rc = take_space(s);
+    rc = take_space(of(store));
     if (rc != ERR_OK) {
         return rc;
     }
-    value_free(s->values[at]);
-    s->count--;
-    memmove(s->values + at, s->values + at + 1,
-            (s->count - at) * sizeof *s->values);
+    value_unref(t->values[at]);
+    t->count--;
+    memmove(t->values + at, t->values + at + 1,
+            (t->count - at) * sizeof *t->values);
     return ERR_OK;
 }
 
-/* ---- the image ---- */
+/* ---- as a stream ---- */
 
 static enum err write_to_buf(void *arg, struct slice bytes)
 {
@@ -360,24 +427,24 @@ static void save_blob(struct skv_stream_writer *w, const struct mem_value *v)
     }
 }
 
-/* Everything, as a stream. */
-static void save(const struct mem_store *s, struct buf *to)
+static void save(const struct skv_mem_table *t, struct buf *to)
 {
     buf_clear(to);
     struct skv_stream_writer w = {.write = write_to_buf, .arg = to};
     skv_stream_begin(&w);
-    for (size_t i = 0; i < s->count; i++) {
-        struct skv_value shown = value_of(s->values[i]);
-        skv_stream_key(&w, key_of(s->values[i]), &shown);
-        if (s->values[i]->blob) {
-            save_blob(&w, s->values[i]);
+    for (size_t i = 0; i < t->count; i++) {
+        struct skv_value shown = value_of(t->values[i]);
+        skv_stream_key(&w, key_of(t->values[i]), &shown);
+        if (t->values[i]->blob) {
+            save_blob(&w, t->values[i]);
         }
     }
     enum err rc = skv_stream_end(&w);
     CHECK(rc == ERR_OK);
 }
 
-static enum err load_key(struct mem_store *s, const struct skv_stream_record *r,
+static enum err load_key(struct skv_mem_table *t,
+                         const struct skv_stream_record *r,
                          struct mem_value **out)
 {
     struct skv_shape shape = {
@@ -386,7 +453,7 @@ static enum err load_key(struct mem_store *s, const struct skv_stream_record *r,
     if (rc != ERR_OK) {
         return rc;
     }
-    struct mem_value *v = reshape(s, r->key, shape);
+    struct mem_value *v = reshape(t, r->key, shape);
     v->durable = shape.blob;
     if (r->value.inline_bytes.size > 0) {
         memcpy(v->bytes.data, r->value.inline_bytes.data,
@@ -396,10 +463,11 @@ static enum err load_key(struct mem_store *s, const struct skv_stream_record *r,
     return ERR_OK;
 }
 
-/* Into a store without keys. */
-static enum err load(struct mem_store *s, skv_stream_read_fn *read, void *arg)
+/* Into an empty table. */
+static enum err load(struct skv_mem_table *t, skv_stream_read_fn *read,
+                     void *arg)
 {
-    CHECK(s->count == 0);
+    CHECK(t->count == 0);
     struct skv_stream_reader r = {.read = read, .arg = arg};
     struct skv_stream_record record = {0};
     struct mem_value *last = NULL;
@@ -407,7 +475,7 @@ static enum err load(struct mem_store *s, skv_stream_read_fn *read, void *arg)
     while (rc == ERR_OK && record.type != SKV_STREAM_END) {
         rc = skv_stream_next(&r, &record);
         if (rc == ERR_OK && record.type == SKV_STREAM_KEY) {
-            rc = load_key(s, &record, &last);
+            rc = load_key(t, &record, &last);
         } else if (rc == ERR_OK && record.type == SKV_STREAM_DATA &&
                    record.data.size > 0) {
             memcpy(last->bytes.data + record.offset, record.data.data,
@@ -418,26 +486,33 @@ static enum err load(struct mem_store *s, skv_stream_read_fn *read, void *arg)
     return rc;
 }
 
-struct image_reader {
-    struct slice left;
-};
+/* ---- the image ---- */
 
-static enum err read_image(void *arg, void *to, size_t size_max, size_t *size)
+static const struct skv_mem_table no_keys;
+
+static const struct skv_mem_table *image_table(const struct skv_mem_image *i)
 {
-    struct image_reader *r = arg;
-    *size = r->left.size < size_max ? r->left.size : size_max;
-    if (*size > 0) {
-        memcpy(to, r->left.data, *size);
-    }
-    r->left = slice_of(r->left.data + *size, r->left.size - *size);
-    return ERR_OK;
+    return i->table == NULL ? &no_keys : i->table;
 }
 
+/* Takes what `t` holds. */
+static void image_replace(struct skv_mem_image *image, struct skv_mem_table t)
+{
+    if (image->table == NULL) {
+        image->table = mem_alloc(sizeof *image->table);
+    }
+    table_fini(image->table);
+    *image->table = t;
+}
+
+/* What the image says is all that there is. */
 static void load_image(struct mem_store *s)
 {
-    struct image_reader from = {.left = buf_slice(&s->image->bytes)};
-    enum err rc = load(s, read_image, &from);
-    CHECK(rc == ERR_OK); /* we wrote it */
+    s->table = table_copy(image_table(s->image));
+    for (size_t i = 0; i < s->table.count; i++) {
+        s->table.values[i]->durable = s->table.values[i]->blob;
+        s->table.values[i]->frozen = false;
+    }
 }
 
 static enum err op_checkpoint_begin(struct skv_store *store, uint64_t index,
@@ -449,13 +524,13 @@ static enum err op_checkpoint_begin(struct skv_store *store, uint64_t index,
         return rc;
     }
     CHECK(!s->begun);
-    save(s, &s->pending);
+    s->pending = table_copy(&s->table);
     s->pending_index = index;
     s->pending_term = term;
     s->begun = true;
     s->written = false;
-    for (size_t i = 0; i < s->count; i++) {
-        s->values[i]->frozen = s->values[i]->blob;
+    for (size_t i = 0; i < s->table.count; i++) {
+        s->table.values[i]->frozen = s->table.values[i]->blob;
     }
     return ERR_OK;
 }
@@ -464,14 +539,13 @@ static enum err op_checkpoint_write(struct skv_store *store)
 {
     struct mem_store *s = of(store);
     if (s->begun && !s->written) {
-        struct buf was = s->image->bytes;
-        s->image->bytes = s->pending;
-        s->pending = was;
+        image_replace(s->image, s->pending);
+        s->pending = (struct skv_mem_table){0};
         s->image->index = s->pending_index;
         s->image->term = s->pending_term;
         s->written = true;
-        for (size_t i = 0; i < s->count; i++) {
-            s->values[i]->durable = s->values[i]->frozen;
+        for (size_t i = 0; i < s->table.count; i++) {
+            s->table.values[i]->durable = s->table.values[i]->frozen;
         }
     }
     return ERR_OK;
@@ -513,8 +587,7 @@ static void op_durable(struct skv_store *store, uint64_t *index, uint64_t *term)
 static enum err op_view_open(struct skv_store *store, struct skv_view **out)
 {
     struct skv_view *v = mem_alloc(sizeof *v);
-    const struct buf *image = &of(store)->image->bytes;
-    buf_append(&v->bytes, image->data, image->size);
+    v->table = table_copy(image_table(of(store)->image));
     *out = v;
     return ERR_OK;
 }
@@ -525,32 +598,23 @@ static enum err op_view_read(struct skv_store *store, struct skv_view *v,
 {
     (void)store;
     enum err rc = ERR_OK;
-    for (size_t at = 0; at < v->bytes.size && rc == ERR_OK;) {
-        size_t left = v->bytes.size - at;
+    struct buf bytes = {0};
+    save(&v->table, &bytes);
+    for (size_t at = 0; at < bytes.size && rc == ERR_OK;) {
+        size_t left = bytes.size - at;
         size_t part = left < SKV_STREAM_DATA_MAX ? left : SKV_STREAM_DATA_MAX;
-        rc = write(arg, slice_of(v->bytes.data + at, part));
+        rc = write(arg, slice_of(bytes.data + at, part));
         at += part;
     }
+    buf_free(&bytes);
     return rc;
 }
 
 static void op_view_close(struct skv_store *store, struct skv_view *v)
 {
     (void)store;
-    buf_free(&v->bytes);
-    clear(&v->frozen);
-    mem_free(v->frozen.values);
+    table_fini(&v->table);
     mem_free(v);
-}
-
-static enum err op_view_open_exact(struct skv_store *store,
-                                   struct skv_view **out)
-{
-    struct skv_view *v = mem_alloc(sizeof *v);
-    v->frozen.image = of(store)->image;
-    load_image(&v->frozen);
-    *out = v;
-    return ERR_OK;
 }
 
 static enum err op_view_scan(struct skv_store *store, struct skv_view *v,
@@ -558,7 +622,7 @@ static enum err op_view_scan(struct skv_store *store, struct skv_view *v,
                              skv_scan_fn *each, void *arg)
 {
     (void)store;
-    return op_scan(&v->frozen.store, prefix, from, each, arg);
+    return table_scan(&v->table, prefix, from, each, arg);
 }
 
 static enum err op_view_value(struct skv_store *store, struct skv_view *v,
@@ -566,7 +630,7 @@ static enum err op_view_value(struct skv_store *store, struct skv_view *v,
                               size_t size, size_t *got)
 {
     (void)store;
-    return op_read(&v->frozen.store, key, offset, to, size, got);
+    return table_read(&v->table, key, offset, to, size, got);
 }
 
 static enum err op_view_skip(struct skv_store *store, struct skv_view *v,
@@ -580,66 +644,57 @@ static enum err op_view_skip(struct skv_store *store, struct skv_view *v,
     return ERR_OK;
 }
 
-static void swap_values(struct mem_store *a, struct mem_store *b)
-{
-    struct mem_store was = *a;
-    a->values = b->values;
-    a->count = b->count;
-    a->capacity = b->capacity;
-    b->values = was.values;
-    b->count = was.count;
-    b->capacity = was.capacity;
-}
-
 static enum err op_install(struct skv_store *store,
                            enum err (*read)(void *arg, void *to,
                                             size_t size_max, size_t *size),
                            void *arg, uint64_t index, uint64_t term)
 {
     struct mem_store *s = of(store);
-    struct mem_store fresh = {0};
+    struct skv_mem_table fresh = {0};
     enum err rc = s->image->is_full ? ERR_NOSPACE : load(&fresh, read, arg);
-    if (rc == ERR_OK) {
-        settle(store);
-        swap_values(s, &fresh);
-        s->failed = false;
-        rc = op_checkpoint(store, index, term);
+    if (rc != ERR_OK) {
+        table_fini(&fresh);
+        return rc;
     }
-    clear(&fresh);
-    mem_free(fresh.values);
-    return rc;
+    settle(store);
+    table_fini(&s->table);
+    s->table = fresh;
+    s->failed = false;
+    return op_checkpoint(store, index, term);
 }
 
 /* ---- the rest ---- */
 
 static void op_usage(struct skv_store *store, uint64_t *keys, uint64_t *bytes)
 {
-    struct mem_store *s = of(store);
-    *keys = s->count;
+    const struct skv_mem_table *t = &of(store)->table;
+    *keys = t->count;
     *bytes = 0;
-    for (size_t i = 0; i < s->count; i++) {
-        *bytes += s->values[i]->key_size + s->values[i]->bytes.size;
+    for (size_t i = 0; i < t->count; i++) {
+        *bytes += t->values[i]->key_size + t->values[i]->bytes.size;
     }
 }
 
-/* Bytes of blobs that are in both, as the files would have them (2). */
+/* Bytes of blobs that are in both, as the files would have them (3). */
 static void image_newer(struct mem_store *s)
 {
-    struct mem_store old = {.image = s->image};
-    load_image(&old);
-    for (size_t i = 0; i < old.count; i++) {
-        struct mem_value *was = old.values[i];
-        const struct mem_value *now = find(s, key_of(was));
-        if (was->blob && now != NULL && now->durable) {
-            size_t both = was->bytes.size < now->bytes.size ? was->bytes.size
-                                                            : now->bytes.size;
-            memset(was->bytes.data, 0, was->bytes.size);
-            memcpy(was->bytes.data, now->bytes.data, both);
+    struct skv_mem_table *image = s->image->table;
+    for (size_t i = 0; image != NULL && i < image->count; i++) {
+        const struct mem_value *was = image->values[i];
+        const struct mem_value *now =
+            was->blob ? find(&s->table, key_of(was)) : NULL;
+        if (now == NULL || now == was || !now->durable ||
+            was->bytes.size == 0) {
+            continue;
+        }
+        struct buf *bytes = &own(image, i)->bytes;
+        size_t both =
+            bytes->size < now->bytes.size ? bytes->size : now->bytes.size;
+        memset(bytes->data, 0, bytes->size);
+        if (both > 0) {
+            memcpy(bytes->data, now->bytes.data, both);
         }
     }
-    save(&old, &s->image->bytes);
-    clear(&old);
-    mem_free(old.values);
 }
 
 static enum err op_rewind(struct skv_store *store)
@@ -647,7 +702,7 @@ static enum err op_rewind(struct skv_store *store)
     struct mem_store *s = of(store);
     settle(store);
     image_newer(s);
-    clear(s);
+    table_fini(&s->table);
     load_image(s);
     s->failed = false;
     return ERR_OK;
@@ -657,9 +712,8 @@ static void op_close(struct skv_store *store)
 {
     struct mem_store *s = of(store);
     image_newer(s);
-    clear(s);
-    buf_free(&s->pending);
-    mem_free(s->values);
+    table_fini(&s->table);
+    table_fini(&s->pending);
     mem_free(s);
 }
 
@@ -681,7 +735,7 @@ static const struct skv_store_ops mem_ops = {
     .view_open = op_view_open,
     .view_read = op_view_read,
     .view_close = op_view_close,
-    .view_open_exact = op_view_open_exact,
+    .view_open_exact = op_view_open,
     .view_scan = op_view_scan,
     .view_value = op_view_value,
     .view_skip = op_view_skip,
@@ -692,7 +746,24 @@ static const struct skv_store_ops mem_ops = {
 
 void skv_mem_image_fini(struct skv_mem_image *image)
 {
-    buf_free(&image->bytes);
+    if (image->table != NULL) {
+        table_fini(image->table);
+        mem_free(image->table);
+        image->table = NULL;
+    }
+}
+
+void skv_mem_image_copy(struct skv_mem_image *to,
+                        const struct skv_mem_image *from)
+{
+    *to = *from;
+    to->table = NULL;
+    image_replace(to, table_copy(image_table(from)));
+}
+
+void skv_mem_image_save(const struct skv_mem_image *image, struct buf *to)
+{
+    save(image_table(image), to);
 }
 
 struct skv_store *skv_store_mem_open(struct skv_mem_image *image)
@@ -700,9 +771,6 @@ struct skv_store *skv_store_mem_open(struct skv_mem_image *image)
     struct mem_store *s = mem_alloc(sizeof *s);
     s->store.ops = &mem_ops;
     s->image = image;
-    if (image->bytes.size == 0) {
-        save(s, &image->bytes);
-    }
     load_image(s);
     return &s->store;
 }

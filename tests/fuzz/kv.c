@@ -198,7 +198,12 @@ static void check_alike(struct group *a, struct group *b)
         s->ops->scan(s, slice_of(NULL, 0), slice_of(NULL, 0), check_key, NULL));
     checkpoint(a);
     checkpoint(b);
-    fuzz_same(&a->image.bytes, buf_slice(&b->image.bytes));
+    struct buf of_a = {0}, of_b = {0};
+    skv_mem_image_save(&a->image, &of_a);
+    skv_mem_image_save(&b->image, &of_b);
+    fuzz_same(&of_a, buf_slice(&of_b));
+    buf_free(&of_a);
+    buf_free(&of_b);
 }
 
 static void do_op(struct group *one, struct group *two, struct slice part)
@@ -665,7 +670,7 @@ static void stream_run(struct slice input)
 static void stream_seed(void)
 {
     struct group g;
-    struct buf life = {0}, b = {0};
+    struct buf life = {0}, b = {0}, stream = {0};
     struct slice part;
     group_new(&g, OURS);
     add_requests(&life);
@@ -676,13 +681,15 @@ static void stream_seed(void)
             checkpoint(&g);
             buf_clear(&b);
             enc_u8(&b, 1);
-            buf_append(&b, g.image.bytes.data, g.image.bytes.size);
+            skv_mem_image_save(&g.image, &stream);
+            buf_append(&b, stream.data, stream.size);
             fuzz_seed(buf_slice(&b));
         }
     }
     b.data[0] = 0;
     fuzz_seed(buf_slice(&b));
     group_close(&g);
+    buf_free(&stream);
     buf_free(&life);
     buf_free(&b);
 }

@@ -271,14 +271,17 @@ void kv_sizes(struct kv *kv, uint32_t group, uint32_t server,
 {
     const struct node *n = server_of(kv, group, server);
     struct rsm *rsm = node_rsm(n);
+    struct buf stream = {0};
     *sizes = (struct kv_sizes){0};
+    skv_mem_image_save(&n->image, &stream);
     if (n->image.index > 0) {
-        sizes->snapshot = n->image.bytes.size;
+        sizes->snapshot = stream.size;
     }
     if (rsm != NULL) {
         sizes->log = lab_log_size(rsm);
-        sizes->stream = lab_stream_size(buf_slice(&n->image.bytes));
+        sizes->stream = lab_stream_size(buf_slice(&stream));
     }
+    buf_free(&stream);
 }
 
 struct env *kv_sim_env(const struct kv_client *c)

@@ -17,7 +17,7 @@
 
 #define MS UINT64_C(1000)
 
-enum { ACCOUNTS = 6, TAKE_MS = 15000, LOOK_MS = 8000 };
+enum { ACCOUNTS = 6, TAKE_MS = 15000, LOOK_MS = 8000, DENSE_MS = 500 };
 
 /* Two keys of one clerk in one life. */
 struct chain {
@@ -50,7 +50,7 @@ struct cuts {
 
     struct skv_cutter *cutter;
     bool taking;
-    bool reading; /* it was taken */
+    uint64_t dense_until_us; /* clerks write as much as they can */
     uint32_t shard;
     struct buf key;
     uint64_t offset;
@@ -99,8 +99,10 @@ static void actor_turn(void *arg);
 static void actor_later(struct actor *a)
 {
     struct sim_world *w = a->cuts->cluster->world;
-    /* While a cut is taken, many: it takes a few milliseconds. */
-    uint64_t high_us = a->cuts->reading ? 200 * MS : 60 * MS;
+    /* While a cut is taken, many: it takes a few milliseconds. When it takes
+     * longer it waits for somebody, and far from cuts nothing can be found. */
+    bool dense = w->now_us < a->cuts->dense_until_us;
+    uint64_t high_us = dense ? 20 * MS : 2000 * MS;
     sim_after_taking(w, sim_delay(w, MS, high_us), actor_turn, a);
 }
 
@@ -352,7 +354,7 @@ static void take_over(struct cuts *k, bool read)
     k->last_taken = read && k->last && check_quiet(k);
     skv_cutter_close(k->cutter);
     k->taking = false;
-    k->reading = true;
+    k->dense_until_us = 0;
     if (!k->last_taken) {
         take_later(k);
     }
@@ -430,7 +432,7 @@ static void on_taken(void *arg, enum err rc)
         return;
     }
     sim_trace(k->cluster->world, "a cut was taken");
-    k->reading = true;
+    k->dense_until_us = 0;
     k->shard = 0;
     shard_begin(k);
     read_next(k);
@@ -467,7 +469,7 @@ static void take(void *arg)
         return;
     }
     k->taking = true;
-    k->reading = false;
+    k->dense_until_us = k->cluster->world->now_us + DENSE_MS * MS;
     arena_free(&k->arena);
     k->records = NULL;
     k->record_count = k->record_capacity = 0;

@@ -45,6 +45,7 @@ static void timer_fire(struct sim_event *event)
 {
     struct timer_event *t = (struct timer_event *)event;
     struct env_timer *timer = t->timer;
+    event->env->timers_fired++;
     timer->impl = NULL;
     mem_free(t);
     timer->fire(timer);
@@ -321,6 +322,7 @@ void sim_env_start(struct sim_env *e)
     e->dead = false;
     e->dying = false;
     e->words[0] = 0;
+    e->timers_fired = 0;
     e->rng.state = rng_next(&e->world->rng);
 }
 

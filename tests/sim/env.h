@@ -32,6 +32,7 @@ struct sim_env {
     int64_t wall_offset_us; /* may jump */
     const struct sim_speed *speeds;
     uint32_t speed_count;
+    uint64_t timers_fired; /* in this life */
     struct rng rng;
 };
 

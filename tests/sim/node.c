@@ -289,9 +289,8 @@ void node_start(struct node *n)
  * written by nobody. */
 static void server_end(struct node *n)
 {
-    struct skv_mem_image kept = {.index = n->image.index,
-                                 .term = n->image.term};
-    buf_append(&kept.bytes, n->image.bytes.data, n->image.bytes.size);
+    struct skv_mem_image kept;
+    skv_mem_image_copy(&kept, &n->image);
     if (n->skv != NULL) {
         skv_server_free(n->skv);
     }

@@ -12,7 +12,8 @@
  *  6. Leader completeness: a new leader's log has every entry committed in
  *     earlier terms.
  *  7. While a leader may answer reads by its lease, nobody leads a later term.
- *  8. At the end, replicas of a group hold the same keys and values. */
+ *  8. Nobody's loop spins.
+ *  9. At the end, replicas of a group hold the same keys and values. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -315,8 +316,31 @@ static void check_leases(struct verify *v, uint32_t gid, raft_term led)
     }
 }
 
+/* ---- loops (8) ---- */
+
+/* A timer that starts itself anew without a delay fires some 30,000 times a
+ * second, and on a real machine takes a core. */
+static void check_loop(struct verify *v, struct node *n)
+{
+    enum { WINDOW_US = 1000000, TIMERS_MAX = 15000 };
+    if (n->looked_life == n->env.life &&
+        v->world->now_us < n->looked_us + WINDOW_US) {
+        return;
+    }
+    if (n->looked_life == n->env.life &&
+        n->env.timers_fired > n->looked_timers + TIMERS_MAX) {
+        sim_fail(v->world, "n%u spins: %" PRIu64 " timers in %" PRIu64 " us",
+                 n->number, n->env.timers_fired - n->looked_timers,
+                 v->world->now_us - n->looked_us);
+    }
+    n->looked_life = n->env.life;
+    n->looked_us = v->world->now_us;
+    n->looked_timers = n->env.timers_fired;
+}
+
 void verify_after(struct verify *v, struct node *n)
 {
+    check_loop(v, n);
     struct rsm *rsm = node_is_server(n) ? node_rsm(n) : NULL;
     if (rsm == NULL) {
         return;
@@ -358,7 +382,7 @@ void verify_after(struct verify *v, struct node *n)
     }
 }
 
-/* ---- replicas (8) ---- */
+/* ---- replicas (9) ---- */
 
 /* A key and a hash of its value. */
 struct pair {
