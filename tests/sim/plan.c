@@ -239,7 +239,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
         p->lease_reads = true;
         p->clock_error_ppm = LEASE_CLOCK_ERROR_PPM;
     }
-    p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 300);
+    p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 100);
     if (p->cuts && p->keys < 8) {
         p->keys = 8; /* holds make callers give up: more histories to check */
     }
