@@ -431,14 +431,17 @@ static enum err disk_truncate(struct disk_file *f, uint64_t size)
     return ERR_OK;
 }
 
-/* Up to where the changes of this sync left the file alone. */
+/* Up to where the changes of this sync left the file alone. What is cut off was
+ * not written behind anything: then no more is settled than before. */
 static size_t settled_after(const struct inode *i)
 {
     uint64_t settled = i->base.size;
+    bool cut = false;
     for (const struct change *c = i->first; c != NULL; c = c->next) {
         settled = c->offset < settled ? c->offset : settled;
+        cut |= c->is_truncate;
     }
-    return (size_t)settled;
+    return cut && i->settled < settled ? i->settled : (size_t)settled;
 }
 
 static enum err disk_sync(struct disk_file *f)
