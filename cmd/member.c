@@ -164,7 +164,8 @@ static enum err ask_wish(struct change *ch, const struct rsm_wish *wish)
     return rc;
 }
 
-/* A new replica's progress is a reason to wait on. */
+/* A new replica's progress is a reason to wait on; that others get what clients
+ * write is none. */
 static bool advances(const struct change *ch, uint64_t id, uint64_t *match)
 {
     const struct rsm_member *m = member_of(ch, id);
@@ -201,12 +202,17 @@ static bool step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
             printf("  no leader of %s answers yet; asking for up to %d s\n",
                    group_name(ch->gid, name), PATIENCE_MS / 1000);
         }
-        waited = advances(ch, id, &match) ? 0 : waited;
+        bool catches_up = kind == RSM_PROMOTE && rc == ERR_TIMEDOUT;
+        waited = catches_up && advances(ch, id, &match) ? 0 : waited;
         waited += rc == ERR_TIMEDOUT ? WISH_MS : 0;
         pause_ms(PAUSE_MS);
     }
-    fprintf(stderr, "flotilla: cannot %s replica %" PRIu64 " of %s: %s\n",
-            step_names[kind], id, group_name(ch->gid, name),
+    char who[32] = "another replica";
+    if (id != 0) {
+        snprintf(who, sizeof who, "replica %" PRIu64, id);
+    }
+    fprintf(stderr, "flotilla: cannot %s %s of %s: %s\n", step_names[kind], who,
+            group_name(ch->gid, name),
             rc == ERR_NOTLEADER ? "no leader answers: is a majority running?"
                                 : refusal(kind, rc));
     return false;
@@ -469,9 +475,32 @@ static bool promote(struct change *ch, uint64_t id)
     return true;
 }
 
+/* What step() would learn after a minute, or call by another name. */
+static bool may_lead(struct change *ch, uint64_t id)
+{
+    char name[32];
+    const struct rsm_member *m =
+        id != 0 && ask_members(ch) ? member_of(ch, id) : NULL;
+    if (m == NULL || m->id == ch->members.leader) {
+        return true; /* the leader says what is wrong */
+    }
+    if (m->role == RSM_LEARNER || m->active == 0) {
+        fprintf(stderr,
+                "flotilla: cannot hand leadership to replica %" PRIu64
+                " of %s: %s\n",
+                id, group_name(ch->gid, name),
+                m->role == RSM_LEARNER
+                    ? "it is a learner: `flotilla member promote` first"
+                    : "it does not answer: start it with `flotilla up`, or "
+                      "name another");
+        return false;
+    }
+    return true;
+}
+
 static bool transfer(struct change *ch, uint64_t id)
 {
-    if (!step(ch, RSM_TRANSFER, id, "")) {
+    if (!may_lead(ch, id) || !step(ch, RSM_TRANSFER, id, "")) {
         return false;
     }
     for (uint32_t waited = 0; waited < 5000 && !ask_members(ch);
