@@ -520,12 +520,13 @@ sys.exit(any(r["durable"] < r["applied"] for r in json.load(sys.stdin)["replicas
     done
     return 1
 }
+# The marks are made up here: this script is itself among the files restored.
 fsck_kv() {
-    echo tamper-with-me-please >"$MR/small" &&
+    local mark=mark-$RANDOM$RANDOM$RANDOM
+    echo $mark-key-1 >"$MR/small" && (head -c 100000 /dev/zero; echo $mark-blob-1) >"$MR/blob" &&
         stored "$R" && "$F" fsck --kv --cluster "$R" >"$W/fsck" && [ "$(grep -c ': OK: 3 of 3' "$W/fsck")" = 3 ] &&
-        differing keys.lmdb tamper-with-me-please tamper-with-mf-please
-    # Not here: the same with a large value's file. When its bytes were put back,
-    # fsck still named the replica in two runs of four; why is not understood yet.
+        differing keys.lmdb $mark-key-1 $mark-key-2 &&
+        differing 'blobs/*/*' $mark-blob-1 $mark-blob-2
 }
 check "fsck --kv names the replica whose disk has other bytes" fsck_kv
 "$F" down --cluster "$R" >/dev/null
