@@ -20,6 +20,8 @@ enum {
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_BRIEF_SIZE = 16 << 10,
+    RSM_BRIEF_APPLY_COUNT = 16,
+    RSM_BRIEF_APPLY_SIZE = 8 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_MANIFEST_PART = 256 << 10,
     RSM_MANIFEST_SIZE_MAX = 65 << 20, /* of SNAP_PIECES_MAX pieces */
