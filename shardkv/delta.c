@@ -4,7 +4,9 @@
  * table 0.1. Invariants:
  *
  *  1. Each node is in the table and in the list.
- *  2. Nodes, keys and records lie in chunks that do not move.
+ *  2. Nodes, keys and records lie in chunks that do not move. Nodes have chunks
+ *     of their own: a search looks at many, and records of 4 KiB between them
+ *     would put each on another page.
  *  3. A record that fits is written over the one before it; else it gets a new
  *     place, with room to grow, since what grows is mostly appended to again.
  *  4. A node that was erased is used again, with its record's place, by the
@@ -55,8 +57,9 @@ struct slot {
 };
 
 struct skv_delta {
-    struct chunk *chunks; /* the first one is being filled */
-    struct chunk *kept;   /* empty ones */
+    struct chunk *nodes;   /* the first one is being filled */
+    struct chunk *records; /* likewise */
+    struct chunk *kept;    /* empty ones */
     uint32_t kept_count;
     struct skv_delta_node *heads[HEIGHT_MAX];
     struct skv_delta_node
@@ -82,25 +85,26 @@ static struct chunk *chunk_take(struct skv_delta *d)
     return c;
 }
 
-static void *take(struct skv_delta *d, size_t size)
+static void *take(struct skv_delta *d, struct chunk **chunks, size_t size)
 {
     size = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     CHECK(size <= CHUNK_SIZE);
-    if (d->chunks == NULL || d->chunks->used + size > CHUNK_SIZE) {
+    if (*chunks == NULL || (*chunks)->used + size > CHUNK_SIZE) {
         struct chunk *c = chunk_take(d);
-        c->next = d->chunks;
-        d->chunks = c;
+        c->next = *chunks;
+        *chunks = c;
     }
-    void *at = d->chunks->bytes + d->chunks->used;
-    d->chunks->used += size;
+    void *at = (*chunks)->bytes + (*chunks)->used;
+    (*chunks)->used += size;
     return at;
 }
 
-static void chunks_keep(struct skv_delta *d, uint32_t most)
+static void chunks_keep(struct skv_delta *d, struct chunk **chunks,
+                        uint32_t most)
 {
-    while (d->chunks != NULL) {
-        struct chunk *c = d->chunks;
-        d->chunks = c->next;
+    while (*chunks != NULL) {
+        struct chunk *c = *chunks;
+        *chunks = c->next;
         if (d->kept_count >= most) {
             mem_free(c);
             continue;
@@ -137,7 +141,8 @@ struct skv_delta *skv_delta_new(void)
 
 void skv_delta_clear(struct skv_delta *d)
 {
-    chunks_keep(d, CHUNKS_KEPT);
+    chunks_keep(d, &d->nodes, CHUNKS_KEPT);
+    chunks_keep(d, &d->records, CHUNKS_KEPT);
     table_reset(d);
     memset(d->heads, 0, sizeof d->heads);
     memset(d->erased, 0, sizeof d->erased);
@@ -149,10 +154,9 @@ void skv_delta_free(struct skv_delta *d)
     if (d == NULL) {
         return;
     }
-    chunks_keep(d, 0);
-    d->chunks = d->kept;
-    d->kept_count = 0;
-    chunks_keep(d, 0);
+    chunks_keep(d, &d->nodes, 0);
+    chunks_keep(d, &d->records, 0);
+    chunks_keep(d, &d->kept, 0);
     mem_free(d->table);
     mem_free(d);
 }
@@ -287,7 +291,7 @@ static struct skv_delta_node *node_take(struct skv_delta *d, uint8_t height,
         return n;
     }
     size_t row = height * sizeof(struct skv_delta_node *);
-    n = take(d, sizeof *n + row + key_size);
+    n = take(d, &d->nodes, sizeof *n + row + key_size);
     *n = (struct skv_delta_node){.key_room = (uint16_t)key_size,
                                  .height = height};
     return n;
@@ -334,7 +338,7 @@ void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
     struct skv_delta_node *n = node_for(d, key, below);
     if (record.size > n->capacity) { /* 3 */
         size_t room = n->capacity == 0 ? record.size : record.size * 3 / 2;
-        uint8_t *at = take(d, room);
+        uint8_t *at = take(d, &d->records, room);
         memcpy(at, record.data, record.size);
         n->record = at;
         n->capacity = (uint32_t)room;
