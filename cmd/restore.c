@@ -94,7 +94,7 @@ static bool run_one(struct restore *r, struct skv_item item)
 
 static bool add_record(struct restore *r, const struct skv_record *k)
 {
-    if (k->length <= SKV_INLINE_SIZE_MAX) {
+    if (k->offset == 0 && k->data.size == k->length) {
         return add(r, (struct skv_item){
                           .kind = SKV_PUT, .key = k->key, .data = k->data});
     }

@@ -70,7 +70,7 @@ static bool first_chunk(struct tally *t, struct slice bytes)
 static bool next_chunk(struct tally *t, uint32_t chunk, struct slice bytes)
 {
     if (chunk != t->chunk + 1 || bytes.size > t->left ||
-        (bytes.size < t->left && bytes.size != SKV_INLINE_SIZE_MAX)) {
+        (bytes.size < t->left && bytes.size != SKV_CHUNK_SIZE_MAX)) {
         return false;
     }
     t->chunk = chunk;
@@ -92,7 +92,7 @@ static bool see_reply(void *arg, struct slice key,
              !(first  ? first_chunk(t, value->inline_bytes)
                : same ? next_chunk(t, chunk, value->inline_bytes)
                       : false) ||
-             (t->left > 0 && value->inline_bytes.size != SKV_INLINE_SIZE_MAX);
+             (t->left > 0 && value->inline_bytes.size != SKV_CHUNK_SIZE_MAX);
     return !t->bad;
 }
 

@@ -79,6 +79,7 @@ bool skv_name_read_chunked(struct slice key, uint64_t *session,
 /* May a key of at least eight bytes, sent by another group, be stored here? */
 bool skv_name_may_move(struct slice key);
 
+#define SKV_CHUNK_SIZE_MAX 4000u
 /* A value of any size as small ones under name + chunk (16 bits): it may be
  * read while an entry is applied, which a large value may not (DESIGN 4). */
 MUST_USE enum err skv_chunks_put(struct skv_store *s, struct skv_name name,

@@ -234,14 +234,14 @@ static struct skv_name chunk_name(struct skv_name name, uint32_t index)
 
 static uint32_t chunk_count(uint32_t size)
 {
-    return (CHUNK_HEAD_SIZE + size + SKV_INLINE_SIZE_MAX - 1) /
-           SKV_INLINE_SIZE_MAX;
+    return (CHUNK_HEAD_SIZE + size + SKV_CHUNK_SIZE_MAX - 1) /
+           SKV_CHUNK_SIZE_MAX;
 }
 
 static enum err put_first(struct skv_store *s, const struct skv_name *name,
                           struct slice bytes)
 {
-    uint8_t first[SKV_INLINE_SIZE_MAX];
+    uint8_t first[SKV_CHUNK_SIZE_MAX];
     size_t size = bytes.size < sizeof first - CHUNK_HEAD_SIZE
                       ? bytes.size
                       : sizeof first - CHUNK_HEAD_SIZE;
@@ -258,11 +258,11 @@ enum err skv_chunks_put(struct skv_store *s, struct skv_name name,
 {
     struct skv_name first = chunk_name(name, 0);
     enum err rc = put_first(s, &first, bytes);
-    size_t at = SKV_INLINE_SIZE_MAX - CHUNK_HEAD_SIZE;
+    size_t at = SKV_CHUNK_SIZE_MAX - CHUNK_HEAD_SIZE;
     for (uint32_t i = 1; rc == ERR_OK && at < bytes.size; i++) {
         struct skv_name key = chunk_name(name, i);
         size_t left = bytes.size - at;
-        size_t size = left < SKV_INLINE_SIZE_MAX ? left : SKV_INLINE_SIZE_MAX;
+        size_t size = left < SKV_CHUNK_SIZE_MAX ? left : SKV_CHUNK_SIZE_MAX;
         rc = s->ops->put(s, skv_name_slice(&key),
                          slice_of(bytes.data + at, size));
         at += size;

@@ -77,7 +77,7 @@ enum skv_kind {
     F(BYTES, data)
 MSG_STRUCT(skv_item, SKV_ITEM_FIELDS);
 
-#define SKV_INLINE_SIZE_MAX 4000u
+#define SKV_INLINE_SIZE_MAX 8000u
 
 #define SKV_SCAN_ENTRY_FIELDS(F) F(BYTES, key) F(U64, length) F(BYTES, head)
 /* head: the value's first 64 bytes at most; none of a large value */

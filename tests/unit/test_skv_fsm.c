@@ -423,11 +423,15 @@ static void a_refused_transaction_writes_nothing(void **state)
     assert_int_equal(EXECUTE(&g, first, item(SKV_CMP_BYTES, "0:big", "x")),
                      ERR_TOOBIG);
     /* Large only by what the transaction itself writes. */
-    assert_int_equal(EXECUTE(&g, first, ranged(SKV_TRUNCATE, "0:new", 0, 5000),
-                             ranged(SKV_ADD, "0:new", 0, 1)),
-                     ERR_TOOBIG);
-    assert_int_equal(EXECUTE(&g, first, ranged(SKV_ADD, "0:new", 3993, 1)),
-                     ERR_TOOBIG);
+    assert_int_equal(
+        EXECUTE(&g, first,
+                ranged(SKV_TRUNCATE, "0:new", 0, SKV_INLINE_SIZE_MAX + 1),
+                ranged(SKV_ADD, "0:new", 0, 1)),
+        ERR_TOOBIG);
+    assert_int_equal(
+        EXECUTE(&g, first,
+                ranged(SKV_ADD, "0:new", SKV_INLINE_SIZE_MAX - 7, 1)),
+        ERR_TOOBIG);
     assert_missing(&g, "0:first");
     assert_missing(&g, "0:new");
     /* And small by it. */
@@ -872,7 +876,7 @@ static void write_something(struct group *g, struct rng *r, uint8_t *bytes)
     struct skv_item it = {.key = key(name)};
     uint64_t at = rng_below(r, rng_chance(r, 500) ? 3 * SKV_INLINE_SIZE_MAX
                                                   : BUSY_LENGTH);
-    size_t size = (size_t)rng_below(r, rng_chance(r, 900) ? 6000 : 400000);
+    size_t size = (size_t)rng_below(r, rng_chance(r, 900) ? 12000 : 400000);
     for (size_t i = 0; i < size; i += 64) {
         bytes[i] = (uint8_t)rng_next(r);
     }
@@ -1716,7 +1720,7 @@ static void random_request(struct group *g, struct rng *r)
     for (int i = 0; i < 3; i++) {
         items[i] = item(kinds[rng_below(r, sizeof kinds)],
                         names[rng_below(r, 4)], "data");
-        items[i].offset = rng_below(r, 100) == 0 ? 5000 : rng_below(r, 9);
+        items[i].offset = rng_below(r, 100) == 0 ? 9000 : rng_below(r, 9);
         items[i].number = rng_below(r, 20);
     }
     struct skv_request q = {.session = 1 + rng_below(r, 3),
