@@ -19,6 +19,7 @@
 #include "rsm/rsm_int.h"
 
 #define IDENTITY_FILE "identity"
+#define IDENTITY_NEW  "identity.new"
 
 enum { IDENTITY_SIZE = 28, MAGIC_SIZE = 8 };
 
@@ -56,20 +57,31 @@ static enum err decode(const uint8_t bytes[IDENTITY_SIZE],
     return ERR_OK;
 }
 
-/* In place: it is smaller than what a disk writes at once. */
-static enum err save(struct disk *disk, const struct rsm_identity *id)
+static enum err write_whole(struct disk *disk, const char *path,
+                            struct slice bytes)
 {
     struct disk_file *file = NULL;
+    enum err rc = disk->ops->open(disk, path, true, &file);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = disk->ops->write(file, 0, &bytes, 1);
+    if (rc == ERR_OK) {
+        rc = disk->ops->sync(file);
+    }
+    disk->ops->close(file);
+    return rc;
+}
+
+/* Under another name first: whoever is killed between making a file and writing
+ * it leaves an empty one, which nobody may take for a damaged identity. */
+static enum err save(struct disk *disk, const struct rsm_identity *id)
+{
     struct buf b = {0};
     encode(id, &b);
-    struct slice bytes = buf_slice(&b);
-    enum err rc = disk->ops->open(disk, IDENTITY_FILE, true, &file);
+    enum err rc = write_whole(disk, IDENTITY_NEW, buf_slice(&b));
     if (rc == ERR_OK) {
-        rc = disk->ops->write(file, 0, &bytes, 1);
-        if (rc == ERR_OK) {
-            rc = disk->ops->sync(file);
-        }
-        disk->ops->close(file);
+        rc = disk->ops->rename(disk, IDENTITY_NEW, IDENTITY_FILE);
     }
     if (rc == ERR_OK) {
         rc = disk->ops->sync_dir(disk, "");

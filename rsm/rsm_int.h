@@ -19,7 +19,6 @@ enum {
     RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
-    RSM_BRIEF_COUNT = 4, /* jobs that the loop may run itself: at most */
     RSM_BRIEF_SIZE = 16 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_MANIFEST_PART = 256 << 10,

@@ -116,12 +116,39 @@ static void without_its_identity_nobody_starts(void **state)
     faultdisk_free(f);
 }
 
+/* Wrong if whoever is killed while it makes or changes an identity leaves one
+ * that is neither the old nor the new. */
+static void an_identity_is_made_whole_or_not(void **state)
+{
+    (void)state;
+    bool through = false;
+    for (uint64_t at = 1; !through; at++) {
+        for (uint64_t seed = 0; seed < 32; seed++) {
+            struct faultdisk *f = faultdisk_new();
+            struct disk *disk = faultdisk_disk(f);
+            struct rsm r;
+            faultdisk_fail_at(f, at);
+            bool made = rsm_identity_make(disk, 1, 2, false) == ERR_OK;
+            through = made && check(disk, 1, 2, &r) == ERR_OK &&
+                      rsm_identity_log(&r, true) == ERR_OK;
+            faultdisk_fail_at(f, 0);
+            faultdisk_crash(f, seed);
+            enum err rc = check(disk, 1, 2, &r);
+            assert_true(rc == ERR_OK || (rc == ERR_NOTFOUND && !made));
+            assert_true(!through || r.identity.started);
+            assert_int_equal(rsm_identity_make(disk, 1, 2, false), ERR_OK);
+            faultdisk_free(f);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(places_and_the_last_id_survive_their_bytes),
         cmocka_unit_test(places_that_make_no_sense_are_refused),
         cmocka_unit_test(without_its_identity_nobody_starts),
+        cmocka_unit_test(an_identity_is_made_whole_or_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
