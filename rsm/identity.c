@@ -8,7 +8,7 @@
  *        8     4  group
  *       12     8  id
  *       20     1  joining  1: the group tells it who is in it
- *       21     1  started  1: a log was made
+ *       21     1  started  1: the log is not empty: it must be there
  *       22     2  reserved, zero
  *       24     4  CRC-32C of all before                                    */
 #include <inttypes.h>
@@ -148,19 +148,28 @@ enum err rsm_identity_check(struct rsm *r)
     return rc;
 }
 
-/* The log was opened. `is_new`: it was not there before. */
+enum err rsm_identity_started(struct rsm *r)
+{
+    if (!r->config.identified || r->identity.started) {
+        return ERR_OK;
+    }
+    r->identity.started = true;
+    enum err rc = save(r->config.disk, &r->identity);
+    r->identity.started = rc == ERR_OK;
+    return rc;
+}
+
+/* The log was opened. `is_new`: it was not there before. One of the first gets
+ * its configuration in the log now; of one that joins the log stays empty until
+ * the group has told it something (log.c). */
 enum err rsm_identity_log(struct rsm *r, bool is_new)
 {
     if (!r->config.identified) {
         return ERR_OK;
     }
-    if (is_new && r->identity.started && !r->identity.joining) {
+    if (is_new && r->identity.started) {
         say_lost(&r->config, "the log is missing");
         return ERR_NOTFOUND;
     }
-    if (r->identity.started) {
-        return ERR_OK;
-    }
-    r->identity.started = true;
-    return save(r->config.disk, &r->identity);
+    return is_new && r->identity.joining ? ERR_OK : rsm_identity_started(r);
 }

@@ -289,6 +289,23 @@ member_moves() { # every replica of a group is another one, while it is used
         "$F" status --cluster "$C" | grep -q 'all is well'
 }
 check "a whole group is replaced, one by one, mid-write" member_moves
+# What cannot be is said before anything is made.
+member_refuses() {
+    local before
+    before=$(sha256sum <"$C/cluster.json")
+    says() { # says WORDS COMMAND...
+        local words=$1 out
+        shift
+        out=$("$@" 2>&1) && { echo "done: $*"; return 1; }
+        grep -q -- "$words" <<<"$out" || { echo "$out"; return 1; }
+    }
+    says 'is the address of ctl-2' "$F" member --cluster "$C" add 1 --address "127.0.0.1:$((PORT + 1))" &&
+        says "wants HOST:PORT and got 'x:y'" "$F" member --cluster "$C" add 1 --address x:y &&
+        says 'has no group 77' "$F" member --cluster "$C" remove 77 1 &&
+        says 'another .* changes the cluster' flock "$C" "$F" member --cluster "$C" add 1 &&
+        [ "$(sha256sum <"$C/cluster.json")" = "$before" ]
+}
+check "a change of members that cannot be is refused, and nothing made" member_refuses
 # Until it is mounted again, programs get an error and write nothing below.
 dead_mount() {
     kill -9 "$(cut -d' ' -f1 "$C"/run/mount*second.pid)" &&
