@@ -380,9 +380,20 @@ static void t_cancel(struct net *net, uint64_t number)
     take_call(number, &c);
 }
 
+/* What a client's request was answered, which came past the net. */
+static struct answer {
+    bool ended;
+    enum err rc;
+} answer;
+
 static void t_reply(struct net_request *request, enum err rc,
                     const struct slice *parts, uint32_t part_count)
 {
+    if (request->call == 0) {
+        answer = (struct answer){.ended = true, .rc = rc};
+        mem_free(request);
+        return;
+    }
     struct packet p = {.from = (uint32_t)(request->call >> 60),
                        .to = (uint32_t)(request->call >> 56 & 15),
                        .call = request->call & 0xffffffffffff,
@@ -1287,6 +1298,41 @@ static void test_proposals_do_not_wait_for_ever(void **state)
     cluster_free();
 }
 
+static enum err wish_of_an_admin(struct node *n, const struct rsm_wish *wish)
+{
+    struct net_peer admin = {.role = NET_ROLE_ADMIN, .name = "admin"};
+    struct buf body = {0};
+    answer.ended = false;
+    rsm_wish_encode(&body, wish);
+    rsm_handle(n->rsm, mem_alloc(sizeof(struct net_request)), &admin,
+               RSM_METHOD_CHANGE, buf_slice(&body));
+    buf_free(&body);
+    for (uint32_t ms = 0; !answer.ended && ms < 10000; ms++) {
+        run_ms(1);
+    }
+    assert_true(answer.ended);
+    return answer.rc;
+}
+
+/* Wrong if a leader that was deposed, and has not heard of it, judges a change
+ * of members by the configuration that it remembers. */
+static void test_wishes_wait_for_a_leader_that_is_one(void **state)
+{
+    (void)state;
+    const struct rsm_wish wish = {
+        .kind = RSM_PROMOTE, .id = 9, .timeout_ms = 1000};
+    cluster_start(11);
+    struct node *leader = await_leader();
+    assert_int_equal(wish_of_an_admin(leader, &wish), ERR_NOTFOUND);
+    leader->cut = true;
+    assert_true(rsm_is_leader(leader->rsm));
+    assert_int_equal(wish_of_an_admin(leader, &wish), ERR_NOTLEADER);
+    leader->cut = false;
+    leader = await_leader();
+    assert_int_equal(wish_of_an_admin(leader, &wish), ERR_NOTFOUND);
+    cluster_free();
+}
+
 static void note_done(void *arg)
 {
     *(bool *)arg = true;
@@ -1463,6 +1509,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_damaged_log_is_refused),
         cmocka_unit_test(test_failed_sync_is_final),
         cmocka_unit_test(test_proposals_do_not_wait_for_ever),
+        cmocka_unit_test(test_wishes_wait_for_a_leader_that_is_one),
         cmocka_unit_test(test_step_down),
         cmocka_unit_test(test_strangers_are_not_heard),
         cmocka_unit_test(test_chaos),
