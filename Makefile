@@ -105,6 +105,7 @@ $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 
 $(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
 $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
+$(OUT)/unit/test_move_rate: $(filter-out %/labs.o,$(LABS_OBJ))
 
 $(OUT)/simulate: $(SIM_OBJ) $(TESTLIB) $(LIB)
 	$(CC) $(LDFLAGS) $^ -o $@ $(LDLIBS)

@@ -26,6 +26,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "raft/storage/sweep.h"
 
 enum {
     FANOUT = 256,
@@ -37,6 +38,7 @@ enum {
     FAN_NAME_SIZE = 2 + 1,
     NAME_SIZE = 2 + 1 + 16 + 1,
     ZERO_SIZE = 64 << 10,
+    SWEEP_SIZE = 4 << 20, /* what is longer is freed piece by piece */
 };
 
 struct open_file {
@@ -55,6 +57,7 @@ struct skv_blobs {
     bool made[FANOUT]; /* a file in it */
     bool made_fan;     /* one of the directories */
     struct skv_undos undos;
+    struct sweep *sweep;
 };
 
 static unsigned fan_of(uint64_t id)
@@ -100,6 +103,7 @@ enum err skv_blobs_open(const char *dir, struct skv_blobs **out)
     b->dir = mem_strdup(dir);
     b->dir_fd = fd;
     skv_undos_init(&b->undos);
+    b->sweep = sweep_new();
     *out = b;
     return ERR_OK;
 }
@@ -122,6 +126,7 @@ void skv_blobs_close(struct skv_blobs *b)
         file_close(b, f);
     }
     skv_undos_fini(&b->undos);
+    sweep_free(b->sweep);
     close(b->dir_fd);
     mem_free(b->dir);
     mem_free(b);
@@ -316,14 +321,31 @@ void skv_blobs_forget(struct skv_blobs *b, uint64_t id)
     }
 }
 
+/* -1: not that long. */
+static int open_long(const struct skv_blobs *b, const char *name)
+{
+    struct stat st;
+    if (fstatat(b->dir_fd, name, &st, 0) != 0 || st.st_size <= SWEEP_SIZE) {
+        return -1;
+    }
+    return openat(b->dir_fd, name, O_RDWR | O_CLOEXEC);
+}
+
 enum err skv_blobs_unlink(const struct skv_blobs *b, uint64_t id)
 {
     char name[NAME_SIZE];
     name_of(id, name);
+    int fd = open_long(b, name);
+    enum err rc = ERR_OK;
     if (unlinkat(b->dir_fd, name, 0) != 0) {
-        return errno == ENOENT ? ERR_NOTFOUND : failed(b, "unlink", id);
+        rc = errno == ENOENT ? ERR_NOTFOUND : failed(b, "unlink", id);
     }
-    return ERR_OK;
+    if (fd >= 0 && rc == ERR_OK) {
+        sweep_file(b->sweep, fd);
+    } else if (fd >= 0) {
+        close(fd);
+    }
+    return rc;
 }
 
 /* ---- sync ---- */

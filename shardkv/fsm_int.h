@@ -144,6 +144,10 @@ struct skv_shard {
     struct skv_prepared *prepared; /* sorted by name; of one that is served */
     uint32_t prepared_count;
     struct buf cursor; /* PULLING: encoded skv_cursor */
+    /* DROPPING: what is gone for certain, so that nobody looks there again. In
+     * memory alone: without it the same keys go, later. */
+    uint8_t drop_stage;
+    struct buf dropped; /* of this stage, all below this key */
 };
 
 /* A shard came from a group that may not know yet that we have it. */

@@ -414,15 +414,41 @@ static enum err may_drop(const struct skv_fsm *f, const struct skv_step *step)
     return stale ? ERR_NOTFOUND : ERR_INVALID;
 }
 
-static enum err drop_keys(struct skv_fsm *f, struct skv_name prefix, bool *more)
+static void drop_remember(struct skv_shard *s, struct skv_keys *keys)
+{
+    struct slice last;
+    keys->at = 0;
+    while (skv_keys_next(keys, &last)) {
+    }
+    buf_clear(&s->dropped);
+    buf_append(&s->dropped, last.data, last.size);
+}
+
+static void drop_forget(struct skv_shard *s)
+{
+    s->drop_stage = 0;
+    buf_free(&s->dropped);
+}
+
+/* Keys that were dropped since the last checkpoint are still in LMDB, and each
+ * scan passes them one by one: from the beginning each time, a DROP would take
+ * the longer the more there were before it. */
+static enum err drop_keys(struct skv_fsm *f, struct skv_shard *s,
+                          struct skv_name prefix, bool *more)
 {
     struct skv_keys keys = {.max = SKV_DROP_KEYS_MAX};
     enum err rc = skv_keys_collect(f->store, skv_name_slice(&prefix),
-                                   slice_of(NULL, 0), &keys);
+                                   buf_slice(&s->dropped), &keys);
     if (rc == ERR_OK) {
         rc = skv_keys_remove(f->store, &keys);
     }
     *more = keys.more;
+    if (rc == ERR_OK && *more) {
+        drop_remember(s, &keys);
+    } else if (rc == ERR_OK) {
+        buf_clear(&s->dropped);
+        s->drop_stage++;
+    }
     skv_keys_free(&keys);
     return rc;
 }
@@ -431,21 +457,23 @@ static enum err drop_keys(struct skv_fsm *f, struct skv_name prefix, bool *more)
 static enum err drop_some(struct skv_fsm *f, uint16_t shard, uint64_t number,
                           bool *more)
 {
+    const struct skv_name stages[] = {skv_name_changes(shard),
+                                      skv_name_latests(shard),
+                                      skv_name_shard(shard)};
+    enum { STAGES = sizeof stages / sizeof *stages };
+    struct skv_shard *s = &f->shards[shard];
     enum err rc = ERR_OK;
-    if (f->shards[shard].state == SKV_SHARD_FROZEN) {
+    if (s->state == SKV_SHARD_FROZEN) {
         rc = move(f, shard, SKV_SHARD_DROPPING, number);
     }
-    if (rc == ERR_OK) {
-        rc = drop_keys(f, skv_name_changes(shard), more);
+    while (rc == ERR_OK && !*more && s->drop_stage < STAGES) {
+        rc = drop_keys(f, s, stages[s->drop_stage], more);
     }
     if (rc == ERR_OK && !*more) {
-        rc = drop_keys(f, skv_name_latests(shard), more);
+        drop_forget(s);
+        rc = move(f, shard, SKV_SHARD_ABSENT, number);
     }
-    if (rc == ERR_OK && !*more) {
-        rc = drop_keys(f, skv_name_shard(shard), more);
-    }
-    return rc == ERR_OK && !*more ? move(f, shard, SKV_SHARD_ABSENT, number)
-                                  : rc;
+    return rc;
 }
 
 enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
@@ -582,6 +610,7 @@ void skv_shards_forget(struct skv_fsm *f)
     for (uint32_t s = 0; s < f->shards_top; s++) {
         skv_prepared_forget(&f->shards[s]);
         buf_free(&f->shards[s].cursor);
+        buf_free(&f->shards[s].dropped);
         f->shards[s] = (struct skv_shard){0};
     }
     f->shards_top = 0;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "raft/storage/sweep.h"
 
 enum { PARTS_MAX = 64 };
 
@@ -22,6 +23,7 @@ struct disk_real {
     int root; /* paths are opened relative to it */
     int lock;
     char *path; /* of the root */
+    struct sweep *sweep;
 };
 
 struct disk_file {
@@ -174,10 +176,22 @@ static enum err real_rename(struct disk *d, const char *from, const char *to)
                                                : failed("rename", from);
 }
 
+/* The name goes now, the space soon. */
 static enum err real_remove(struct disk *d, const char *path)
 {
-    return unlinkat(real_of(d)->root, path, 0) == 0 ? ERR_OK
-                                                    : failed("remove", path);
+    struct disk_real *r = real_of(d);
+    int fd = openat(r->root, path, O_RDWR | O_CLOEXEC);
+    if (unlinkat(r->root, path, 0) != 0) {
+        enum err rc = failed("remove", path);
+        if (fd >= 0) {
+            close(fd);
+        }
+        return rc;
+    }
+    if (fd >= 0) {
+        sweep_file(r->sweep, fd);
+    }
+    return ERR_OK;
 }
 
 static enum err real_mkdir(struct disk *d, const char *path)
@@ -277,6 +291,7 @@ enum err disk_real_open(const char *root, struct disk **out)
     d->disk.ops = &real_ops;
     d->disk.root = d->path = mem_strdup(root);
     d->lock = -1;
+    d->sweep = sweep_new();
     d->root = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     enum err rc = d->root < 0 ? failed("open", root) : take_lock(d, root);
     if (rc != ERR_OK) {
@@ -290,6 +305,7 @@ enum err disk_real_open(const char *root, struct disk **out)
 void disk_real_close(struct disk *disk)
 {
     struct disk_real *d = real_of(disk);
+    sweep_free(d->sweep);
     if (d->lock >= 0) {
         close(d->lock);
     }

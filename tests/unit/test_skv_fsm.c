@@ -1237,6 +1237,64 @@ static void a_batch_that_is_not_the_shards_is_refused_whole(void **state)
     group_close(&b);
 }
 
+static void assert_dropped(struct group *g, uint64_t number)
+{
+    struct buf last = {0};
+    while (run(g, skv_command_step(SKV_COMMAND_DROP, 0, number)).more) {
+        /* It goes on where it was, and does not look from the beginning. */
+        struct slice now = buf_slice(&g->fsm->shards[0].dropped);
+        assert_true(now.size > 0);
+        assert_int_not_equal(slice_compare(buf_slice(&last), now), 0);
+        buf_clear(&last);
+        buf_append(&last, now.data, now.size);
+    }
+    buf_free(&last);
+    const struct skv_name all[] = {skv_name_changes(0), skv_name_latests(0),
+                                   skv_name_shard(0)};
+    for (int i = 0; i < 3; i++) {
+        struct skv_keys left = {.max = 10};
+        assert_int_equal(skv_keys_collect(g->fsm->store,
+                                          skv_name_slice(&all[i]),
+                                          slice_of(NULL, 0), &left),
+                         ERR_OK);
+        assert_int_equal(left.count, 0);
+        skv_keys_free(&left);
+    }
+}
+
+static void put_many(struct group *g, int count)
+{
+    for (int i = 0; i < count; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "0:%d", i);
+        put(g, name, "v");
+    }
+}
+
+/* A group that has dropped a shard before drops all of it again. */
+static void a_shard_comes_and_goes_whole(void **state)
+{
+    struct group a, b;
+    (void)state;
+    two_groups(&a, &b);
+    put_many(&a, 1300);
+    struct group *from = &a, *to = &b;
+    for (uint64_t number = 2; number <= 5; number++) {
+        const ctl_gid *owners = to == &b ? MOVED : ALL_ONE;
+        assert_int_equal(configure(&a, number, owners), ERR_OK);
+        assert_int_equal(configure(&b, number, owners), ERR_OK);
+        put_many(from, 600); /* more changes than go in one DROP */
+        pull_all(from, to, 0, number, false);
+        assert_dropped(from, number);
+        assert_value(to, "0:1299", "v");
+        struct group *before = from;
+        from = to;
+        to = before;
+    }
+    group_close(&a);
+    group_close(&b);
+}
+
 static void a_settled_shard_is_dropped_in_bounded_steps(void **state)
 {
     struct group a, b;
@@ -1879,6 +1937,7 @@ int main(void)
         cmocka_unit_test(a_shard_is_counted_in_bounded_parts),
         cmocka_unit_test(steps_that_do_not_fit_are_refused),
         cmocka_unit_test(a_batch_that_is_not_the_shards_is_refused_whole),
+        cmocka_unit_test(a_shard_comes_and_goes_whole),
         cmocka_unit_test(a_settled_shard_is_dropped_in_bounded_steps),
         cmocka_unit_test(a_prepared_transaction_is_done_by_commit),
         cmocka_unit_test(abort_undoes_and_is_final),
