@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -162,6 +163,29 @@ static bool sync_path(const char *path, int flags)
         close(fd);
     }
     return ok;
+}
+
+/* flock() goes with the process, so a killed one leaves no stale lock. */
+bool cluster_lock(const char *dir)
+{
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0) {
+        return true; /* open until the end */
+    }
+    if (fd >= 0 && errno == EWOULDBLOCK) {
+        fprintf(stderr,
+                "flotilla: another `flotilla member` changes the cluster in "
+                "%s: try again when it has ended\n",
+                dir);
+    } else {
+        fprintf(stderr,
+                "flotilla: cannot lock the cluster's directory %s: %s\n", dir,
+                strerror(errno));
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return false;
 }
 
 /* Written last and renamed into place: a cluster exists wholly or not, also

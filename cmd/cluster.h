@@ -47,6 +47,10 @@ bool cluster_exists(const char *dir);
 bool cluster_create(const char *dir, const struct cluster_plan *plan,
                     struct cluster *c);
 
+/* Takes the right to change the description, until the process ends: whoever
+ * read it before another wrote it would write that away. Before cluster_load();
+ * says on standard error who is in the way. */
+bool cluster_lock(const char *dir);
 /* Writes DIR/cluster.json, in one step. These explain failures on standard
  * error. */
 bool cluster_save(const struct cluster *c);

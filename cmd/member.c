@@ -164,7 +164,8 @@ static enum err ask_wish(struct change *ch, const struct rsm_wish *wish)
     return rc;
 }
 
-/* A new replica's progress is a reason to wait on. */
+/* A new replica's progress is a reason to wait on; that others get what clients
+ * write is none. */
 static bool advances(const struct change *ch, uint64_t id, uint64_t *match)
 {
     const struct rsm_member *m = member_of(ch, id);
@@ -197,12 +198,21 @@ static bool step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
             rc != ERR_IO && (rc != ERR_BUSY || waited > 10000)) {
             break;
         }
-        waited = advances(ch, id, &match) ? 0 : waited;
+        if (rc == ERR_NOTLEADER && waited == 10 * PAUSE_MS) {
+            printf("  no leader of %s answers yet; asking for up to %d s\n",
+                   group_name(ch->gid, name), PATIENCE_MS / 1000);
+        }
+        bool catches_up = kind == RSM_PROMOTE && rc == ERR_TIMEDOUT;
+        waited = catches_up && advances(ch, id, &match) ? 0 : waited;
         waited += rc == ERR_TIMEDOUT ? WISH_MS : 0;
         pause_ms(PAUSE_MS);
     }
-    fprintf(stderr, "flotilla: cannot %s replica %" PRIu64 " of %s: %s\n",
-            step_names[kind], id, group_name(ch->gid, name),
+    char who[32] = "another replica";
+    if (id != 0) {
+        snprintf(who, sizeof who, "replica %" PRIu64, id);
+    }
+    fprintf(stderr, "flotilla: cannot %s %s of %s: %s\n", step_names[kind], who,
+            group_name(ch->gid, name),
             rc == ERR_NOTLEADER ? "no leader answers: is a majority running?"
                                 : refusal(kind, rc));
     return false;
@@ -269,12 +279,37 @@ static bool group_is_joined(struct change *ch)
     return joined;
 }
 
-static bool choose_address(struct change *ch, char out[NET_ADDRESS_SIZE_MAX])
+/* Said before anything is made: a description with an address that makes no
+ * sense, or twice the same, would be refused by every command from then on. */
+static bool given_address_fits(const struct change *ch)
+{
+    const char *colon = strrchr(ch->address, ':');
+    uint64_t port = 0;
+    if (colon == NULL || colon == ch->address ||
+        strlen(ch->address) >= NET_ADDRESS_SIZE_MAX ||
+        !args_number(colon + 1, 1, 65535, &port)) {
+        fprintf(stderr, "flotilla: --address wants HOST:PORT and got '%s'\n",
+                ch->address);
+        return false;
+    }
+    for (uint32_t i = 0; i < ch->c.replica_count; i++) {
+        if (strcmp(ch->c.replicas[i].address, ch->address) == 0) {
+            fprintf(stderr,
+                    "flotilla: %s is the address of %s: give --address "
+                    "another one, or none\n",
+                    ch->address, ch->c.replicas[i].name);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool choose_address(const struct change *ch,
+                           char out[NET_ADDRESS_SIZE_MAX])
 {
     if (ch->address != NULL) {
         snprintf(out, NET_ADDRESS_SIZE_MAX, "%s", ch->address);
-        return strrchr(ch->address, ':') != NULL &&
-               strlen(ch->address) < NET_ADDRESS_SIZE_MAX;
+        return given_address_fits(ch);
     }
     uint32_t port = 0;
     for (uint32_t i = 0; i < ch->c.replica_count; i++) {
@@ -286,6 +321,10 @@ static bool choose_address(struct change *ch, char out[NET_ADDRESS_SIZE_MAX])
         port++;
     } while (port < 65535 && !process_port_free(port));
     snprintf(out, NET_ADDRESS_SIZE_MAX, "127.0.0.1:%u", port);
+    if (port >= 65535) {
+        fprintf(stderr, "flotilla: no port above those of the cluster is free: "
+                        "choose one with --address HOST:PORT\n");
+    }
     return port < 65535;
 }
 
@@ -308,7 +347,6 @@ static bool make_replica(struct change *ch, struct cluster_replica **out)
     }
     cluster_replica_name(r);
     if (!choose_address(ch, r->address)) {
-        fprintf(stderr, "flotilla: --address wants HOST:PORT\n");
         return false;
     }
     c->replica_count++;
@@ -437,9 +475,32 @@ static bool promote(struct change *ch, uint64_t id)
     return true;
 }
 
+/* What step() would learn after a minute, or call by another name. */
+static bool may_lead(struct change *ch, uint64_t id)
+{
+    char name[32];
+    const struct rsm_member *m =
+        id != 0 && ask_members(ch) ? member_of(ch, id) : NULL;
+    if (m == NULL || m->id == ch->members.leader) {
+        return true; /* the leader says what is wrong */
+    }
+    if (m->role == RSM_LEARNER || m->active == 0) {
+        fprintf(stderr,
+                "flotilla: cannot hand leadership to replica %" PRIu64
+                " of %s: %s\n",
+                id, group_name(ch->gid, name),
+                m->role == RSM_LEARNER
+                    ? "it is a learner: `flotilla member promote` first"
+                    : "it does not answer: start it with `flotilla up`, or "
+                      "name another");
+        return false;
+    }
+    return true;
+}
+
 static bool transfer(struct change *ch, uint64_t id)
 {
-    if (!step(ch, RSM_TRANSFER, id, "")) {
+    if (!may_lead(ch, id) || !step(ch, RSM_TRANSFER, id, "")) {
         return false;
     }
     for (uint32_t waited = 0; waited < 5000 && !ask_members(ch);
@@ -548,6 +609,20 @@ static int usage(void)
     return EXIT_USAGE;
 }
 
+static bool group_is_here(const struct cluster *c, uint32_t gid)
+{
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        if (c->replicas[i].gid == gid) {
+            return true;
+        }
+    }
+    fprintf(stderr,
+            "flotilla: the cluster in %s has no group %u: `flotilla member "
+            "list` shows which there are\n",
+            c->dir, gid);
+    return false;
+}
+
 static int run(struct change *ch, const char *action, char **words, int count)
 {
     uint64_t gid = 0, id = 0;
@@ -557,6 +632,9 @@ static int run(struct change *ch, const char *action, char **words, int count)
         return usage();
     }
     ch->gid = (uint32_t)gid;
+    if (has_group && !group_is_here(&ch->c, ch->gid)) {
+        return EXIT_FAILED;
+    }
     bool ok = false;
     if (strcmp(action, "list") == 0 && !has_id) {
         ok = list(ch, has_group);
@@ -584,6 +662,13 @@ static int repair(const struct cluster *c, char **words, int count)
         return usage();
     }
     return repair_group(c, (uint32_t)gid) ? EXIT_DONE : EXIT_FAILED;
+}
+
+/* These write cluster.json when they end, minutes after they read it. */
+static bool changes_description(const char *action)
+{
+    return strcmp(action, "add") == 0 || strcmp(action, "remove") == 0 ||
+           strcmp(action, "replace") == 0;
 }
 
 int cmd_member(int argc, char **argv)
@@ -621,7 +706,10 @@ int cmd_member(int argc, char **argv)
     if (!args_parse(&spec, argc, argv, &first, &status)) {
         return status;
     }
-    if (!cluster_load(cluster_dir(ch.access.cluster), &ch.c)) {
+    const char *dir = cluster_dir(ch.access.cluster);
+    if ((changes_description(argv[first]) && cluster_exists(dir) &&
+         !cluster_lock(dir)) ||
+        !cluster_load(dir, &ch.c)) {
         return EXIT_FAILED;
     }
     if (strcmp(argv[first], "repair") == 0) {

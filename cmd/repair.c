@@ -8,6 +8,7 @@
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "raft/storage/wal_repair.h"
+#include "shardkv/store.h"
 
 struct stopped {
     const struct cluster *c;
@@ -15,6 +16,24 @@ struct stopped {
     struct wal_repair_replica replicas[RAFT_PEERS_MAX];
     uint32_t count;
 };
+
+/* What its store holds. One that was being replaced is ahead of its log,
+ * rightly; what cannot be opened is not known, and the replica's start says
+ * more. */
+static raft_index durable_of(const struct cluster_replica *r, struct disk *disk,
+                             const char *data)
+{
+    uint64_t index = 0, term = 0;
+    struct disk_file *file = NULL;
+    struct skv_store *store = NULL;
+    if (disk->ops->open(disk, "snap/in", false, &file) == ERR_OK) {
+        disk->ops->close(file);
+    } else if (r->gid != 0 && skv_store_lmdb_open(data, 0, &store) == ERR_OK) {
+        store->ops->durable(store, &index, &term);
+        store->ops->close(store);
+    }
+    return index;
+}
 
 /* Each data directory, locked: so none of them runs. */
 static bool open_one(struct stopped *s, const struct cluster_replica *r)
@@ -34,6 +53,7 @@ static bool open_one(struct stopped *s, const struct cluster_replica *r)
     }
     enum err rc = disk_real_open(data, &one->disk);
     if (rc == ERR_OK) {
+        one->durable = durable_of(r, one->disk, data);
         return true;
     }
     one->disk = NULL;
@@ -77,6 +97,12 @@ static bool repair(struct stopped *s, uint32_t gid)
     enum err rc = wal_repair(s->replicas, s->count, "wal", problem);
     for (uint32_t i = 0; i < s->count && rc == ERR_OK; i++) {
         say_one(s, i);
+    }
+    for (uint32_t i = 0; i < s->count && rc == ERR_CORRUPT; i++) {
+        if (s->replicas[i].damage[0] != 0) {
+            fprintf(stderr, "flotilla: %s: %s\n", s->known[i]->name,
+                    s->replicas[i].damage);
+        }
     }
     if (rc != ERR_OK) {
         fprintf(stderr, "flotilla: cannot repair group %u: %s%s%s\n", gid,

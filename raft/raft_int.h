@@ -190,10 +190,9 @@ struct raft {
     bool read_open;      /* a majority has not echoed it yet */
     uint64_t read_began_ms;
     raft_index read_index;
-    bool lease_reads; /* the option */
-    bool lease_spent; /* not again in this term */
-    uint64_t
-        lease_from_ms; /* when the newest round that ended began; 0: none */
+    bool lease_reads;       /* the option */
+    bool lease_spent;       /* not again in this term */
+    uint64_t lease_from_ms; /* the newest ended round's begin; 0: none */
 
     /* What the step gives back */
     struct raft_msg *out;

@@ -8,7 +8,7 @@
  *        8     4  group
  *       12     8  id
  *       20     1  joining  1: the group tells it who is in it
- *       21     1  started  1: a log was made
+ *       21     1  started  1: the log is not empty: it must be there
  *       22     2  reserved, zero
  *       24     4  CRC-32C of all before                                    */
 #include <inttypes.h>
@@ -19,6 +19,7 @@
 #include "rsm/rsm_int.h"
 
 #define IDENTITY_FILE "identity"
+#define IDENTITY_NEW  "identity.new"
 
 enum { IDENTITY_SIZE = 28, MAGIC_SIZE = 8 };
 
@@ -56,20 +57,31 @@ static enum err decode(const uint8_t bytes[IDENTITY_SIZE],
     return ERR_OK;
 }
 
-/* In place: it is smaller than what a disk writes at once. */
-static enum err save(struct disk *disk, const struct rsm_identity *id)
+static enum err write_whole(struct disk *disk, const char *path,
+                            struct slice bytes)
 {
     struct disk_file *file = NULL;
+    enum err rc = disk->ops->open(disk, path, true, &file);
+    if (rc != ERR_OK) {
+        return rc;
+    }
+    rc = disk->ops->write(file, 0, &bytes, 1);
+    if (rc == ERR_OK) {
+        rc = disk->ops->sync(file);
+    }
+    disk->ops->close(file);
+    return rc;
+}
+
+/* Under another name first: whoever is killed between making a file and writing
+ * it leaves an empty one, which nobody may take for a damaged identity. */
+static enum err save(struct disk *disk, const struct rsm_identity *id)
+{
     struct buf b = {0};
     encode(id, &b);
-    struct slice bytes = buf_slice(&b);
-    enum err rc = disk->ops->open(disk, IDENTITY_FILE, true, &file);
+    enum err rc = write_whole(disk, IDENTITY_NEW, buf_slice(&b));
     if (rc == ERR_OK) {
-        rc = disk->ops->write(file, 0, &bytes, 1);
-        if (rc == ERR_OK) {
-            rc = disk->ops->sync(file);
-        }
-        disk->ops->close(file);
+        rc = disk->ops->rename(disk, IDENTITY_NEW, IDENTITY_FILE);
     }
     if (rc == ERR_OK) {
         rc = disk->ops->sync_dir(disk, "");
@@ -136,19 +148,28 @@ enum err rsm_identity_check(struct rsm *r)
     return rc;
 }
 
-/* The log was opened. `is_new`: it was not there before. */
+enum err rsm_identity_started(struct rsm *r)
+{
+    if (!r->config.identified || r->identity.started) {
+        return ERR_OK;
+    }
+    r->identity.started = true;
+    enum err rc = save(r->config.disk, &r->identity);
+    r->identity.started = rc == ERR_OK;
+    return rc;
+}
+
+/* The log was opened. `is_new`: it was not there before. One of the first gets
+ * its configuration in the log now; of one that joins the log stays empty until
+ * the group has told it something (log.c). */
 enum err rsm_identity_log(struct rsm *r, bool is_new)
 {
     if (!r->config.identified) {
         return ERR_OK;
     }
-    if (is_new && r->identity.started && !r->identity.joining) {
+    if (is_new && r->identity.started) {
         say_lost(&r->config, "the log is missing");
         return ERR_NOTFOUND;
     }
-    if (r->identity.started) {
-        return ERR_OK;
-    }
-    r->identity.started = true;
-    return save(r->config.disk, &r->identity);
+    return is_new && r->identity.joining ? ERR_OK : rsm_identity_started(r);
 }

@@ -23,26 +23,38 @@ static void job_free(struct rsm_log_job *j)
 
 static void on_done(struct env_job *job);
 
+static enum err write_job(struct rsm_log_job *j)
+{
+    struct wal *wal = j->rsm->wal;
+    switch (j->kind) {
+    case RSM_LOG_APPEND:
+        return wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
+                          j->entries, j->entry_count);
+    case RSM_LOG_VOTE: return wal_append(wal, &j->hard_state, NULL, 0);
+    case RSM_LOG_COMPACT: return wal_compact(wal, j->index, j->term, &j->conf);
+    case RSM_LOG_RESET: return wal_reset(wal, j->index, j->term, &j->conf);
+    }
+    return ERR_INVALID;
+}
+
+/* Before anybody hears of the first thing that is stored, the identity says
+ * that there is a log: without it this replica would begin anew, and vote and
+ * acknowledge again what it has forgotten. */
 static void on_run(struct env_job *job)
 {
     struct rsm_log_job *j = job_of(job);
     struct wal *wal = j->rsm->wal;
-    switch (j->kind) {
-    case RSM_LOG_APPEND:
-        j->rc = wal_append(wal, j->with_hard_state ? &j->hard_state : NULL,
-                           j->entries, j->entry_count);
-        j->low = j->entry_count > 0 && rsm_space_is_low(j->rsm);
-        break;
-    case RSM_LOG_VOTE: j->rc = wal_append(wal, &j->hard_state, NULL, 0); break;
-    case RSM_LOG_COMPACT:
-        j->rc = wal_compact(wal, j->index, j->term, &j->conf);
-        break;
-    case RSM_LOG_RESET:
-        j->rc = wal_reset(wal, j->index, j->term, &j->conf);
-        break;
+    if (!j->written) {
+        j->rc = write_job(j);
+        j->written = j->rc == ERR_OK;
+        wal_stats(wal, &j->stats);
+        wal_take_marks(wal, &j->marks, &j->mark_count);
     }
-    wal_stats(wal, &j->stats);
-    wal_take_marks(wal, &j->marks, &j->mark_count);
+    if (j->written) {
+        j->rc = rsm_identity_started(j->rsm);
+    }
+    j->low = j->kind == RSM_LOG_APPEND && j->entry_count > 0 &&
+             rsm_space_is_low(j->rsm);
 }
 
 /* Somebody waits for a follower's sync and it has nothing else to do. A leader

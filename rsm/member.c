@@ -14,7 +14,11 @@
  *  2. No change is begun after which no majority answers: it could never be
  *     committed, and no other could be made.
  *  3. A wish is answered once: when it is reached, by a refusal, at its
- *     deadline, or when this replica does not lead. */
+ *     deadline, or when this replica does not lead.
+ *  4. No wish is looked at before a majority has confirmed, since it came, that
+ *     we lead: a leader that was deposed and has not heard of it knows an old
+ *     configuration, in which a new replica is not there, or one that is to go
+ *     has never been. */
 #include "rsm/rsm_int.h"
 
 #include <inttypes.h>
@@ -31,6 +35,8 @@ MSG_CODEC(rsm_members, RSM_MEMBERS_FIELDS)
 enum { WISHES_MAX = 64, WISH_MS_MAX = 60000 };
 
 struct rsm_wanted {
+    struct rsm_read confirm; /* invariant 4; first: it is cast */
+    struct rsm *rsm;
     struct rsm_wanted *next;
     struct net_request *request;
     enum rsm_change_kind kind;
@@ -347,6 +353,34 @@ static bool wish_makes_sense(const struct rsm_wish *m)
     return false;
 }
 
+static void confirm_run(struct rsm_read *rd)
+{
+    (void)rd; /* that it may run is all */
+}
+
+/* ERR_BUSY of a read is about this replica, not about the change. */
+static void confirm_done(struct rsm_read *rd, enum err rc)
+{
+    struct rsm_wanted *w = (struct rsm_wanted *)rd;
+    struct rsm *r = w->rsm;
+    if (rsm_stopped(r)) {
+        rc = ERR_CLOSED; /* nobody looks at wishes any more */
+    }
+    if (rc != ERR_OK) {
+        net_reply(r->config.net, w->request, rc == ERR_BUSY ? ERR_TIMEDOUT : rc,
+                  slice_of(NULL, 0));
+        mem_free(w);
+        r->wish_count--;
+        return;
+    }
+    struct raft_status s;
+    raft_status(r->raft, &s);
+    w->caught_up = s.last_index;
+    w->next = r->wishes;
+    r->wishes = w;
+    rsm_flush_later(r);
+}
+
 void rsm_member_change(struct rsm *r, struct net_request *request,
                        const struct net_peer *peer, struct slice body)
 {
@@ -367,8 +401,6 @@ void rsm_member_change(struct rsm *r, struct net_request *request,
         arena_free(&arena);
         return;
     }
-    struct raft_status s;
-    raft_status(r->raft, &s);
     struct rsm_wanted *w = mem_alloc(sizeof *w);
     w->request = request;
     w->kind = (enum rsm_change_kind)m.kind;
@@ -378,12 +410,12 @@ void rsm_member_change(struct rsm *r, struct net_request *request,
     }
     w->deadline_ms = env_now_ms(r->env) +
                      (m.timeout_ms < WISH_MS_MAX ? m.timeout_ms : WISH_MS_MAX);
-    w->caught_up = s.last_index;
-    w->next = r->wishes;
-    r->wishes = w;
+    w->rsm = r;
+    w->confirm.run = confirm_run;
+    w->confirm.done = confirm_done;
     r->wish_count++;
     arena_free(&arena);
-    rsm_flush_later(r);
+    rsm_read(r, &w->confirm);
 }
 
 static uint8_t role_of(const struct raft_conf *conf, raft_id id)

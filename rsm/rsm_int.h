@@ -19,7 +19,6 @@ enum {
     RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
-    RSM_BRIEF_COUNT = 4, /* jobs that the loop may run itself: at most */
     RSM_BRIEF_SIZE = 16 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_MANIFEST_PART = 256 << 10,
@@ -106,8 +105,9 @@ struct rsm_log_job {
     struct env_job job;
     struct rsm *rsm;
     enum rsm_log_kind kind;
-    bool tried; /* and found no space */
-    bool low;   /* little space was left after it */
+    bool tried;   /* and found no space */
+    bool written; /* what is left is the identity's `started` */
+    bool low;     /* little space was left after it */
     enum err rc;
     struct wal_stats stats;
     struct wal_mark *marks; /* of what was written */
@@ -312,6 +312,8 @@ void rsm_gone_heard(struct rsm *r, struct slice body);
 /* identity.c */
 MUST_USE enum err rsm_identity_check(struct rsm *r);
 MUST_USE enum err rsm_identity_log(struct rsm *r, bool is_new);
+/* On the "wal" worker, or before it runs. */
+MUST_USE enum err rsm_identity_started(struct rsm *r);
 
 /* log.c */
 void rsm_log_update(struct rsm *r, const struct raft_update *update);

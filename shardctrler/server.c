@@ -10,11 +10,11 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "shardctrler/fsm_int.h"
+#include "shardctrler/status.h"
 
 enum { WAITERS_MAX = 4096, WAIT_MS_MAX = 60000, INIT_AGAIN_US = 100000 };
 
@@ -295,93 +295,16 @@ static void handle_mounts(struct ctl_replica *r, struct net_request *request)
 
 /* ---- status: of this replica alone ---- */
 
-/* The worst thing this replica knows, in words; empty when all is well. */
-static void fill_problem(const struct rsm_status *status,
-                         const struct rsm_member *members, uint32_t count,
-                         char *words, size_t size)
-{
-    rsm_space_problem(status, words, size);
-    if (words[0] == '\0') {
-        rsm_forgot_problem(status, 0, words, size);
-    }
-    if (words[0] != '\0') {
-        return;
-    }
-    if (status->raft.leader == 0) {
-        snprintf(words, size,
-                 "no leader known: do a majority run, and reach each other?");
-        return;
-    }
-    if (status->raft.role != RAFT_LEADER) {
-        return;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        if (!members[i].active) {
-            snprintf(words, size, "replica %llu at %.*s does not answer",
-                     (unsigned long long)members[i].id,
-                     (int)members[i].address.size,
-                     (const char *)members[i].address.data);
-            return;
-        }
-    }
-}
-
-static struct ctl_spread spread_of(const struct rsm_spread *s)
-{
-    return (struct ctl_spread){
-        .p50 = s->p50_us, .p99 = s->p99_us, .max = s->max_us};
-}
-
-void ctl_status_spreads(const struct rsm_status *from,
-                        struct ctl_spread to[CTL_SPREADS])
-{
-    to[CTL_SPREAD_STALL] = spread_of(&from->stall);
-    to[CTL_SPREAD_BUSY] = spread_of(&from->busy);
-    to[CTL_SPREAD_WRITE] = spread_of(&from->write);
-}
-
 static void handle_status(struct ctl_replica *r, struct net_request *request)
 {
-    struct rsm_status status;
-    struct rsm_member members[RAFT_PEERS_MAX];
-    struct ctl_peer peers[RAFT_PEERS_MAX];
-    char problem[512];
+    struct ctl_replica_status own;
     struct buf b = {0};
-    rsm_status(r->rsm, &status);
-    uint32_t count = rsm_member_list(r->rsm, members);
-    for (uint32_t i = 0; i < count; i++) {
-        peers[i] = (struct ctl_peer){.id = members[i].id,
-                                     .address = members[i].address,
-                                     .match = members[i].match,
-                                     .active = members[i].active};
-    }
-    fill_problem(&status, members, count, problem, sizeof problem);
-    struct ctl_spread spreads[CTL_SPREADS];
-    ctl_status_spreads(&status, spreads);
-    struct ctl_status out = {
-        .gid = 0,
-        .id = r->config.id,
-        .role = (uint8_t)status.raft.role,
-        .term = status.raft.term,
-        .leader = status.raft.leader,
-        .first_index = status.raft.snapshot_index + 1,
-        .last_index = status.raft.last_index,
-        .commit = status.raft.commit,
-        .applied = status.applied,
-        .durable = status.durable,
-        .config_number = __atomic_load_n(&r->fsm->newest, __ATOMIC_ACQUIRE),
-        .pid = (uint64_t)getpid(),
-        .uptime_ms = (env_now_us(r->env) - r->started_us) / 1000,
-        .bytes = __atomic_load_n(&r->fsm->size, __ATOMIC_RELAXED),
-        .certificate_end_s = r->config.certificate_end_s,
-        .problem = slice_text(problem),
-        .peers = peers,
-        .peers_count = count,
-        .checkpoints = status.stall.count,
-        .spreads = spreads,
-        .spreads_count = CTL_SPREADS,
-    };
-    ctl_status_encode(&b, &out);
+    ctl_replica_status(r->rsm, 0, r->started_us, env_now_us(r->env), &own);
+    own.status.config_number =
+        __atomic_load_n(&r->fsm->newest, __ATOMIC_ACQUIRE);
+    own.status.bytes = __atomic_load_n(&r->fsm->size, __ATOMIC_RELAXED);
+    own.status.certificate_end_s = r->config.certificate_end_s;
+    ctl_status_encode(&b, &own.status);
     net_reply(r->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
 }

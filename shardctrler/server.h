@@ -35,8 +35,4 @@ MUST_USE enum err ctl_replica_new(const struct ctl_server_config *config,
 void ctl_replica_free(struct ctl_replica *s);
 struct rsm *ctl_replica_rsm(struct ctl_replica *s); /* for tests and shutdown */
 
-/* What a status says of an rsm's checkpoints, also another service's. */
-void ctl_status_spreads(const struct rsm_status *from,
-                        struct ctl_spread to[CTL_SPREADS]);
-
 #endif

@@ -2,9 +2,8 @@
  * of the store are those of the last look at it. */
 #include <inttypes.h>
 #include <stdio.h>
-#include <unistd.h>
 
-#include "shardctrler/server.h"
+#include "shardctrler/status.h"
 #include "shardkv/server_int.h"
 
 enum { STUCK_AFTER_US = 5000000 };
@@ -60,87 +59,27 @@ static void fill_stuck(const struct skv_server *s, char *words, size_t size)
     }
 }
 
-/* The worst thing this replica knows, in words; empty when all is well. */
-static void fill_problem(const struct skv_server *s,
-                         const struct rsm_status *status,
-                         const struct rsm_member *members, uint32_t count,
-                         char *words, size_t size)
-{
-    rsm_space_problem(status, words, size);
-    if (words[0] == '\0') {
-        rsm_forgot_problem(status, s->config.gid, words, size);
-    }
-    if (words[0] != '\0') {
-        return;
-    }
-    if (status->raft.leader == 0) {
-        snprintf(words, size,
-                 "no leader known: do a majority run, and reach each other?");
-        return;
-    }
-    if (status->raft.role != RAFT_LEADER) {
-        return;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        if (!members[i].active) {
-            snprintf(words, size, "replica %" PRIu64 " at %.*s does not answer",
-                     members[i].id, (int)members[i].address.size,
-                     (const char *)members[i].address.data);
-            return;
-        }
-    }
-    fill_stuck(s, words, size);
-}
-
 void skv_status_reply(struct skv_server *s, struct net_request *request)
 {
-    struct rsm_status status;
-    struct rsm_member members[RAFT_PEERS_MAX];
-    struct ctl_peer peers[RAFT_PEERS_MAX];
+    struct ctl_replica_status own;
     struct ctl_move moves[CTL_STATUS_MOVES_MAX];
     const struct skv_picture *p = &s->mover.picture;
-    char problem[512];
     struct buf b = {0};
-    rsm_status(s->rsm, &status);
-    uint32_t count = rsm_member_list(s->rsm, members);
-    for (uint32_t i = 0; i < count; i++) {
-        peers[i] = (struct ctl_peer){.id = members[i].id,
-                                     .address = members[i].address,
-                                     .match = members[i].match,
-                                     .active = members[i].active};
+    ctl_replica_status(s->rsm, s->config.gid, s->started_us, env_now_us(s->env),
+                       &own);
+    if (own.problem[0] == '\0' && own.status.role == RAFT_LEADER) {
+        fill_stuck(s, own.problem, sizeof own.problem);
+        own.status.problem = slice_text(own.problem);
     }
-    fill_problem(s, &status, members, count, problem, sizeof problem);
-    struct ctl_spread spreads[CTL_SPREADS];
-    ctl_status_spreads(&status, spreads);
-    struct ctl_status out = {
-        .gid = s->config.gid,
-        .id = s->config.id,
-        .role = (uint8_t)status.raft.role,
-        .term = status.raft.term,
-        .leader = status.raft.leader,
-        .first_index = status.raft.snapshot_index + 1,
-        .last_index = status.raft.last_index,
-        .commit = status.raft.commit,
-        .applied = status.applied,
-        .durable = status.durable,
-        .config_number = p->number,
-        .pid = (uint64_t)getpid(),
-        .uptime_ms = (env_now_us(s->env) - s->started_us) / 1000,
-        .keys = p->keys,
-        .bytes = p->bytes,
-        .certificate_end_s = s->config.certificate_end_s,
-        .problem = slice_text(problem),
-        .peers = peers,
-        .peers_count = count,
-        .arriving = skv_picture_count(p, SKV_SHARD_PULLING),
-        .leaving = skv_picture_leaving(p),
-        .moves = moves,
-        .moves_count = fill_moves(s, moves),
-        .checkpoints = status.stall.count,
-        .spreads = spreads,
-        .spreads_count = CTL_SPREADS,
-    };
-    ctl_status_encode(&b, &out);
+    own.status.config_number = p->number;
+    own.status.keys = p->keys;
+    own.status.bytes = p->bytes;
+    own.status.certificate_end_s = s->config.certificate_end_s;
+    own.status.arriving = skv_picture_count(p, SKV_SHARD_PULLING);
+    own.status.leaving = skv_picture_leaving(p);
+    own.status.moves = moves;
+    own.status.moves_count = fill_moves(s, moves);
+    ctl_status_encode(&b, &own.status);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
     skv_mover_refresh(&s->mover);

@@ -163,11 +163,8 @@ static void timer_halt(struct net_loop *loop, struct loop_timer *timer)
 }
 
 /* Those that come meanwhile wait for the next turn. */
-static void here_call(struct net_loop *loop)
+static void ready_call(struct net_loop *loop)
 {
-    struct job_queue jobs = loop->here;
-    loop->here = (struct job_queue){0};
-    job_queue_join(&loop->ready, &jobs);
     struct env_job *job;
     while ((job = job_queue_pop(&loop->ready)) != NULL) {
         if (job->done != NULL) {
@@ -185,7 +182,8 @@ static void turn_ends(uv_idle_t *idle)
         timer_halt(loop, timer);
         timer_fire(loop, timer);
     }
-    here_call(loop);
+    job_queue_join(&loop->ready, &loop->here);
+    ready_call(loop);
     if (loop->due_timers == NULL && loop->here.first == NULL) {
         uv_idle_stop(idle);
     }
@@ -294,12 +292,7 @@ static void loop_woken(uv_poll_t *wake, int status, int events)
     loop->stop_asked = false;
     pthread_mutex_unlock(&loop->lock);
 
-    struct env_job *job;
-    while ((job = job_queue_pop(&loop->ready)) != NULL) {
-        if (job->done != NULL) {
-            job->done(job);
-        }
-    }
+    ready_call(loop);
     if (stop) {
         uv_stop(&loop->uv);
     }

@@ -72,6 +72,33 @@ static const struct wal_place *find(const struct repair *p, raft_index index,
                          by_name);
 }
 
+static raft_index log_end(const struct wal_holes *h, raft_term *term)
+{
+    if (h->term_count > 0) {
+        *term = h->terms[h->term_count - 1];
+        return h->first_index + h->term_count - 1;
+    }
+    *term = h->start_term;
+    return h->start_index;
+}
+
+/* What is gone may have held votes, too, as many as there was room for: so it
+ * is not repaired, and its end does not count. */
+static void look_at_end(struct wal_repair_replica *r, struct wal_holes *h)
+{
+    raft_term term = 0;
+    raft_index end = log_end(h, &term);
+    if (!h->readable || end >= r->durable) {
+        return;
+    }
+    h->cut_off = h->end_lost = true;
+    r->damaged = true;
+    r->state = WAL_REPAIR_LEFT;
+    snprintf(r->damage, sizeof r->damage,
+             "its log ends at entry %" PRIu64 ", and its store holds %" PRIu64,
+             end, r->durable);
+}
+
 static enum err read_all(struct repair *p)
 {
     for (uint32_t i = 0; i < p->count; i++) {
@@ -90,6 +117,7 @@ static enum err read_all(struct repair *p)
         r->missing_count = 0;
         snprintf(r->damage, sizeof r->damage, "%s",
                  h->readable ? h->first : "it has no log");
+        look_at_end(r, h);
     }
     if (p->places.count > 0) {
         qsort(p->places.items, p->places.count, sizeof *p->places.items,
@@ -123,16 +151,6 @@ static enum err fetch(struct repair *p, const struct wal_place *place,
 }
 
 /* --- The group's log */
-
-static raft_index log_end(const struct wal_holes *h, raft_term *term)
-{
-    if (h->term_count > 0) {
-        *term = h->terms[h->term_count - 1];
-        return h->first_index + h->term_count - 1;
-    }
-    *term = h->start_term;
-    return h->start_index;
-}
 
 static bool is_end_known(const struct wal_holes *h)
 {
@@ -382,7 +400,8 @@ static void judge(struct repair *p, uint32_t i)
 {
     struct wal_repair_replica *r = &p->replicas[i];
     const struct wal_holes *start = start_for(p, i);
-    if (!r->damaged || !p->holes[i].readable || start == NULL ||
+    if (!r->damaged || !p->holes[i].readable || p->holes[i].cut_off ||
+        start == NULL ||
         (p->holes[i].hard_state_lost && !was_everybody_read(p))) {
         return;
     }

@@ -17,6 +17,9 @@ enum wal_repair_state {
 struct wal_repair_replica {
     raft_id id;
     struct disk *disk; /* its own; NULL: not to be had */
+    /* Its state machine holds all entries up to this one, so a log that ends
+     * before it has lost its end, though it looks whole. 0: not known. */
+    raft_index durable;
     /* Out: */
     enum wal_repair_state state;
     bool damaged;

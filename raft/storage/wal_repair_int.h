@@ -33,6 +33,7 @@ struct wal_holes {
     raft_term *terms;
     uint32_t term_count, term_capacity;
     bool end_lost; /* a hole behind the last entry that is known */
+    bool cut_off;  /* the same, and nothing shows where: see durable */
 
     bool has_start; /* the last start marker that is known */
     raft_index start_index;

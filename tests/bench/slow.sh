@@ -3,10 +3,11 @@
 # SECONDS_EACH (4), in each of ROUNDS (5) rounds with
 #   healthy   all three replicas well
 #   stopped   one follower halted (SIGSTOP)
+#   killed    one follower dead (SIGKILL), until `up` starts it again
 #   slow      one follower whose every sync takes 50 ms: a shim that this script
 #             builds and preloads, and switches on by a file
-# Prints one JSON object a row: operations per second; and for the latter two
-# the ratio to the healthy ones of the same round (median of all: at least 0.95
+# Prints one JSON object a row: operations per second; and for the others the
+# ratio to the healthy ones of the same round (median of all: at least 0.95
 # is wanted), and by how much the leader's memory grew from the first round to
 # the last.
 set -eu
@@ -64,7 +65,8 @@ assert row["errors"] == 0, row
 print(sys.argv[2], sys.argv[3], row["ops_per_s"], sys.argv[4])' "$W/row" "$1" "$2" "$(memory "$leader")" >>"$W/rows"
 }
 
-LD_PRELOAD=$W/shim.so "$F" up --cluster "$C" --no-mount --port "$PORT" --groups 1 >/dev/null
+up() { LD_PRELOAD=$W/shim.so "$F" up --cluster "$C" --no-mount --port "$PORT" --groups 1 >/dev/null; }
+up
 for round in $(seq "${ROUNDS:-5}"); do
     leader=$(roles leader)
     measure "$round" healthy
@@ -75,6 +77,11 @@ for round in $(seq "${ROUNDS:-5}"); do
     kill -CONT "$stopped"
     stopped=
     leader=$(roles leader) # everybody is well again
+    kill -KILL "$(pid_of "$(roles follower | sed -n 1p)")"
+    measure "$round" killed
+    up
+    leader=$(roles leader)
+    victim=$(pid_of "$(roles follower | sed -n 1p)")
     touch "$W/slow.$victim"
     measure "$round" slow
     rm "$W/slow.$victim"
@@ -83,7 +90,7 @@ python3 - "$W/rows" <<'END'
 import json, statistics, sys
 rows = [line.split() for line in open(sys.argv[1])]
 healthy = {r[0]: float(r[2]) for r in rows if r[1] == "healthy"}
-for mode in ("healthy", "stopped", "slow"):
+for mode in ("healthy", "stopped", "killed", "slow"):
     mine = [r for r in rows if r[1] == mode]
     ops = [float(r[2]) for r in mine]
     out = {"mode": mode, "min": min(ops), "median": statistics.median(ops), "max": max(ops)}

@@ -4,11 +4,12 @@
 # of group 1 has a small tmpfs of its own for its data. Needs root.
 set -u
 cd "$(dirname "$0")/../.."
+. tests/lib/check.sh
 [ "$(id -u)" = 0 ] || { echo "tests/e2e/disk.sh mounts disks: run it as root"; exit 2; }
 F=$PWD/build/release/flotilla
 W=$(mktemp -d /tmp/flotilla-disk.XXXXXX)
 C=$W/cluster M=$W/mnt PORT=$((20000 + RANDOM % 10000)) SIZE=${SIZE:-192m}
-passed=0 failed=0 writer=
+writer=
 cleanup() {
     rm -f "$W/go"
     [ -z "$writer" ] || kill "$writer" 2>/dev/null
@@ -22,21 +23,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 1' INT TERM
 
-check() { # check NAME COMMAND...
-    local name=$1
-    shift
-    if "$@" >"$W/out" 2>&1; then
-        passed=$((passed + 1))
-        echo "ok   $name"
-        grep '^note: ' "$W/out"
-    else
-        failed=$((failed + 1))
-        echo "FAIL $name"
-        tail -15 "$W/out" | sed 's/^/     /'
-    fi
-}
 up() { "$F" up --cluster "$C" --mount "$M" --port $PORT --groups 1; }
-pid_of() { cut -d' ' -f1 "$C/run/$1.pid"; }
 replica() { # replica KEY: of each replica of group 1, "id value"
     "$F" status --cluster "$C" --json >"$W/status"
     python3 -c 'import json, sys
@@ -345,5 +332,4 @@ else
     echo "note: no loop device here, so ext4 was not tried"
 fi
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_end

@@ -13,8 +13,10 @@ enum {
      * seconds; a transaction may wait for locks of others, one after another.
      */
     LIVENESS_S = 120,
-    /* What a dead clerk has left prepared, when nobody touches it. */
-    LOCKS_S = 30,
+    /* What a dead clerk has left prepared, when nobody touches it. Groups that
+     * are many configurations behind take them one by one, with the locks: a
+     * move waits seconds for each. */
+    LOCKS_S = 60,
 };
 
 static void cluster_build(struct cluster *c)

@@ -51,6 +51,7 @@ enum fault {
     FAULT_FULL_GROUP, /* those of a whole group, or most of it */
     FAULT_ROT,        /* a bit flips in the log of a replica that is down */
     FAULT_ROT_GROUP,  /* in those of a whole group: they are repaired */
+    FAULT_PARTIAL,    /* one link of a leader's, for long */
     FAULTS
 };
 
@@ -157,6 +158,11 @@ struct cluster {
     uint32_t changing; /* bit gid: its members are */
     uint32_t member_changes;
     uint32_t repairs, repairs_refused;
+    struct partial {
+        bool runs; /* one at a time */
+        uint32_t gid;
+        raft_term term; /* when it began */
+    } partial;
 };
 
 struct result {
@@ -195,6 +201,9 @@ void cluster_after_event(void *arg, struct sim_env *env);
 void cluster_on_message(void *arg, uint32_t from, uint32_t to,
                         net_method method, struct slice body);
 void cluster_end_nodes(struct cluster *c); /* for good */
+
+/* ---- partial.c ---- */
+void partial_begin(struct cluster *c);
 
 /* ---- faults.c ---- */
 void faults_begin(struct cluster *c);

@@ -644,6 +644,7 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_ROT_GROUP] = rot_group,
     [FAULT_RESET] = leader_reset,
     [FAULT_APART] = follower_apart,
+    [FAULT_PARTIAL] = partial_begin,
 };
 
 static enum fault draw(struct cluster *c)

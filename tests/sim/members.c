@@ -4,8 +4,8 @@
  *   add       a spare node starts as a joining replica; ADD, then PROMOTE
  *   remove    REMOVE: it must hear of it, and stop by itself
  *   replace   add, then remove
- *   wipe      a member's disk is empty: it must refuse to start, and is
- *             replaced
+ *   wipe      a member's disk is empty, or has its identity alone: it must
+ *             refuse to start, and is replaced
  *
  * Each step is asked of the group's nodes in turn until one says that it is
  * done, as `flotilla member` does; and as there, the change is over when the
@@ -276,6 +276,36 @@ void members_replace(struct node *n)
     }
 }
 
+/* A new disk, which is empty, or has the identity alone: as when somebody
+ * removes the files that look damaged. */
+static void lose_disk(struct node *n)
+{
+    static const char name[] = "identity";
+    uint8_t bytes[64];
+    uint64_t size = 0;
+    struct disk_file *file = NULL;
+    struct disk *disk = sim_disk_seam(n->disk);
+    bool keep = sim_chance(n->cluster->world, 500);
+    sim_env_start(&n->env);
+    CHECK(disk->ops->open(disk, name, false, &file) == ERR_OK);
+    CHECK(disk->ops->size(file, &size) == ERR_OK && size <= sizeof bytes);
+    CHECK(disk->ops->read(file, 0, bytes, size) == ERR_OK);
+    disk->ops->close(file);
+    sim_disk_free(n->disk);
+    n->disk = sim_disk_new(&n->env);
+    disk = sim_disk_seam(n->disk);
+    struct slice all = slice_of(bytes, size);
+    if (keep) {
+        CHECK(disk->ops->open(disk, name, true, &file) == ERR_OK &&
+              disk->ops->write(file, 0, &all, 1) == ERR_OK &&
+              disk->ops->sync(file) == ERR_OK &&
+              disk->ops->sync_dir(disk, "") == ERR_OK);
+        disk->ops->close(file);
+    }
+    sim_env_kill(&n->env);
+    sim_env_bury(&n->env);
+}
+
 /* Only where the others are a majority, and have nothing else to do. */
 void members_wipe(struct cluster *c)
 {
@@ -291,8 +321,7 @@ void members_wipe(struct cluster *c)
         node_crash(n, "its disk is lost");
     }
     n->wiped = true;
-    sim_disk_free(n->disk);
-    n->disk = sim_disk_new(&n->env);
+    lose_disk(n);
     skv_mem_image_fini(&n->image);
     n->image = (struct skv_mem_image){0};
     node_restart_later(n, sim_delay(c->world, 20 * MS, SECOND));

@@ -45,6 +45,7 @@ static const struct scenario scenarios[] = {
       [FAULT_LEADER_CUT] = 3,
       [FAULT_MEND] = 4,
       [FAULT_WEATHER] = 3}},
+    {"partial", 200 * MS, 2000 * MS, {[FAULT_PARTIAL] = 4, [FAULT_ADMIN] = 1}},
     {"disk",
      100 * MS,
      2000 * MS,
@@ -242,6 +243,10 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->cuts = strcmp(s->name, "cuts") == 0 || rng_chance(&rng, 100);
     if (p->cuts && p->keys < 8) {
         p->keys = 8; /* holds make callers give up: more histories to check */
+    }
+    if (p->weights[FAULT_PARTIAL] > 0) {
+        p->unreliable = false; /* what is lost may end a leader's term */
+        p->duration_us = 40000 * MS;
     }
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);

@@ -36,6 +36,9 @@ worker() { # NUMBER: every worker has seeds of its own
             tee -a "build/soak.$n.log" | grep -E '^--- FAIL|died|replay|passed,'
     done
 }
-trap 'kill $(jobs -p) 2>/dev/null; rate; exit 0' INT TERM
+# Each worker is a process group, with the simulator that it waits for: a worker
+# alone would die, and leave that one running.
+trap 'for n in $(jobs -p); do kill -- -"$n"; done 2>/dev/null; rate; exit 0' INT TERM
+set -m
 for n in $(seq "$(nproc)"); do worker "$n" & done
 wait

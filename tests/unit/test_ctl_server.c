@@ -21,6 +21,7 @@
 /* The struct of the same name is renamed with the function: in one file, both
  * sides agree. */
 #include "shardctrler/server.c"
+#include "shardctrler/status.c"
 
 #include "base/rng.h"
 #include "tests/lib/scripted_net.h"

@@ -116,12 +116,63 @@ static void without_its_identity_nobody_starts(void **state)
     faultdisk_free(f);
 }
 
+/* Wrong if one that joined a group later, and lost its log, begins anew: it may
+ * have voted. Before it has stored anything, it may begin as often as it likes.
+ */
+static void who_joined_and_lost_its_log_does_not_begin_anew(void **state)
+{
+    (void)state;
+    struct faultdisk *f = faultdisk_new();
+    struct disk *disk = faultdisk_disk(f);
+    struct rsm r;
+    assert_int_equal(rsm_identity_make(disk, 1, 4, true), ERR_OK);
+    for (int life = 0; life < 2; life++) {
+        assert_int_equal(check(disk, 1, 4, &r), ERR_OK);
+        assert_true(r.identity.joining);
+        assert_int_equal(rsm_identity_log(&r, true), ERR_OK);
+    }
+    assert_int_equal(rsm_identity_started(&r), ERR_OK);
+    assert_int_equal(check(disk, 1, 4, &r), ERR_OK);
+    assert_true(r.identity.joining && r.identity.started);
+    assert_int_equal(rsm_identity_log(&r, false), ERR_OK);
+    assert_int_equal(rsm_identity_log(&r, true), ERR_NOTFOUND);
+    faultdisk_free(f);
+}
+
+/* Wrong if whoever is killed while it makes or changes an identity leaves one
+ * that is neither the old nor the new. */
+static void an_identity_is_made_whole_or_not(void **state)
+{
+    (void)state;
+    bool through = false;
+    for (uint64_t at = 1; !through; at++) {
+        for (uint64_t seed = 0; seed < 32; seed++) {
+            struct faultdisk *f = faultdisk_new();
+            struct disk *disk = faultdisk_disk(f);
+            struct rsm r;
+            faultdisk_fail_at(f, at);
+            bool made = rsm_identity_make(disk, 1, 2, false) == ERR_OK;
+            through = made && check(disk, 1, 2, &r) == ERR_OK &&
+                      rsm_identity_log(&r, true) == ERR_OK;
+            faultdisk_fail_at(f, 0);
+            faultdisk_crash(f, seed);
+            enum err rc = check(disk, 1, 2, &r);
+            assert_true(rc == ERR_OK || (rc == ERR_NOTFOUND && !made));
+            assert_true(!through || r.identity.started);
+            assert_int_equal(rsm_identity_make(disk, 1, 2, false), ERR_OK);
+            faultdisk_free(f);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(places_and_the_last_id_survive_their_bytes),
         cmocka_unit_test(places_that_make_no_sense_are_refused),
         cmocka_unit_test(without_its_identity_nobody_starts),
+        cmocka_unit_test(who_joined_and_lost_its_log_does_not_begin_anew),
+        cmocka_unit_test(an_identity_is_made_whole_or_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

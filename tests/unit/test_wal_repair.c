@@ -371,6 +371,40 @@ static void lost_ends_do_not_vote(void **state)
     group_free(&g);
 }
 
+/* Two logs that end before what their stores hold, and look whole: what those
+ * two acknowledged the third may not have, and they must not be said to be
+ * well. One alone is left, for its group to replace. */
+static void an_end_that_the_store_had_is_missed(void **state)
+{
+    (void)state;
+    for (uint32_t cut = 1; cut <= 2; cut++) {
+        struct group g;
+        struct wal_repair_replica replicas[REPLICAS] = {0};
+        char problem[256];
+        group_open(&g);
+        for (uint32_t i = 0; i < REPLICAS; i++) {
+            vote(&g, i, 1, 1);
+            store(&g, i, 1, i < cut ? 5 : 10, old_terms);
+        }
+        group_stop(&g);
+        for (uint32_t i = 0; i < REPLICAS; i++) {
+            replicas[i] =
+                (struct wal_repair_replica){.id = i + 1,
+                                            .disk = faultdisk_disk(g.disks[i]),
+                                            .durable = i < cut ? 8 : 10};
+        }
+        uint64_t before = sum_of(&g);
+        assert_int_equal(wal_repair(replicas, REPLICAS, "wal", problem),
+                         cut == 1 ? ERR_OK : ERR_CORRUPT);
+        assert_true(before == sum_of(&g));
+        assert_string_equal(replicas[0].damage,
+                            "its log ends at entry 5, and its store holds 8");
+        assert_int_equal(replicas[0].state, WAL_REPAIR_LEFT);
+        assert_int_equal(replicas[2].state, WAL_REPAIR_WHOLE);
+        group_free(&g);
+    }
+}
+
 /* What lies before a hole may have been replaced in it: entries 4 and 5 of term
  * 1 were, by two that are intact nowhere. */
 static void what_was_replaced_in_a_hole_does_not_come_back(void **state)
@@ -403,6 +437,7 @@ int main(void)
         cmocka_unit_test(each_elsewhere_is_made_whole),
         cmocka_unit_test(what_is_intact_nowhere_is_named),
         cmocka_unit_test(lost_ends_do_not_vote),
+        cmocka_unit_test(an_end_that_the_store_had_is_missed),
         cmocka_unit_test(what_was_replaced_in_a_hole_does_not_come_back),
         cmocka_unit_test(nothing_committed_is_lost),
     };
