@@ -86,6 +86,34 @@ static void value_unref(struct mem_value *v)
 
 /* ---- tables ---- */
 
+static uint64_t head_of(const uint8_t *bytes)
+{
+    uint64_t v;
+    memcpy(&v, bytes, sizeof v);
+    return __builtin_bswap64(v);
+}
+
+/* As slice_compare(), eight bytes at a time: simulators spend their time here,
+ * and keys are short. */
+static int key_compare(const struct mem_value *v, struct slice key)
+{
+    size_t common = v->key_size < key.size ? v->key_size : key.size;
+    size_t i = 0;
+    for (; i + 8 <= common; i += 8) {
+        uint64_t a = head_of(v->key + i);
+        uint64_t b = head_of(key.data + i);
+        if (a != b) {
+            return a < b ? -1 : 1;
+        }
+    }
+    for (; i < common; i++) {
+        if (v->key[i] != key.data[i]) {
+            return v->key[i] < key.data[i] ? -1 : 1;
+        }
+    }
+    return v->key_size < key.size ? -1 : v->key_size > key.size;
+}
+
 /* Where the first key >= `key` is. */
 static size_t lower_bound(const struct skv_mem_table *t, struct slice key)
 {
@@ -93,7 +121,7 @@ static size_t lower_bound(const struct skv_mem_table *t, struct slice key)
     size_t high = t->count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (slice_compare(key_of(t->values[middle]), key) < 0) {
+        if (key_compare(t->values[middle], key) < 0) {
             low = middle + 1;
         } else {
             high = middle;
@@ -104,7 +132,7 @@ static size_t lower_bound(const struct skv_mem_table *t, struct slice key)
 
 static bool is_at(const struct skv_mem_table *t, size_t at, struct slice key)
 {
-    return at < t->count && slice_compare(key_of(t->values[at]), key) == 0;
+    return at < t->count && key_compare(t->values[at], key) == 0;
 }
 
 static struct mem_value *find(const struct skv_mem_table *t, struct slice key)

@@ -6,7 +6,9 @@
 
 #include "base/codec.h"
 
-enum { READ_SIZE = 1 << 20 };
+/* Often a few entries are wanted, seldom all of a segment: each read of a run
+ * of them takes twice as much as the one before. */
+enum { READ_SIZE_MIN = 4096, READ_SIZE_MAX = 1 << 20 };
 
 struct reader {
     struct disk *disk;
@@ -15,8 +17,9 @@ struct reader {
     struct disk_file *file;
     uint64_t file_size;
     uint64_t sequence, offset;
-    struct buf held; /* the file's bytes from `offset` on */
-    size_t used;     /* of these */
+    struct buf held;  /* the file's bytes from `offset` on */
+    size_t used;      /* of these */
+    size_t read_size; /* of the next read */
     uint32_t run;
     raft_index next;
     size_t size;
@@ -53,7 +56,8 @@ static enum err hold(struct reader *r, size_t size)
     r->offset += r->used;
     r->used = 0;
     uint64_t left = r->file_size > r->offset ? r->file_size - r->offset : 0;
-    size_t part = size > READ_SIZE ? size : READ_SIZE;
+    size_t part = size > r->read_size ? size : r->read_size;
+    r->read_size *= r->read_size < READ_SIZE_MAX ? 2 : 1;
     part = left < part ? (size_t)left : part;
     buf_clear(&r->held);
     return r->disk->ops->read(r->file, r->offset, buf_extend(&r->held, part),
@@ -144,8 +148,11 @@ enum err wal_read(struct disk *disk, const char *dir,
                   const struct wal_want *want, struct raft_entry **entries,
                   uint32_t *count)
 {
-    struct reader r = {
-        .disk = disk, .dir = dir, .want = want, .next = want->first};
+    struct reader r = {.disk = disk,
+                       .dir = dir,
+                       .want = want,
+                       .next = want->first,
+                       .read_size = READ_SIZE_MIN};
     enum err rc = read_all(&r);
     if (r.file != NULL) {
         disk->ops->close(r.file);

@@ -21,7 +21,19 @@
  *  5. Of two that do the same, as far as anybody sees, the one that was called
  *     first is taken first: the other may stand wherever it stood.
  *  6. None is taken right before what overwrites all that it wrote, unseen: it
- *     might as well have never happened. */
+ *     might as well have never happened.
+ *  7. None is taken right before what has no key in common with it: it may as
+ *     well come after that. So a wrong turn at one key is not tried again with
+ *     all that could have happened to the other. (Of two without an answer the
+ *     first of `ops` comes first.)
+ *  8. Nor is one whose bytes no read shows, unless somebody who could come next
+ *     can tell of them: by the length, which is all of them that shows. With
+ *     (7), all others have a place later, or none. Else each wrong turn late in
+ *     a history is tried again with every choice of those before it.
+ *
+ * That (6) and (7) look at the operation taken last, which the memory does not
+ * hold, hides nothing: what they leave out here was tried before, without that
+ * operation or before it. */
 #include "tests/linear/linear.h"
 
 #include <inttypes.h>
@@ -73,6 +85,11 @@ struct op {
     const struct linear_op *from;
     bool only_reads;
     uint32_t twin; /* (5): the one before it, + 1; 0: none */
+    /* Sets of keys, as bits. */
+    uint32_t touches;  /* (7): what the key is matters to it, or changes */
+    uint32_t compares; /* a length, also by where an append landed */
+    uint32_t writes, overwrites;
+    uint32_t unseen; /* (8): it only grows or puts these, and nobody shows it */
     struct part parts[LINEAR_PARTS];
 };
 
@@ -589,6 +606,25 @@ static void part_take(struct search *s, struct part *to,
     }
 }
 
+/* What was read without an answer tells nothing. */
+static bool part_matters(const struct linear_op *op, uint32_t i)
+{
+    return !op->unknown || op->parts[i].kind != LINEAR_GET;
+}
+
+static void keys_take(struct op *op, uint32_t i)
+{
+    enum linear_kind kind = op->parts[i].kind;
+    uint32_t key = 1u << op->parts[i].key;
+    bool overwrites = kind == LINEAR_PUT || kind == LINEAR_DELETE;
+    bool appends = kind == LINEAR_APPEND;
+    op->touches |= part_matters(op->from, i) ? key : 0;
+    op->writes |= overwrites || appends ? key : 0;
+    op->overwrites |= overwrites ? key : 0;
+    op->compares |=
+        kind == LINEAR_CMP_LENGTH || (appends && !op->from->unknown) ? key : 0;
+}
+
 static void op_take(struct search *s, struct op *to,
                     const struct linear_op *from)
 {
@@ -596,12 +632,14 @@ static void op_take(struct search *s, struct op *to,
                       .only_reads = from->conflict || only_reads(from)};
     for (uint32_t i = 0; i < from->part_count; i++) {
         part_take(s, &to->parts[i], &from->parts[i]);
+        keys_take(to, i);
         if (reads_value(to, i)) {
             struct key *k = &s->keys[from->parts[i].key];
             to->parts[i].seen = key_find(k, from->parts[i].data);
             key_count(k, to->parts[i].seen, 1);
         }
     }
+    to->unseen = from->unknown && !op_is_shown(to) ? to->writes : 0;
 }
 
 /* Leaves out what cannot matter: a read without an answer; a write without one
@@ -643,15 +681,34 @@ static void search_sort(struct search *s, uint32_t *count)
     *count = n;
 }
 
-static bool part_is_twin(const struct op *a, const struct op *b, uint32_t i)
+static bool part_is_twin(const struct part *p, const struct part *q)
 {
-    const struct part *p = &a->parts[i];
-    const struct part *q = &b->parts[i];
     bool writes_bytes = p->kind == LINEAR_PUT || p->kind == LINEAR_APPEND;
     bool seen = writes_bytes && (p->is_shown || q->is_shown);
     bool same_number = p->kind != LINEAR_CMP_LENGTH || p->number == q->number;
     return p->kind == q->kind && p->key == q->key && !seen && same_number &&
            (!writes_bytes || p->data.size == q->data.size);
+}
+
+/* The first part from `i` on that matters; part_count: none. */
+static uint32_t part_from(const struct op *op, uint32_t i)
+{
+    while (i < op->from->part_count && !part_matters(op->from, i)) {
+        i++;
+    }
+    return i;
+}
+
+static bool op_is_twin(const struct op *a, const struct op *b)
+{
+    uint32_t i = part_from(a, 0);
+    uint32_t j = part_from(b, 0);
+    while (i < a->from->part_count && j < b->from->part_count &&
+           part_is_twin(&a->parts[i], &b->parts[j])) {
+        i = part_from(a, i + 1);
+        j = part_from(b, j + 1);
+    }
+    return i == a->from->part_count && j == b->from->part_count;
 }
 
 /* (5) `e` is the last of the list. */
@@ -660,14 +717,7 @@ static void twin_find(struct search *s, const struct entry *e)
     struct op *op = &s->ops[e->op];
     for (const struct entry *before = e->prev;
          op->twin == 0 && before != &s->unknown; before = before->prev) {
-        const struct op *other = &s->ops[before->op];
-        uint32_t i = 0;
-        while (i < op->from->part_count &&
-               op->from->part_count == other->from->part_count &&
-               part_is_twin(op, other, i)) {
-            i++;
-        }
-        op->twin = i == op->from->part_count ? before->op + 1 : 0;
+        op->twin = op_is_twin(op, &s->ops[before->op]) ? before->op + 1 : 0;
     }
 }
 
@@ -780,12 +830,83 @@ static bool makes_last_useless(const struct search *s, const struct op *op)
     return last->from->unknown;
 }
 
+/* (7) */
+static bool belongs_before_last(const struct search *s, const struct op *op)
+{
+    if (s->depth == 0) {
+        return false;
+    }
+    const struct op *last = &s->ops[s->stack[s->depth - 1].call->op];
+    bool in_order = op->from->unknown && op > last;
+    return last->from->unknown && !in_order &&
+           (last->touches & op->touches) == 0;
+}
+
+/* The first return: what was called after it cannot come before it. */
+static struct entry *first_return(const struct search *s)
+{
+    struct entry *e = s->head.next;
+    while (!e->is_return) {
+        e = e->next;
+    }
+    return e;
+}
+
+/* What could come next does to the keys: sets of them. */
+struct outlook {
+    uint32_t told; /* their length */
+    uint32_t written, overwritten;
+};
+
+static void outlook_add(struct outlook *o, const struct op *op)
+{
+    o->told |= op->compares;
+    o->written |= op->writes;
+    o->overwritten |= op->overwrites;
+}
+
+/* (8) Does anything that comes next depend on `op` coming before it? It can
+ * tell of what `op` wrote; or it changes what `op` compares, or grows what `op`
+ * put; or it overwrites one of two keys, of which the other is told later. */
+static bool cannot_wait(const struct op *op, const struct outlook *o)
+{
+    bool is_pair = (op->unseen & (op->unseen - 1)) != 0;
+    return op->unseen == 0 || (op->unseen & o->told) != 0 ||
+           ((op->compares | op->overwrites) & o->written) != 0 ||
+           (is_pair && (op->unseen & o->overwritten) != 0);
+}
+
+/* (8) Those that cannot wait count in turn, until no more do. */
+static bool is_untold(const struct search *s, const struct op *op)
+{
+    struct outlook now = {0};
+    struct outlook before;
+    if (op->unseen == 0) {
+        return false;
+    }
+    uint64_t end = first_return(s)->time;
+    for (const struct entry *e = s->head.next; !e->is_return; e = e->next) {
+        outlook_add(&now, &s->ops[e->op]);
+    }
+    do {
+        before = now;
+        for (const struct entry *e = s->unknown.next;
+             e != NULL && e->time <= end; e = e->next) {
+            if (cannot_wait(&s->ops[e->op], &now)) {
+                outlook_add(&now, &s->ops[e->op]);
+            }
+        }
+    } while (memcmp(&before, &now, sizeof now) != 0);
+    return !cannot_wait(op, &now);
+}
+
 static bool is_pointless(const struct search *s, const struct op *op)
 {
     bool twin_waits =
         op->twin != 0 &&
         (s->set[(op->twin - 1) / 64] >> (op->twin - 1) % 64 & 1) == 0;
-    return twin_waits || makes_last_useless(s, op);
+    return twin_waits || makes_last_useless(s, op) ||
+           belongs_before_last(s, op) || is_untold(s, op);
 }
 
 static bool search_try(struct search *s, struct entry *e, struct state *next)
@@ -843,16 +964,6 @@ static void search_note_best(struct search *s, const struct entry *stuck)
         s->best_stuck = stuck->op;
         s->best_state = s->state;
     }
-}
-
-/* The first return: what was called after it cannot come before it. */
-static struct entry *first_return(struct search *s)
-{
-    struct entry *e = s->head.next;
-    while (!e->is_return) {
-        e = e->next;
-    }
-    return e;
 }
 
 /* What to try after `e`; NULL: nothing is left here. */

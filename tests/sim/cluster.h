@@ -113,7 +113,7 @@ struct node {
     uint32_t deaths;
     /* verify.c: what it said and held, over all its lives */
     uint64_t seen_life;
-    uint64_t looked_life, looked_us, looked_timers;
+    uint64_t looked_life, looked_us, looked_timers, looked_heard;
     raft_index seen_commit; /* compared up to here, in this life */
     raft_term promised;     /* the highest term it acted in towards others */
     bool led;

@@ -56,9 +56,10 @@ struct sim_disk {
     struct dir dirs[DIRS_MAX]; /* [0] is the root */
     uint32_t dir_count;
     uint32_t die_after;
-    bool fail_sync, sync_failed;
-    bool full, copies; /* copies on write */
-    uint64_t room;     /* full: bytes of all files at most */
+    bool fail_sync;
+    uint64_t sync_failed_us; /* 0: none has, in this life */
+    bool full, copies;       /* copies on write */
+    uint64_t room;           /* full: bytes of all files at most */
     uint64_t syncs;
     uint32_t handles;
 };
@@ -444,6 +445,23 @@ static size_t settled_after(const struct inode *i)
     return cut && i->settled < settled ? i->settled : (size_t)settled;
 }
 
+/* Who is told that a sync failed does not sync that file again, and nothing
+ * else either. It is told a moment later: until then its other workers, which
+ * have other files, do not know (and when it stands still, nobody does). */
+static void check_sync_again(const struct disk_file *f)
+{
+    enum { TOLD_US = 1000 };
+    const struct sim_disk *d = f->disk;
+    const struct sim_env *e = d->env;
+    uint64_t from_us = d->sync_failed_us > e->paused_until_us
+                           ? d->sync_failed_us
+                           : e->paused_until_us;
+    if (d->sync_failed_us != 0 &&
+        (f->inode->lost || e->world->now_us > from_us + TOLD_US)) {
+        sim_fail(e->world, "n%u syncs again after a sync that failed", e->node);
+    }
+}
+
 static enum err disk_sync(struct disk_file *f)
 {
     if (!alive(f->disk)) {
@@ -451,13 +469,9 @@ static enum err disk_sync(struct disk_file *f)
     }
     struct inode *i = f->inode;
     f->disk->syncs++;
-    if (f->disk->sync_failed) {
-        sim_fail(f->disk->env->world,
-                 "n%u syncs again after a sync that failed",
-                 f->disk->env->node);
-    }
+    check_sync_again(f);
     if (f->disk->fail_sync && i->first != NULL) {
-        f->disk->sync_failed = true;
+        f->disk->sync_failed_us = f->disk->env->world->now_us;
         /* As Linux does: the pages count as clean, and were never written. */
         f->disk->fail_sync = false;
         i->lost = true;
@@ -682,7 +696,7 @@ void sim_disk_crash(struct sim_disk *d)
 {
     CHECK(d->handles == 0);
     sim_disk_calm(d);
-    d->sync_failed = false;
+    d->sync_failed_us = 0;
     for (uint32_t i = 0; i < d->dir_count; i++) {
         dir_crash(d, &d->dirs[i]);
     }

@@ -336,6 +336,7 @@ void sim_env_start(struct sim_env *e)
     e->dying = false;
     e->words[0] = 0;
     e->timers_fired = 0;
+    e->heard = 0;
     e->rng.state = rng_next(&e->world->rng);
 }
 

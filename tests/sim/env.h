@@ -32,7 +32,7 @@ struct sim_env {
     int64_t wall_offset_us; /* may jump */
     const struct sim_speed *speeds;
     uint32_t speed_count;
-    uint64_t timers_fired; /* in this life */
+    uint64_t timers_fired, heard; /* in this life: messages, replies */
     struct rng rng;
 };
 

@@ -252,6 +252,7 @@ static void message_fire(struct sim_event *event)
             sim_wire_hint(m->wire, m->from, m->to, way_us(m->wire, 0));
         }
     } else {
+        net->env->heard++;
         struct net_peer peer = {
             .role = from->role, .group = from->group, .name = from->name};
         net->net.handler(net->net.handler_arg, request_new(m, net), &peer,
@@ -269,6 +270,7 @@ static void reply_fire(struct sim_event *event)
         HASH_FIND(hh, net->calls, &m->call, sizeof m->call, c);
     }
     if (c != NULL) {
+        net->env->heard++;
         HASH_DEL(net->calls, c);
         sim_pull(m->wire->world, &c->event);
         net_reply_fn *reply = c->reply;

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Puts each bug of tests/sim/planted/*.patch into a copy of the tree, builds the
 # simulator and runs it until it finds the bug. Prints how many seeds that took.
+# A seed counts only if it passes without the patch.
 #   planted.sh [NAME...]     only these
 #   SEEDS=20000              give up after so many
 # The first lines of a patch may say `Scenario: NAME`: only that one is run.
@@ -18,6 +19,35 @@ fi
 
 # With the objects, so that a copy only builds what its patch touches.
 make -s build/release/simulate || exit 2
+cp build/release/simulate "$copy" # without any
+seeds=${SEEDS:-20000}
+# run PROGRAM FIRST COUNT: of the patch's scenario.
+run() {
+    "$1" --first "$2" --seeds "$3" ${scenario:+--scenario "$scenario"}
+}
+# The next seed that fails, from $1 on: $seed and $words; neither when none does.
+next_failure() {
+    run "$copy"/tree/build/release/simulate "$1" $((seeds - $1 + 1)) >"$copy"/out 2>&1
+    words=$(grep -aE '^seed .* FAILED|died of signal|invariant broken' "$copy"/out | head -1)
+    seed=$(sed -nE 's/^seed ([0-9]+) FAILED.*/\1/p;s/^simulate: seed ([0-9]+): .*/\1/p' \
+        "$copy"/out | head -1)
+}
+# A history that the checker could not decide tells nothing, and a seed that
+# fails without the patch, too, shows another bug: on to the next.
+hunt() {
+    local first=1
+    passed_over=''
+    while [ "$first" -le "$seeds" ]; do
+        next_failure "$first"
+        [ -n "$words" ] || return
+        if [[ $words != *undecided* ]] && run "$copy"/simulate "$seed" 1 >"$copy"/without 2>&1; then
+            return
+        fi
+        passed_over+=" (not for it: seed $seed)"
+        words=
+        first=$((seed + 1))
+    done
+}
 found=0
 missed=0
 for name in "${names[@]}"; do
@@ -35,25 +65,13 @@ for name in "${names[@]}"; do
         continue
     fi
     make -s -C "$copy"/tree build/release/simulate || exit 2
-    # A history that the checker could not decide tells nothing: on to the next.
-    first=1 undecided=0
-    while :; do
-        "$copy"/tree/build/release/simulate --first $first \
-            --seeds $((${SEEDS:-20000} - first + 1)) \
-            ${scenario:+--scenario "$scenario"} > "$copy"/out 2>&1
-        words=$(grep -aE '^seed .* FAILED|died of signal|invariant broken' "$copy"/out | head -1)
-        [[ $words == *undecided* ]] || break
-        undecided=$((undecided + 1))
-        first=${words#seed }
-        first=$((${first%% *} + 1))
-    done
-    [ $undecided = 0 ] || words=${words:+$words ($undecided undecided before)}
+    hunt
     if [ -n "$words" ]; then
         found=$((found + 1))
-        echo "$name: found${scenario:+ (scenario $scenario)}: $words"
+        echo "$name: found${scenario:+ (scenario $scenario)}: seed $seed: ${words#*: }$passed_over"
     else
         missed=$((missed + 1))
-        echo "$name: NOT FOUND: $(tail -1 "$copy"/out)"
+        echo "$name: NOT FOUND in $seeds seeds$passed_over"
     fi
 done
 echo "$found found, $missed not found"

@@ -32,7 +32,7 @@ worker() { # NUMBER: every worker has seeds of its own
             at=$((at + 500))
             rate
         done
-        "$out/labs" --first $at --seeds 12 |
+        "$out/labs" --first $at --seeds 4 |
             tee -a "build/soak.$n.log" | grep -E '^--- FAIL|died|replay|passed,'
     done
 }
