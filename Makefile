@@ -9,11 +9,13 @@
 # make test-real RUN=2   the same rows on real processes: 2, 3, 4, a part or a name; SEED=n
 # make planted           put known bugs in; the simulator must find each
 # make soak              simulator and labs until you stop it; failing seeds are kept
+# make soak-store        the two stores against each other: OPS=5000000 operations, SEED=n
 # make bench             the key/value store beside etcd, as a table
 # make fuzz              each decoder for FUZZ_SECONDS=600 under libFuzzer; TARGET=name: one
 # make test-disk         full and damaged disks under real processes (as root)
 # make bench-migrate     the longest wait of a client while its shard of 1 GiB moves
 # make bench-catchup   a replica that is SIZE=10GiB behind comes back under load
+# make bench-restart     a killed cluster's seconds to its first get, and replicas' memory
 # make bench-slow        puts while one follower is halted, or its disk is slow
 # make bench-stall       how long checkpoints keep a replica from applying, under full load
 # make bench-gap         the longest wait of a client when a leader goes
@@ -86,7 +88,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate bench-stall test-disk lint up down clean-cluster clean help
+.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate bench-stall bench-restart soak-store test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -103,6 +105,8 @@ $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 	@mkdir -p $(@D)
 	@$(CC) $(LDFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ -lcmocka $(LDLIBS)
 
+$(OUT)/unit/test_store $(OUT)/unit/test_store_twins: $(OUT)/tests/unit/store_ops.o
+$(OUT)/unit/test_store_twins: $(OUT)/tests/unit/dying_disk.o
 $(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
 $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 $(OUT)/unit/test_move_rate: $(filter-out %/labs.o,$(LABS_OBJ))
@@ -153,6 +157,11 @@ soak:
 	@$(MAKE) -s -j2 MODE=soak build/soak/simulate build/soak/labs
 	@tests/sim/soak.sh build/soak $(FIRST)
 
+# The store on disk and its twin, with a death every few hundred operations.
+soak-store:
+	@$(MAKE) -s -j2 build/release/unit/test_store_twins
+	@OPS=$(or $(OPS),5000000) $(if $(SEED),SEED=$(SEED)) build/release/unit/test_store_twins
+
 # Hostile bytes: what is found new goes to build/fuzz/corpus, a crash to
 # build/fuzz/crashes.
 fuzz:
@@ -161,9 +170,10 @@ fuzz:
 	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),600) $(TARGET)
 
 # Puts known bugs into copies of the tree, and shows that the simulator finds
-# them, and how many seeds that takes.
+# them, and how many seeds that takes; and the tests of the store.
 planted:
 	tests/sim/planted.sh
+	tests/unit/planted.sh
 
 # One unit test: make one T=test_wal MODE=asan
 one: $(OUT)/unit/$(T)
@@ -222,6 +232,12 @@ bench-catchup: deps
 bench-stall: deps
 	@$(MAKE) -s -j2 all
 	@tests/bench/stall.sh
+
+# Killed and started again, with little and with much stored.
+bench-restart: deps
+	@tests/lib/install.sh $(BENCH_PACKAGES)
+	@$(MAKE) -s -j2 all
+	@tests/bench/restart.sh
 
 # The replicated log alone, beside the limits of disk and net.
 bench-log: deps

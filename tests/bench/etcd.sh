@@ -39,7 +39,10 @@ start_member() { # DIR PORT NUMBER
     echo $! > "$1/n$3.pid"
 }
 
-is_etcd() { [ "$(cat "/proc/$1/comm" 2>/dev/null)" = etcd ]; }
+# Not one that is dead, and that its parent has not asked after yet.
+is_etcd() {
+    [ "$(cat "/proc/$1/comm" 2>/dev/null)" = etcd ] && ! grep -q '^State:.Z' "/proc/$1/status"
+}
 
 up() { # DIR PORT
     local i

@@ -48,7 +48,7 @@ const (
 var (
 	dir     = flag.String("dir", "", "of etcd.sh: certificates and pids")
 	port    = flag.Int("port", 0, "of the first member")
-	op      = flag.String("op", "put", "put or get")
+	op      = flag.String("op", "put", "put, get; fill: put every key once, unmeasured")
 	size    = flag.Int("size", 100, "bytes of a value")
 	clients = flag.Int("clients", 1, "outstanding requests")
 	seconds = flag.Int("seconds", 5, "measured")
@@ -210,8 +210,11 @@ func main() {
 	for i := range conns {
 		conns[i] = dial(to...)
 	}
-	if *op == "get" {
+	if *op == "get" || *op == "fill" {
 		fill(conns[0], value)
+	}
+	if *op == "fill" {
+		return
 	}
 
 	var phase, errors int64

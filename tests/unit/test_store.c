@@ -1,12 +1,11 @@
-/* Both stores, side by side: the same random operations must give the same
- * answers and leave the same state, through crashes and installs. */
+/* Both stores, side by side, in single scenarios. test_store_twins has the
+ * random ones, with crashes. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <dirent.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
@@ -19,10 +18,12 @@
 
 #include "base/log.h"
 #include "base/rng.h"
-#include "shardkv/store_int.h"
+#include "tests/unit/store_ops.h"
 
 #define KIB   1024u
 #define LIMIT SKV_INLINE_SIZE_MAX
+
+enum { KEYS = 60 };
 
 static char *temp_dir(void)
 {
@@ -42,411 +43,6 @@ static struct skv_store *lmdb_open(const char *dir)
     struct skv_store *s = NULL;
     assert_int_equal(skv_store_lmdb_open(dir, 1u << 30, &s), ERR_OK);
     return s;
-}
-
-/* ---- a store and what a test says to it ---- */
-
-enum op_kind {
-    OP_PUT,
-    OP_PUT_RANGE,
-    OP_APPEND,
-    OP_TRUNCATE,
-    OP_PUNCH,
-    OP_REMOVE,
-    OP_KINDS
-};
-
-struct op {
-    enum op_kind kind;
-    uint32_t key;
-    uint64_t offset;
-    uint64_t number;
-    uint8_t fill;
-};
-
-enum { KEYS = 60, DATA_MAX = 40 * KIB, OPS_MAX = 1000 };
-
-static uint8_t data_bytes[DATA_MAX];
-
-static struct slice key_name(uint32_t key, char name[16])
-{
-    /* Keys that begin with one another, and of different lengths. */
-    static const char *const ends[] = {"", "\xff", "00", "0"};
-    int size = snprintf(name, 16, "%s%u%s", key % 3 == 0 ? "a" : "", key / 4,
-                        ends[key % 4]);
-    return slice_of(name, (size_t)size);
-}
-
-static struct slice op_data(const struct op *op)
-{
-    memset(data_bytes, op->fill, (size_t)op->number);
-    for (uint64_t i = 0; i < op->number; i += 100) {
-        data_bytes[i] = (uint8_t)(i / 100);
-    }
-    return slice_of(data_bytes, (size_t)op->number);
-}
-
-/* As the state machine does it: the offset comes from the length kept. */
-static enum err run_append(struct skv_store *s, struct slice key,
-                           struct slice data)
-{
-    struct skv_value v = {0};
-    enum err rc = s->ops->lookup(s, key, &v);
-    if (rc != ERR_OK && rc != ERR_NOTFOUND) {
-        return rc;
-    }
-    return s->ops->put_range(s, key, rc == ERR_OK ? v.length : 0, data);
-}
-
-static enum err run_op(struct skv_store *s, const struct op *op)
-{
-    char name[16];
-    struct slice key = key_name(op->key, name);
-    switch (op->kind) {
-    case OP_PUT: return s->ops->put(s, key, op_data(op));
-    case OP_PUT_RANGE:
-        return s->ops->put_range(s, key, op->offset, op_data(op));
-    case OP_APPEND: return run_append(s, key, op_data(op));
-    case OP_TRUNCATE: return s->ops->truncate(s, key, op->number);
-    case OP_PUNCH: return s->ops->punch(s, key, op->offset, op->number);
-    case OP_REMOVE: return s->ops->remove(s, key);
-    default: fail(); return ERR_INVALID;
-    }
-}
-
-/* Small, around the limit, and large ones. */
-static uint64_t some_size(struct rng *r)
-{
-    switch (rng_below(r, 8)) {
-    case 0: return LIMIT - 2 + rng_below(r, 5);
-    case 1: return rng_below(r, DATA_MAX);
-    case 2: return 0;
-    default: return rng_below(r, 600);
-    }
-}
-
-static struct op some_op(struct rng *r)
-{
-    static const uint8_t weights[] = {
-        OP_PUT,    OP_PUT,      OP_PUT_RANGE, OP_PUT_RANGE, OP_APPEND,
-        OP_APPEND, OP_TRUNCATE, OP_PUNCH,     OP_REMOVE,    OP_REMOVE};
-    return (struct op){.kind =
-                           (enum op_kind)weights[rng_below(r, sizeof weights)],
-                       .key = (uint32_t)rng_below(r, KEYS),
-                       .offset = rng_chance(r, 100) ? rng_below(r, 20 * KIB)
-                                                    : rng_below(r, 700),
-                       .number = some_size(r),
-                       .fill = (uint8_t)rng_between(r, 1, 255)};
-}
-
-/* ---- comparing ---- */
-
-struct collected {
-    struct buf bytes; /* keys, lengths, inline-ness, inline bytes */
-    uint32_t count;
-    uint32_t limit;
-};
-
-static bool collect(void *arg, struct slice key, const struct skv_value *v)
-{
-    struct collected *c = arg;
-    enc_bytes(&c->bytes, key);
-    enc_u64(&c->bytes, v->length);
-    enc_u8(&c->bytes, v->is_inline);
-    if (v->is_inline) {
-        assert_int_equal(v->inline_bytes.size, v->length);
-        enc_bytes(&c->bytes, v->inline_bytes);
-    } else {
-        assert_null(v->inline_bytes.data);
-    }
-    return ++c->count != c->limit;
-}
-
-static void assert_same_bytes(const struct buf *a, const struct buf *b)
-{
-    assert_int_equal(a->size, b->size);
-    if (a->size > 0) {
-        assert_memory_equal(a->data, b->data, a->size);
-    }
-}
-
-static void compare_scan(struct skv_store *a, struct skv_store *b,
-                         struct slice prefix, struct slice from, uint32_t limit)
-{
-    struct collected ca = {.limit = limit};
-    struct collected cb = {.limit = limit};
-    assert_int_equal(a->ops->scan(a, prefix, from, collect, &ca), ERR_OK);
-    assert_int_equal(b->ops->scan(b, prefix, from, collect, &cb), ERR_OK);
-    assert_int_equal(ca.count, cb.count);
-    assert_same_bytes(&ca.bytes, &cb.bytes);
-    buf_free(&ca.bytes);
-    buf_free(&cb.bytes);
-}
-
-static size_t read_into(struct skv_store *s, struct slice key, uint64_t offset,
-                        struct buf *to, size_t size)
-{
-    size_t got = 0;
-    buf_clear(to);
-    enum err rc =
-        s->ops->read(s, key, offset, buf_extend(to, size), size, &got);
-    assert_true(rc == ERR_OK || rc == ERR_NOTFOUND);
-    to->size = got;
-    return rc == ERR_OK ? got : SIZE_MAX;
-}
-
-static void compare_read(struct skv_store *a, struct skv_store *b,
-                         struct slice key, uint64_t offset, size_t size)
-{
-    struct buf ba = {0};
-    struct buf bb = {0};
-    assert_int_equal(read_into(a, key, offset, &ba, size),
-                     read_into(b, key, offset, &bb, size));
-    assert_same_bytes(&ba, &bb);
-    buf_free(&ba);
-    buf_free(&bb);
-}
-
-static void compare_key(struct skv_store *a, struct skv_store *b, uint32_t key)
-{
-    char name[16];
-    struct slice k = key_name(key, name);
-    struct skv_value va = {0};
-    struct skv_value vb = {0};
-    enum err rc = a->ops->lookup(a, k, &va);
-    assert_int_equal(rc, b->ops->lookup(b, k, &vb));
-    if (rc == ERR_OK) {
-        assert_int_equal(va.length, vb.length);
-        assert_int_equal(va.is_inline, vb.is_inline);
-        assert_int_equal(va.inline_bytes.size, vb.inline_bytes.size);
-    }
-}
-
-static void compare_all(struct skv_store *a, struct skv_store *b)
-{
-    compare_scan(a, b, slice_of(NULL, 0), slice_of(NULL, 0), UINT32_MAX);
-    for (uint32_t key = 0; key < KEYS; key++) {
-        char name[16];
-        compare_key(a, b, key);
-        struct skv_value v = {0};
-        (void)a->ops->lookup(a, key_name(key, name), &v);
-        compare_read(a, b, key_name(key, name), 0, (size_t)v.length + 1);
-    }
-}
-
-/* ---- the twins ---- */
-
-struct twins {
-    char *dir;
-    struct skv_mem_image image;
-    struct skv_store *lmdb, *mem;
-    struct op since[OPS_MAX]; /* the last checkpoint: the log to replay */
-    uint32_t since_count;
-    uint64_t index;
-    /* One that was begun: how much of the log it will save, once written. */
-    bool begun, written;
-    uint32_t begun_count;
-};
-
-static void twins_open(struct twins *t)
-{
-    t->lmdb = lmdb_open(t->dir);
-    t->mem = skv_store_mem_open(&t->image);
-    uint64_t index = 0;
-    uint64_t term = 0;
-    t->lmdb->ops->durable(t->lmdb, &index, &term);
-    assert_int_equal(index, t->index);
-    assert_int_equal(term, t->index / 7);
-    t->mem->ops->durable(t->mem, &index, &term);
-    assert_int_equal(index, t->index);
-}
-
-static void twins_close(struct twins *t)
-{
-    t->lmdb->ops->close(t->lmdb);
-    t->mem->ops->close(t->mem);
-}
-
-static void both_ok(struct twins *t, enum err (*step)(struct skv_store *s),
-                    enum err (*mem_step)(struct skv_store *s))
-{
-    assert_int_equal(step(t->lmdb), ERR_OK);
-    assert_int_equal(mem_step(t->mem), ERR_OK);
-}
-
-static void twins_saved(struct twins *t, uint32_t count)
-{
-    t->since_count -= count;
-    memmove(t->since, t->since + count, t->since_count * sizeof *t->since);
-}
-
-/* One step more of a checkpoint whose steps lie apart. */
-static void twins_step(struct twins *t)
-{
-    const struct skv_store_ops *l = t->lmdb->ops;
-    const struct skv_store_ops *m = t->mem->ops;
-    if (!t->begun) {
-        uint64_t next = t->index + 1;
-        assert_int_equal(l->checkpoint_begin(t->lmdb, next, next / 7), ERR_OK);
-        assert_int_equal(m->checkpoint_begin(t->mem, next, next / 7), ERR_OK);
-        t->begun = true;
-        t->written = false;
-        t->begun_count = t->since_count;
-    } else if (!t->written) {
-        both_ok(t, l->checkpoint_write, m->checkpoint_write);
-        t->written = true;
-        t->index++;
-        twins_saved(t, t->begun_count);
-    } else {
-        both_ok(t, l->checkpoint_end, m->checkpoint_end);
-        t->begun = false;
-    }
-}
-
-/* All at once, also while one is on its way. */
-static void twins_checkpoint(struct twins *t)
-{
-    t->begun = false;
-    t->index++;
-    uint64_t term = t->index / 7;
-    assert_int_equal(t->lmdb->ops->checkpoint(t->lmdb, t->index, term), ERR_OK);
-    assert_int_equal(t->mem->ops->checkpoint(t->mem, t->index, term), ERR_OK);
-    t->since_count = 0;
-}
-
-static void twins_op(struct twins *t, const struct op *op)
-{
-    enum err rc = run_op(t->lmdb, op);
-    assert_int_equal(rc, run_op(t->mem, op));
-    compare_key(t->lmdb, t->mem, op->key);
-}
-
-/* Back to the last checkpoint; then the log again. */
-static void twins_crash(struct twins *t)
-{
-    twins_close(t);
-    t->begun = false;
-    twins_open(t);
-    for (uint32_t i = 0; i < t->since_count; i++) {
-        twins_op(t, &t->since[i]);
-    }
-}
-
-static enum err to_buf(void *arg, struct slice bytes)
-{
-    buf_append(arg, bytes.data, bytes.size);
-    return ERR_OK;
-}
-
-struct from_buf {
-    struct slice left;
-    size_t step_max;
-};
-
-static enum err from_buf(void *arg, void *to, size_t size_max, size_t *size)
-{
-    struct from_buf *f = arg;
-    size_t part = f->left.size < size_max ? f->left.size : size_max;
-    part = part < f->step_max ? part : f->step_max;
-    if (part > 0) {
-        memcpy(to, f->left.data, part);
-    }
-    f->left = slice_of(f->left.data + part, f->left.size - part);
-    *size = part;
-    return ERR_OK;
-}
-
-static void view_into(struct skv_store *s, struct buf *stream)
-{
-    struct skv_view *v = NULL;
-    assert_int_equal(s->ops->view_open(s, &v), ERR_OK);
-    assert_int_equal(s->ops->view_read(s, v, to_buf, stream), ERR_OK);
-    s->ops->view_close(s, v);
-}
-
-static enum err install_from(struct skv_store *s, const struct buf *stream,
-                             uint64_t index, size_t step_max)
-{
-    struct from_buf f = {.left = buf_slice(stream), .step_max = step_max};
-    return s->ops->install(s, from_buf, &f, index, index / 7);
-}
-
-/* Each takes over the other's state: nothing may have changed. */
-static void twins_cross(struct twins *t)
-{
-    twins_checkpoint(t);
-    struct buf a = {0};
-    struct buf b = {0};
-    view_into(t->lmdb, &a);
-    view_into(t->mem, &b);
-    t->index++;
-    assert_int_equal(install_from(t->lmdb, &b, t->index, 1000), ERR_OK);
-    assert_int_equal(install_from(t->mem, &a, t->index, SIZE_MAX), ERR_OK);
-    buf_free(&a);
-    buf_free(&b);
-}
-
-/* A third store that never crashes: after a crash and a replay the others must
- * be where it is. */
-static void twins_run(uint64_t seed, uint32_t steps)
-{
-    print_message("seed %" PRIu64 "\n", seed);
-    struct rng r = {.state = seed};
-    struct twins t = {.dir = temp_dir()};
-    struct skv_mem_image steady_image = {0};
-    struct skv_store *steady = skv_store_mem_open(&steady_image);
-    twins_open(&t);
-    for (uint32_t i = 0; i < steps; i++) {
-        struct op op = some_op(&r);
-        if (t.since_count == OPS_MAX || rng_chance(&r, 5)) {
-            twins_checkpoint(&t);
-        } else if (rng_chance(&r, 20)) {
-            twins_step(&t);
-        }
-        t.since[t.since_count++] = op;
-        twins_op(&t, &op);
-        (void)run_op(steady, &op);
-        if (rng_chance(&r, 3)) {
-            twins_crash(&t);
-        } else if (rng_chance(&r, 1)) {
-            twins_cross(&t);
-        } else if (rng_chance(&r, 5)) {
-            compare_all(t.lmdb, t.mem);
-            compare_all(steady, t.mem);
-        } else if (rng_chance(&r, 50)) {
-            char p[16];
-            char f[16];
-            struct slice from = key_name((uint32_t)rng_below(&r, KEYS), f);
-            struct slice prefix = key_name((uint32_t)rng_below(&r, KEYS), p);
-            prefix.size = rng_below(&r, prefix.size + 1);
-            compare_scan(t.lmdb, t.mem, prefix, from,
-                         (uint32_t)rng_between(&r, 1, 5));
-        } else if (rng_chance(&r, 100)) {
-            char name[16];
-            compare_read(t.lmdb, t.mem,
-                         key_name((uint32_t)rng_below(&r, KEYS), name),
-                         rng_below(&r, 20000), (size_t)rng_below(&r, 20000));
-        }
-    }
-    compare_all(t.lmdb, t.mem);
-    compare_all(steady, t.mem);
-    twins_close(&t);
-    steady->ops->close(steady);
-    skv_mem_image_fini(&steady_image);
-    skv_mem_image_fini(&t.image);
-    temp_dir_remove(t.dir);
-}
-
-/* Could be wrong: any of it. The third store never crashes, and says where a
- * crash and a replay must lead. */
-static void twins_agree_through_crashes_and_installs(void **state)
-{
-    (void)state;
-    const char *text = getenv("SEED");
-    uint64_t seed = text != NULL ? strtoull(text, NULL, 0) : rng_entropy();
-    const char *steps = getenv("STEPS");
-    twins_run(1, 10000);
-    twins_run(seed, steps != NULL ? (uint32_t)atoi(steps) : 30000);
 }
 
 /* ---- single scenarios, on both ---- */
@@ -572,24 +168,6 @@ static void limits_are_refused_and_change_nothing(void **state)
 }
 
 /* ---- blob files ---- */
-
-static uint32_t count_files(const char *path)
-{
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    uint32_t count = 0;
-    struct dirent *e;
-    while ((e = readdir(d)) != NULL) {
-        if (e->d_type == DT_DIR && e->d_name[0] != '.') {
-            char *sub = mem_printf("%s/%s", path, e->d_name);
-            count += count_files(sub);
-            mem_free(sub);
-        }
-        count += e->d_type == DT_REG;
-    }
-    closedir(d);
-    return count;
-}
 
 static uint32_t count_blobs(const struct both *b)
 {
@@ -781,7 +359,7 @@ static void a_view_is_read_while_writes_go_on(void **state)
     static struct op ops[COUNT];
     struct rng r = {.state = 42};
     for (uint32_t i = 0; i < COUNT; i++) {
-        ops[i] = some_op(&r);
+        ops[i] = some_op(&r, KEYS);
     }
     for (int i = 0; i < 2; i++) {
         struct skv_store *s = b->stores[i];
@@ -881,7 +459,7 @@ static void an_exact_view_does_not_change(void **state)
     static uint8_t bytes[LARGE];
     struct rng r = {.state = 7};
     for (uint32_t i = 0; i < COUNT; i++) {
-        ops[i] = some_op(&r);
+        ops[i] = some_op(&r, KEYS);
     }
     struct slice large = filled(bytes, sizeof bytes, 3);
     struct slice sparse = slice_text("sparse"), cut = slice_text("cut");
@@ -963,7 +541,7 @@ static void a_damaged_stream_changes_nothing(void **state)
     for (int i = 0; i < 2; i++) {
         struct skv_store *s = b->stores[i];
         for (uint32_t k = 0; k < 200; k++) {
-            struct op op = some_op(&r);
+            struct op op = some_op(&r, KEYS);
             (void)run_op(s, &op);
         }
         assert_int_equal(s->ops->checkpoint(s, 1, 0), ERR_OK);
@@ -1228,7 +806,6 @@ int main(void)
         ON_BOTH(a_store_is_closed_when_its_applier_has_ended),
         ON_BOTH(a_directory_is_opened_once),
         ON_BOTH(the_stream_has_the_documented_bytes),
-        cmocka_unit_test(twins_agree_through_crashes_and_installs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
