@@ -104,6 +104,7 @@ enum err skv_blobs_open(const char *dir, struct skv_blobs **out)
     b->dir_fd = fd;
     skv_undos_init(&b->undos);
     b->sweep = sweep_new();
+    b->made_fan = true; /* maybe by a process that died before it synced */
     *out = b;
     return ERR_OK;
 }

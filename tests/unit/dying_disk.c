@@ -20,7 +20,7 @@
 #include "base/check.h"
 #include "shardkv/store_int.h"
 
-enum { NOTES_MAX = 1 << 16, FDS_MAX = 1024, SECTOR = 512, BLOB_NAME_SIZE = 19 };
+enum { NOTES_MAX = 1 << 18, FDS_MAX = 1024, SECTOR = 512, BLOB_NAME_SIZE = 19 };
 
 /* Not synced: bytes of a file, or its name. */
 struct note {
@@ -44,6 +44,7 @@ static struct {
 
 void dying_disk_init(void)
 {
+    disk.armed = true;
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED);
@@ -51,10 +52,8 @@ void dying_disk_init(void)
 
 void dying_disk_arm(uint64_t calls_left, uint64_t writes_left)
 {
-    shared->count = 0;
     disk.calls_left = calls_left;
     disk.writes_left = writes_left;
-    disk.armed = true;
 }
 
 /* ---- what is not synced ---- */
@@ -74,19 +73,27 @@ static void note_sync(bool all, ino_t inode)
             n->synced = true;
         }
     }
-    while (shared->count > 0 && shared->notes[shared->count - 1].synced) {
-        shared->count--;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < shared->count; i++) {
+        if (!shared->notes[i].synced) {
+            shared->notes[kept++] = shared->notes[i];
+        }
+    }
+    shared->count = kept;
+}
+
+/* The file is gone, and another may get its number. */
+static void note_gone(ino_t inode)
+{
+    for (uint32_t i = 0; i < shared->count; i++) {
+        shared->notes[i].synced |= shared->notes[i].inode == inode;
     }
 }
 
-/* What was noted of this inode was another file's, which is gone. */
 static void note_made(ino_t inode, int dir)
 {
     struct stat st;
     CHECK(fstat(dir, &st) == 0);
-    for (uint32_t i = 0; i < shared->count; i++) {
-        shared->notes[i].synced |= shared->notes[i].inode == inode;
-    }
     note((struct note){.inode = inode, .dir = st.st_ino});
 }
 
@@ -243,12 +250,14 @@ int openat(int dir, const char *path, int flags, ...)
     va_start(more, flags);
     mode_t mode = mode_of(flags, more);
     va_end(more);
+    bool is_new = (flags & O_CREAT) != 0 &&
+                  faccessat(dir, path, F_OK, AT_SYMLINK_NOFOLLOW) != 0;
     int fd = (int)syscall(SYS_openat, dir, path, flags, mode);
     if (!disk.armed || fd < 0 || fd >= FDS_MAX) {
         return fd;
     }
     disk.is_blob[fd] = strlen(path) == BLOB_NAME_SIZE && path[2] == '/';
-    if (disk.is_blob[fd] && (flags & O_CREAT) != 0) {
+    if (disk.is_blob[fd] && is_new) {
         struct stat st;
         CHECK(fstat(fd, &st) == 0);
         int fan = (int)syscall(SYS_openat, dir, (char[]){path[0], path[1], 0},
@@ -286,7 +295,23 @@ int mkdirat(int dir, const char *path, mode_t mode)
 int unlinkat(int dir, const char *path, int flags)
 {
     may_die();
-    return (int)syscall(SYS_unlinkat, dir, path, flags);
+    struct stat st;
+    bool known =
+        disk.armed && fstatat(dir, path, &st, AT_SYMLINK_NOFOLLOW) == 0;
+    pthread_mutex_lock(&disk.lock);
+    int rc = (int)syscall(SYS_unlinkat, dir, path, flags);
+    if (rc == 0 && known) {
+        note_gone(st.st_ino);
+    }
+    pthread_mutex_unlock(&disk.lock);
+    return rc;
+}
+
+int remove(const char *path)
+{
+    struct stat st;
+    bool is_dir = lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    return unlinkat(AT_FDCWD, path, is_dir ? AT_REMOVEDIR : 0);
 }
 
 int rename(const char *from, const char *to)
@@ -341,5 +366,8 @@ static int spoil_file(const char *path, const struct stat *st, int type,
 void dying_disk_spoil(struct rng *r, const char *dir)
 {
     spoil_rng = r;
+    disk.armed = false;
     CHECK(nftw(dir, spoil_file, 8, FTW_DEPTH | FTW_PHYS) == 0);
+    disk.armed = true;
+    shared->count = 0;
 }

@@ -3,7 +3,8 @@
  * thread. Nothing is ever synced for real: a process that was killed leaves
  * what it wrote. What a loss of power may undo of large values (blob.c) is
  * noted in memory that the parent shares, and spoiled by it: all that was
- * written since the file, or made since its directory, was last synced.
+ * written since the file, or made since its directory, was last synced, also by
+ * a process before, which was killed while the power stayed.
  * test_store_power.c does the same for keys.lmdb. */
 #ifndef TESTS_UNIT_DYING_DISK_H
 #define TESTS_UNIT_DYING_DISK_H
