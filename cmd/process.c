@@ -1,6 +1,7 @@
 #include "cmd/process.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -16,7 +17,14 @@
 
 #include "base/check.h"
 
-enum { ARGS_MAX = 64, STAT_SIZE = 1024, READY_FD = 3 };
+enum {
+    ARGS_MAX = 64,
+    STAT_SIZE = 1024,
+    READY_FD = 3,
+    ENDS_MS = 10000,
+    LOOK_MS = 10,
+    PF_EXITING = 0x4, /* include/linux/sched.h */
+};
 
 /* The fields of /proc/PID/stat after the command's name, which may itself hold
  * spaces and brackets. */
@@ -38,23 +46,76 @@ static bool stat_fields(pid_t pid, char text[STAT_SIZE], char **fields)
     return *fields != NULL;
 }
 
-/* Field 22 of proc(5): when the process started, in ticks since boot. A zombie
- * has ended: it counts as gone. */
-static unsigned long long start_time(pid_t pid)
+/* Of proc(5): the state (3), PF_* of the kernel (9), and when it started, in
+ * ticks since boot (22). */
+struct looks {
+    char state;
+    unsigned flags;
+    unsigned long long start;
+};
+
+static bool look_at(pid_t pid, struct looks *l)
 {
     char text[STAT_SIZE];
     char *fields = NULL;
-    char state = 0;
-    unsigned long long start = 0;
-    if (!stat_fields(pid, text, &fields) ||
-        sscanf(fields,
-               ") %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d "
-               "%*d %*d %*d %*d %llu",
-               &state, &start) != 2 ||
-        state == 'Z') {
-        return 0;
+    return stat_fields(pid, text, &fields) &&
+           sscanf(fields,
+                  ") %c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d "
+                  "%*d %*d %*d %*d %llu",
+                  &l->state, &l->flags, &l->start) == 3;
+}
+
+static uint32_t thread_count(pid_t pid)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    DIR *d = opendir(path);
+    uint32_t count = 0;
+    struct dirent *e;
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        count += e->d_name[0] != '.';
     }
-    return start;
+    if (d != NULL) {
+        closedir(d);
+    }
+    return count;
+}
+
+/* The signals that wait for the process or for its first thread. */
+static bool kill_pends(pid_t pid)
+{
+    char path[64], line[128];
+    unsigned long long set = 0, pending = 0;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *f = fopen(path, "re");
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        if (sscanf(line, "SigPnd: %llx", &set) == 1 ||
+            sscanf(line, "ShdPnd: %llx", &set) == 1) {
+            pending |= set;
+        }
+    }
+    if (f != NULL) {
+        fclose(f);
+    }
+    return (pending >> (SIGKILL - 1) & 1) != 0;
+}
+
+enum life { LIFE_NONE, LIFE_ENDS, LIFE_RUNS };
+
+/* Who was killed may take seconds to end, as when a thread of it waits for the
+ * disk: it holds its ports and locks until then. A zombie without threads has
+ * ended. */
+static enum life life_of(pid_t pid, unsigned long long start)
+{
+    struct looks l;
+    if (!look_at(pid, &l) || l.start != start) {
+        return LIFE_NONE;
+    }
+    if (l.state == 'Z' || l.state == 'X') {
+        return thread_count(pid) > 1 ? LIFE_ENDS : LIFE_NONE;
+    }
+    return (l.flags & PF_EXITING) != 0 || kill_pends(pid) ? LIFE_ENDS
+                                                          : LIFE_RUNS;
 }
 
 uint64_t process_cpu_ticks(pid_t pid)
@@ -81,7 +142,16 @@ pid_t process_alive(const char *pid_file)
     unsigned long long start = 0;
     int fields = fscanf(f, "%d %llu", &pid, &start);
     fclose(f);
-    return fields == 2 && pid > 1 && start_time(pid) == start ? pid : 0;
+    if (fields != 2 || pid <= 1) {
+        return 0;
+    }
+    enum life life = life_of(pid, start);
+    for (int waited_ms = 0; life == LIFE_ENDS && waited_ms < ENDS_MS;
+         waited_ms += LOOK_MS) {
+        usleep(LOOK_MS * 1000);
+        life = life_of(pid, start);
+    }
+    return life == LIFE_NONE ? 0 : pid;
 }
 
 static bool pid_file_write(const char *pid_file, pid_t pid)
@@ -90,7 +160,9 @@ static bool pid_file_write(const char *pid_file, pid_t pid)
     if (f == NULL) {
         return false;
     }
-    fprintf(f, "%d %llu\n", (int)pid, start_time(pid));
+    struct looks l = {0};
+    (void)look_at(pid, &l); /* if it ended already: nobody has that start */
+    fprintf(f, "%d %llu\n", (int)pid, l.start);
     return fclose(f) == 0;
 }
 

@@ -9,7 +9,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* The pid in `pid_file` if that very process still runs, else 0. */
+/* The pid in `pid_file` if that very process still runs, else 0. One that was
+ * killed and has not ended is waited for, 10 s at most. */
 pid_t process_alive(const char *pid_file);
 
 /* Starts this program with `argv` (argv[0] is the subcommand; NULL at the end)

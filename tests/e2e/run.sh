@@ -256,6 +256,23 @@ kill_all() {
     lines_intact && diff -r "$W/tree" "$M/tree"
 }
 check "kill -9 of everything, then up" kill_all
+# Who is killed while it waits for the disk ends some time later, and holds its
+# lock and its port until then.
+killed_busy() {
+    local B=$W/busy n
+    local up=("$F" up --cluster "$B" --no-mount --port $((PORT + 60)) --groups 1)
+    "${up[@]}" || return 1
+    for n in 1 2 3 4 5; do
+        timeout 3 "$F" bench --cluster "$B" --ops put -n 64 -t 20 -s 65536 kv &
+        sleep 1
+        kill -9 $(cut -d' ' -f1 "$B"/run/*.pid)
+        "${up[@]}" && [ "$("$F" status --cluster "$B" --json | grep -c '"pid": [1-9]')" = 6 ] ||
+            return 1
+        wait $!
+    done
+    "$F" down --cluster "$B"
+}
+check "kill -9 of everything under load, and up at once, five times" killed_busy
 member_replace() {
     local out
     kill -9 "$(pid_of g1-2)" && rm -rf "$C/data/g1-2" || return 1
