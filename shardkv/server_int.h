@@ -82,6 +82,7 @@ struct skv_task {
     uint32_t follower;
     uint32_t server;   /* the one that is asked */
     uint32_t failures; /* servers that did not answer as the leader does */
+    bool has_answered; /* `server`, and nobody was asked since */
     struct skv_pulling pull;
     uint64_t after; /* EXPIRE: the session */
     bool finish;    /* the command at hand ends the task */

@@ -397,6 +397,7 @@ static void task_answered(struct skv_task *t)
 {
     *hint(t) = (uint8_t)(t->server % task_group(t)->servers_count);
     t->failures = 0;
+    t->has_answered = true;
     t->pause_us = PAUSE_MIN_US;
 }
 
@@ -408,10 +409,17 @@ static void task_refused(struct skv_task *t, enum err rc)
         task_pause(t);
         return;
     }
+    if (rc == ERR_CLOSED && t->has_answered) {
+        t->has_answered =
+            false; /* a connection broke: the leader may be well */
+        skv_task_start(t);
+        return;
+    }
     if (rc == ERR_NOTLEADER) {
         t->follower = t->server;
         t->has_follower = true;
     }
+    t->has_answered = false;
     t->server++;
     t->failures++;
     if (t->failures % task_group(t)->servers_count != 0) {
