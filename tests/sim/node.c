@@ -256,7 +256,10 @@ void node_start(struct node *n)
     default: client_start(n);
     }
     bool full = n->disk != NULL && sim_disk_is_full(n->disk);
-    if (n->wiped) {
+    if (rc == ERR_NOSPACE && full) {
+        start_failed(n, "its disk is full");
+        node_restart_later(n, SECOND);
+    } else if (n->wiped) {
         if (rc != ERR_NOTFOUND) {
             sim_fail(w, "n%u lost its disk, and starts again: %s", n->number,
                      err_name(rc));
@@ -272,9 +275,6 @@ void node_start(struct node *n)
         if (n->cluster->refused != NULL) {
             n->cluster->refused(n);
         }
-    } else if (rc == ERR_NOSPACE && full) {
-        start_failed(n, "its disk is full");
-        node_restart_later(n, SECOND);
     } else if (n->doomed && n->env.dying) {
         return; /* died at once */
     } else {
