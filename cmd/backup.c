@@ -5,12 +5,15 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "cmd/args.h"
 #include "cmd/ask.h"
+#include "cmd/claim.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "cmd/progress.h"
@@ -78,15 +81,22 @@ static bool output_open(struct backup *b)
         }
         return true;
     }
-    b->temporary = mem_printf("%s.tmp", b->path);
-    b->fd = open(b->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    struct stat st;
+    if (stat(b->path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        /* A device or a pipe stays what it is. */
+        b->fd = open(b->path, O_WRONLY | O_CLOEXEC);
+        return b->fd >= 0 ? true : cannot("write", b->path, errno);
+    }
+    /* A name of its own: two backups at once are two files. */
+    b->temporary = mem_printf("%s.tmp-XXXXXX", b->path);
+    b->fd = mkostemp(b->temporary, O_CLOEXEC);
     return b->fd >= 0 ? true : cannot("write", b->temporary, errno);
 }
 
 /* What was there under the name stays until this is whole and on the disk. */
 static bool output_keep(struct backup *b)
 {
-    if (b->path == NULL) {
+    if (b->temporary == NULL) {
         return true;
     }
     char *dir = mem_strdup(b->path);
@@ -108,11 +118,11 @@ static bool output_keep(struct backup *b)
 
 static void output_close(struct backup *b, bool good)
 {
+    if (b->fd >= 0 && b->path != NULL) {
+        close(b->fd);
+    }
     if (b->temporary != NULL) {
-        if (b->fd >= 0) {
-            close(b->fd);
-        }
-        if (!good) {
+        if (!good && b->fd >= 0) {
             unlink(b->temporary);
         }
         mem_free(b->temporary);
@@ -172,6 +182,19 @@ static bool look_failed(const struct backup *b, uint32_t shard, enum err rc)
     return false;
 }
 
+/* Half of another backup is none. */
+static bool is_being_restored(const struct skv_seen *seen)
+{
+    struct buf key = {0};
+    bool found = false;
+    claim_key(&key);
+    for (uint32_t i = 0; i < seen->records_count && !found; i++) {
+        found = slice_compare(seen->records[i].key, buf_slice(&key)) == 0;
+    }
+    buf_free(&key);
+    return found;
+}
+
 static bool write_failed(const struct backup *b)
 {
     enum err rc = b->writer.rc;
@@ -179,7 +202,10 @@ static bool write_failed(const struct backup *b)
         fputs("flotilla: backup stopped; nothing was kept\n", stderr);
         return false;
     }
-    return cannot("write", b->path != NULL ? b->temporary : "standard output",
+    return cannot("write",
+                  b->temporary != NULL ? b->temporary
+                  : b->path != NULL    ? b->path
+                                       : "standard output",
                   b->failed_errno);
 }
 
@@ -197,7 +223,8 @@ static bool write_shard(struct backup *b, struct view_cursor *at,
                                         .key = buf_slice(&at->key),
                                         .offset = at->offset}};
         view_ask(b->view, &ask, 1, LOOK_MS, &arena);
-        if (ask.rc == ERR_OK) {
+        bool half = ask.rc == ERR_OK && is_being_restored(&ask.seen);
+        if (ask.rc == ERR_OK && !half) {
             struct skv_archive_data data = {.shard = shard,
                                             .records = ask.seen.records,
                                             .records_count =
@@ -208,6 +235,12 @@ static bool write_shard(struct backup *b, struct view_cursor *at,
         arena_free(&arena);
         if (ask.rc != ERR_OK) {
             return look_failed(b, shard, ask.rc);
+        }
+        if (half) {
+            fputs("flotilla: a restore into this cluster runs or was broken "
+                  "off: there is nothing whole to back up\n",
+                  stderr);
+            return false;
         }
         if (b->writer.rc != ERR_OK || stopped) {
             return write_failed(b);

@@ -51,6 +51,7 @@ static int run_write(struct kv *kv, const char *action, const char *name,
     return rc == ERR_OK ? EXIT_DONE : unanswered(action, name, &txn);
 }
 
+/* What one put may write is read at one moment; what is longer, in pieces. */
 static int run_get(struct kv *kv, const char *name)
 {
     uint64_t offset = 0, length = 1;
@@ -58,7 +59,7 @@ static int run_get(struct kv *kv, const char *name)
         struct skv_item item = {.kind = SKV_GET,
                                 .key = buf_slice(&kv->key),
                                 .offset = offset,
-                                .number = SKV_DATA_SIZE_MAX / 2};
+                                .number = SKV_DATA_SIZE_MAX};
         struct skv_txn txn = {
             .items = &item, .item_count = 1, .timeout_ms = kv->timeout_ms};
         enum err rc = skv_client_run(kv->client, &txn);

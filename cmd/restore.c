@@ -1,6 +1,7 @@
 /* flotilla restore: a backup into an empty cluster (docs/backup.md). While it
- * runs a key of its own stands in the cluster, and goes last: a restore that
- * was broken off is known, and the next one begins by emptying the cluster. */
+ * runs a key of its own stands in the cluster (claim.h), and goes last: a
+ * restore that was broken off is known, and the next one begins by emptying the
+ * cluster; two at once do not both write. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,6 +14,7 @@
 #include "base/check.h"
 #include "cmd/args.h"
 #include "cmd/ask.h"
+#include "cmd/claim.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "cmd/progress.h"
@@ -37,8 +39,7 @@ struct restore {
     int copy;      /* of what cannot be read twice; -1: none */
     uint64_t size; /* 0: not known */
     struct skv_archive_reader reader;
-    struct buf marker; /* its key */
-    bool unfinished;   /* the marker was there */
+    struct claim claim;
     uint64_t occupied; /* keys that make the cluster not empty */
     /* A request being filled; keys and data are borrowed until it is run. */
     struct skv_item items[SKV_ITEMS_MAX];
@@ -68,6 +69,9 @@ static bool flush(struct restore *r)
     if (r->item_count == 0) {
         return true;
     }
+    if (!claim_is_held(&r->claim)) {
+        return false;
+    }
     enum err rc = skv_client_run(r->client, &txn);
     arena_free(&txn.arena);
     r->item_count = 0;
@@ -85,11 +89,6 @@ static bool add(struct restore *r, struct skv_item item)
     r->items[r->item_count++] = item;
     r->item_bytes += item.data.size;
     return true;
-}
-
-static bool run_one(struct restore *r, struct skv_item item)
-{
-    return add(r, item) && flush(r);
 }
 
 static bool add_record(struct restore *r, const struct skv_record *k)
@@ -255,9 +254,10 @@ static bool look_batch(struct restore *r, struct view *v,
                 failed("cannot look at the cluster", err_text(ask.rc));
     for (uint32_t i = 0; good && i < ask.seen.records_count; i++) {
         struct slice key = ask.seen.records[i].key;
-        if (slice_compare(key, buf_slice(&r->marker)) == 0) {
-            r->unfinished = true;
-        } else if (!erase) {
+        if (slice_compare(key, buf_slice(&r->claim.key)) == 0) {
+            continue;
+        }
+        if (!erase) {
             r->occupied += !is_of_an_empty_one(key);
         } else if (ask.seen.records[i].offset == 0) {
             good = add(r, (struct skv_item){.kind = SKV_DELETE, .key = key});
@@ -316,38 +316,34 @@ static bool nobody_has_it_mounted(struct restore *r)
     return good;
 }
 
-static bool marker_seen(struct restore *r)
-{
-    struct skv_item item = {.kind = SKV_LENGTH, .key = buf_slice(&r->marker)};
-    struct skv_txn txn = {
-        .items = &item, .item_count = 1, .timeout_ms = WRITE_MS};
-    bool seen = skv_client_run(r->client, &txn) == ERR_OK &&
-                txn.results[0].rc == ERR_OK;
-    arena_free(&txn.arena);
-    return seen;
-}
-
 /* Empty, or emptied. */
-static bool make_room(struct restore *r)
+static bool empty_it(struct restore *r, struct view *v)
 {
-    struct view *v = view_open(r->client, true, TAKE_MS);
-    if (v == NULL) {
-        return false;
-    }
-    r->unfinished = marker_seen(r);
-    bool good = r->unfinished || r->force || look_all(r, v, false);
+    bool broken_off = r->claim.writing;
+    bool good = broken_off || r->force || look_all(r, v, false);
     if (good && r->occupied > 0) {
-        good = failed("the cluster is not empty",
+        return failed("the cluster is not empty",
                       "restore into a new one (or say --force, and what is "
                       "there is deleted)");
     }
-    if (good && r->unfinished) {
+    if (good && broken_off) {
         fputs("a restore was broken off here: it begins anew\n", stderr);
     }
-    good = good && run_one(r, (struct skv_item){.kind = SKV_PUT,
-                                                .key = buf_slice(&r->marker)});
-    good = good && look_all(r, v, true);
-    view_close(v);
+    return good && claim_begin_writing(&r->claim) && look_all(r, v, true);
+}
+
+/* The view is younger than the claim: it has all that an earlier restore wrote.
+ */
+static bool make_room(struct restore *r)
+{
+    if (!claim_take(&r->claim, r->client)) {
+        return false;
+    }
+    struct view *v = view_open(r->client, true, TAKE_MS);
+    bool good = v != NULL && empty_it(r, v);
+    if (v != NULL) {
+        view_close(v);
+    }
     return good;
 }
 
@@ -397,10 +393,12 @@ static bool run(struct restore *r)
         fputs("flotilla: nothing was written\n", stderr);
         return false;
     }
-    return fits(r) && (r->force || nobody_has_it_mounted(r)) && make_room(r) &&
-           restore_all(r) &&
-           run_one(r, (struct skv_item){.kind = SKV_DELETE,
-                                        .key = buf_slice(&r->marker)});
+    bool good = fits(r) && (r->force || nobody_has_it_mounted(r)) &&
+                make_room(r) && restore_all(r);
+    if (r->claim.held && (good || !r->claim.writing)) {
+        good = claim_give_back(&r->claim) && good;
+    }
+    return good;
 }
 
 int cmd_restore(int argc, char **argv)
@@ -432,13 +430,12 @@ int cmd_restore(int argc, char **argv)
         return status;
     }
     r.path = strcmp(argv[first], "-") == 0 ? NULL : argv[first];
-    set_be64(buf_extend(&r.marker, SKV_OBJECT_SIZE), SKV_OBJECT_KV);
-    buf_append(&r.marker, "\0restore", 8);
     bool good = input_open(&r);
     if (good) {
         r.client = cluster_connect(&access, "admin", CONNECT_MS);
         good = r.client != NULL && run(&r);
     }
+    claim_fini(&r.claim);
     if (r.client != NULL) {
         skv_client_free(r.client);
     }
@@ -451,6 +448,5 @@ int cmd_restore(int argc, char **argv)
                 progress_size(r.bytes, size));
     }
     skv_archive_reader_fini(&r.reader);
-    buf_free(&r.marker);
     return good ? EXIT_DONE : EXIT_FAILED;
 }

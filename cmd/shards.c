@@ -11,7 +11,7 @@
 #include "cmd/cmd.h"
 #include "cmd/moves.h"
 
-enum { TIMEOUT_MS = 10000 };
+enum { TIMEOUT_MS = 10000, LOOK_MS = 3000 };
 
 static uint32_t count_of(const struct ctl_config *c, ctl_gid gid)
 {
@@ -178,6 +178,43 @@ static bool parse_group(struct arena *a, char *text, struct ctl_group *group)
     return true;
 }
 
+/* A shard that is on its way to a group cannot be called back: who never comes
+ * would hold it, and all later changes, for ever. */
+static bool runs(struct skv_client *client, const struct ctl_group *group)
+{
+    struct arena arena = {0};
+    struct ask_replica replicas[CTL_SERVERS_MAX] = {0};
+    uint32_t good = 0;
+    for (uint32_t i = 0; i < group->servers_count; i++) {
+        struct slice address = group->servers[i].address;
+        replicas[i].gid = group->gid;
+        memcpy(replicas[i].address, address.data, address.size);
+    }
+    ask_statuses(client, replicas, group->servers_count, LOOK_MS, &arena);
+    for (uint32_t i = 0; i < group->servers_count; i++) {
+        good +=
+            replicas[i].rc == ERR_OK && replicas[i].status.gid == group->gid;
+    }
+    arena_free(&arena);
+    if (good <= group->servers_count / 2) {
+        fprintf(stderr,
+                "flotilla: not changed: group %u does not run there: %u of %u "
+                "addresses answer for it; start it first\n",
+                group->gid, good, group->servers_count);
+    }
+    return good > group->servers_count / 2;
+}
+
+static bool all_run(struct skv_client *client, const struct ctl_change *what)
+{
+    for (uint32_t i = 0; i < what->join_count; i++) {
+        if (!runs(client, &what->join[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static int join(struct skv_client *client, char **words, uint32_t count,
                 bool wait)
 {
@@ -191,7 +228,8 @@ static int join(struct skv_client *client, char **words, uint32_t count,
     }
     int status = EXIT_USAGE;
     if (ok) {
-        status = change(client, &what, wait);
+        status =
+            all_run(client, &what) ? change(client, &what, wait) : EXIT_FAILED;
     } else {
         fprintf(stderr, "flotilla: join wants GROUP=HOST:PORT,HOST:PORT,...\n");
     }

@@ -37,6 +37,16 @@ static void add_problem(struct report *r, char *words)
     }
 }
 
+static bool knows(const struct report *r, ctl_gid gid)
+{
+    for (uint32_t g = 0; g < r->group_count; g++) {
+        if (r->groups[g] == gid) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void add_replica(struct report *r, ctl_gid gid, uint64_t id,
                         struct slice address)
 {
@@ -49,24 +59,44 @@ static void add_replica(struct report *r, ctl_gid gid, uint64_t id,
     one->id = id;
     memcpy(one->address, address.data, address.size);
     one->address[address.size] = 0;
-    for (uint32_t g = 0; g < r->group_count; g++) {
-        if (r->groups[g] == gid) {
-            return;
-        }
+    if (!knows(r, gid)) {
+        r->groups[r->group_count++] = gid;
     }
-    r->groups[r->group_count++] = gid;
 }
 
 /* The newest configuration says who belongs to the cluster. */
-static void add_by_config(struct report *r)
+static void add_by_config(struct report *r, const struct ctl_config *config)
 {
-    for (uint32_t g = 0; g < r->config.groups_count; g++) {
-        const struct ctl_group *group = &r->config.groups[g];
-        for (uint32_t s = 0; s < group->servers_count; s++) {
+    for (uint32_t g = 0; g < config->groups_count; g++) {
+        const struct ctl_group *group = &config->groups[g];
+        bool known = knows(r, group->gid);
+        for (uint32_t s = 0; !known && s < group->servers_count; s++) {
             add_replica(r, group->gid, group->servers[s].id,
                         group->servers[s].address);
         }
     }
+}
+
+/* Who has left is needed until its shards have arrived, and a group that is
+ * behind waits for those of the configuration that it is at. */
+static void add_by_moves(struct report *r, struct skv_client *client)
+{
+    uint32_t count = r->replica_count;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct ctl_status *s = &r->replicas[i].status;
+        bool moves = r->replicas[i].rc == ERR_OK && s->leader == s->id &&
+                     s->arriving + s->leaving > 0;
+        for (uint32_t back = 0; moves && back < 2; back++) {
+            struct ctl_config config = {0};
+            if (s->config_number > back &&
+                ask_config(client, s->config_number - back, CONFIG_MS,
+                           &r->arena, &config) == ERR_OK) {
+                add_by_config(r, &config);
+            }
+        }
+    }
+    ask_statuses(client, &r->replicas[count], r->replica_count - count,
+                 REPLICA_MS, &r->arena);
 }
 
 /* The cluster's directory says it too, as it was made. */
@@ -187,12 +217,15 @@ static void collect(struct report *r, struct skv_client *client,
         ask_config(client, CTL_LATEST, CONFIG_MS, &r->arena, &r->config);
     if (r->config_rc == ERR_OK) {
         r->mounts_rc = ask_mounts(client, REPLICA_MS, &r->arena, &r->mounts);
-        add_by_config(r);
+        add_by_config(r, &r->config);
     } else if (access->controllers == NULL &&
                cluster_load(cluster_dir(access->cluster), &c)) {
         add_by_directory(r, &c);
     }
     ask_statuses(client, r->replicas, r->replica_count, REPLICA_MS, &r->arena);
+    if (r->config_rc == ERR_OK) {
+        add_by_moves(r, client);
+    }
     for (uint32_t i = 0; i < r->replica_count; i++) {
         if (r->replicas[i].rc == ERR_OK) {
             r->replicas[i].id = r->replicas[i].status.id;

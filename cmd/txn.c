@@ -1,4 +1,5 @@
 /* flotilla kv txn: a minitransaction from standard input, one item a line. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,11 +136,14 @@ static bool read_script(struct script *s, FILE *from)
     size_t capacity = 0;
     bool good = true;
     for (ssize_t size; good && (size = getline(&line, &capacity, from)) > 0;) {
-        line[strcspn(line, "\n")] = 0;
-        if (line[0] == 0 || line[0] == '#') {
+        size_t length = strcspn(line, "\n");
+        /* A zero byte would hide the rest; \x00 stands for one. */
+        bool whole = strlen(line) == (size_t)size;
+        line[length] = 0;
+        if (whole && (length == 0 || line[0] == '#')) {
             continue;
         }
-        good = size < LINE_SIZE_MAX && s->text_count < LINES_MAX;
+        good = whole && size < LINE_SIZE_MAX && s->text_count < LINES_MAX;
         if (good) {
             s->texts[s->text_count++] = mem_strdup(line);
             struct slice copy = arena_copy(
@@ -154,6 +158,11 @@ static bool read_script(struct script *s, FILE *from)
         }
     }
     free(line);
+    if (good && ferror(from) != 0) {
+        fprintf(stderr, "flotilla: cannot read standard input: %s\n",
+                strerror(errno));
+        good = false;
+    }
     return good;
 }
 

@@ -115,6 +115,21 @@ append log x\n: at 0" ] && [ "$("$F" kv --cluster "$C" get from)" = 7 ] &&
         [ "$("$F" kv --cluster "$C" get to)" = 8 ]
 }
 check "kv txn: all or nothing, over several shards" kv_txn
+kv_txn_hidden() {
+    "$F" kv --cluster "$C" put hidden old && ! printf 'put hidden a\0b\n' | "$F" kv --cluster "$C" txn 2>"$W/err" &&
+        grep -q 'does not understand' "$W/err" && [ "$("$F" kv --cluster "$C" get hidden)" = old ] &&
+        ! "$F" kv --cluster "$C" txn </ 2>"$W/err" && grep -q 'standard input' "$W/err"
+}
+check "kv txn refuses a line with a zero byte, and an input that cannot be read" kv_txn_hidden
+join_typo() {
+    local before
+    before=$("$F" shards --cluster "$C" query | head -1) &&
+        ! "$F" shards --cluster "$C" join "3=127.0.0.1:1,127.0.0.1:2,127.0.0.1:3" 2>"$W/err" &&
+        grep -q 'group 3 does not run there' "$W/err" &&
+        ! "$F" shards --cluster "$C" join "3=127.0.0.1:$((PORT + 6)),127.0.0.1:$((PORT + 7)),127.0.0.1:$((PORT + 8))" &&
+        [ "$("$F" shards --cluster "$C" query | head -1)" = "$before" ]
+}
+check "a group that does not run cannot join" join_typo
 shards_move() {
     "$F" shards --cluster "$C" leave 2 && diff -r "$W/tree" "$M/tree" &&
         "$F" shards --cluster "$C" join \
@@ -501,6 +516,31 @@ broken_off() {
     esac && "$F" mount "$R" "$MR" && cmp "$M/large" "$MR/large" && sum_is_zero "$R"
 }
 check "a restore that is killed is begun anew by the next" broken_off
+
+# Two at once, of two backups: one has it, and what is there is its own.
+two_at_once() {
+    local t=$W/two-at-once one two rc
+    "$F" up --cluster "$t" --no-mount --port $((PORT + 120)) --groups 1 --replicas 1 &&
+        "$F" kv --cluster "$t" put other "$(seq 1000)" && "$F" backup --cluster "$t" "$W/other.flb" || return 1
+    "$F" umount "$MR" || return 1
+    "$F" restore --force --cluster "$R" "$W/one.flb" 2>"$W/err1" & one=$!
+    until "$F" backup --cluster "$R" "$W/half.flb" 2>&1 | grep -q 'nothing whole'; do
+        kill -0 $one || break
+    done
+    "$F" restore --force --cluster "$R" "$W/other.flb" 2>"$W/err2"; two=$?
+    wait $one; rc=$?
+    "$F" down --cluster "$t"
+    cat "$W/err1" "$W/err2"
+    [ $rc = 0 ] && [ $two = 1 ] && grep -q 'another restore is running' "$W/err2" && [ ! -e "$W/half.flb" ] &&
+        ! "$F" kv --cluster "$R" get other && "$F" mount "$R" "$MR" && cmp "$M/large" "$MR/large" && sum_is_zero "$R"
+}
+check "of two restores at once one is refused; a backup of half of one, too" two_at_once
+to_a_device() {
+    mkfifo "$W/fifo" || return 1
+    cat "$W/fifo" >"$W/through.flb" &
+    "$F" backup --cluster "$R" "$W/fifo" && wait $! && [ -p "$W/fifo" ] && zstd -qt "$W/through.flb" && [ -s "$W/through.flb" ]
+}
+check "a backup into a named pipe leaves it one" to_a_device
 
 # Other bytes on one replica's disk: in LMDB, and in a large value's file.
 tamper() { # tamper FILE-PATTERN FROM TO: in the first replica that has FROM
