@@ -392,6 +392,20 @@ void skv_op_pause(struct skv_op *op)
 
 /* ---- giving up ---- */
 
+/* Not always the owner: while the shard is on its way another has it. */
+static ctl_gid stuck_group(const struct skv_op *op, const struct skv_part *p)
+{
+    const struct ctl_config *config = &op->clerk->config;
+    if (p->leg.running && p->leg.silent != 0) {
+        return p->leg.silent;
+    }
+    if (p->leg.running && p->leg.net_call != 0) {
+        return p->leg.gid;
+    }
+    bool known = op->clerk->has_config && p->shard < config->shards_count;
+    return known ? config->shards[p->shard].gid : 0;
+}
+
 /* The first part that has not answered. */
 static void note_stuck(const struct skv_op *op)
 {
@@ -402,11 +416,9 @@ static void note_stuck(const struct skv_op *op)
             break;
         }
     }
-    const struct ctl_config *config = &op->clerk->config;
-    bool known = op->clerk->has_config && p->shard < config->shards_count;
     op->txn->stuck = (struct skv_stuck){
         .shard = p->shard,
-        .gid = known ? config->shards[p->shard].gid : 0,
+        .gid = stuck_group(op, p),
         .locked = op->state == SKV_OP_PAUSE || op->state == SKV_OP_ABORT,
     };
 }

@@ -83,6 +83,7 @@ struct skv_leg {
     uint32_t servers;                   /* likewise: how many the group has */
     char address[NET_ADDRESS_SIZE_MAX]; /* likewise: the server's */
     uint32_t refusals; /* ERR_WRONGGROUP, since it was started */
+    ctl_gid silent;    /* did not answer, and was the last; 0: all answered */
     enum err refused;  /* found without the net; given by the timer */
     bool running;
     bool waits_config; /* a newer configuration ends the pause */

@@ -75,6 +75,7 @@ static bool is_elsewhere(enum err rc)
  * group that a detour leads to has gone for good. */
 static void leg_elsewhere(struct skv_leg *leg)
 {
+    leg->silent = leg->gid;
     skv_route_failed(leg->clerk, leg->gid, leg->server, leg->servers);
     leg->failures++;
     if (leg->failures % leg->servers != 0) {
@@ -147,6 +148,7 @@ static void leg_answered(void *arg, enum err rc, struct slice body)
         return;
     }
     skv_route_answered(leg->clerk, leg->gid, leg->server);
+    leg->silent = leg->silent == leg->gid ? 0 : leg->silent;
     if (rc == ERR_WRONGGROUP) {
         leg_wrong_group(leg, config_number, body);
         return;
@@ -212,6 +214,7 @@ void skv_leg_start(struct skv_leg *leg)
     leg->running = true;
     leg->failures = 0;
     leg->refusals = 0;
+    leg->silent = 0;
     leg->pause_us = SKV_PAUSE_MIN_US;
     leg->refused = ERR_OK;
     DL_APPEND(leg->clerk->legs, leg);

@@ -618,6 +618,40 @@ static void a_deadline_ends_a_waiting_request(void **state)
     world_fini(&w);
 }
 
+/* A shard on its way from a group that has no majority: the configuration names
+ * another, which answers, and is not to blame. */
+static void who_did_not_answer_is_named_not_the_owner_to_be(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0};
+    struct skv_request r;
+    struct buf b = {0};
+    world_init(&w);
+    job_add(&j, 0, SKV_PUT);
+    j.txn.timeout_ms = 300;
+    job_start(&w, &j);
+    struct skv_reply reply = {.rc = ERR_WRONGGROUP, .config_number = 1};
+    encode_owner(&b, 2, "z:1");
+    reply.owner = buf_slice(&b);
+    for (int i = 0; i < 2; i++) {
+        answer(&w, expect(&w, 0, SKV_EXECUTE, &r), &reply);
+        struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+        assert_string_equal(c->address, "z:1");
+        sn_answer(&w.sn, c, ERR_CLOSED, slice_of(NULL, 0));
+    }
+    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_int_equal(c->address[0], 'a');
+    run(&w, 301 * MS);
+    assert_int_equal(j.done, 1);
+    assert_int_equal(j.txn.rc, ERR_TIMEDOUT);
+    assert_int_equal(j.txn.stuck.shard, 0);
+    assert_int_equal(j.txn.stuck.gid, 2);
+    buf_free(&b);
+    job_fini(&j);
+    world_fini(&w);
+}
+
 static void closing_answers_everybody_once(void **state)
 {
     (void)state;
@@ -1229,6 +1263,7 @@ int main(void)
         cmocka_unit_test(a_conflict_is_final_and_names_the_compare),
         cmocka_unit_test(an_expired_session_is_renewed_only_when_that_is_safe),
         cmocka_unit_test(a_deadline_ends_a_waiting_request),
+        cmocka_unit_test(who_did_not_answer_is_named_not_the_owner_to_be),
         cmocka_unit_test(closing_answers_everybody_once),
         cmocka_unit_test(more_than_the_bound_wait_in_order),
         cmocka_unit_test(
