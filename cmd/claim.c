@@ -48,11 +48,24 @@ static enum err run(const struct claim *c, struct skv_item *items,
     return rc;
 }
 
+struct skv_item claim_guard(const struct claim *c)
+{
+    struct skv_item item = item_of(c, SKV_CMP_BYTES);
+    item.data = slice_of(c->id, sizeof c->id);
+    return item;
+}
+
+const char *claim_words(enum err rc)
+{
+    return rc == ERR_CONFLICT ? "another restore has taken it over, as this "
+                                "one was not heard of"
+                              : err_text(rc);
+}
+
 /* `change`, if it is ours. */
 static enum err run_if_ours(const struct claim *c, struct skv_item change)
 {
-    struct skv_item items[] = {item_of(c, SKV_CMP_BYTES), change};
-    items[0].data = slice_of(c->id, sizeof c->id);
+    struct skv_item items[] = {claim_guard(c), change};
     return run(c, items, 2);
 }
 
@@ -124,7 +137,8 @@ static void *beat(void *arg)
 {
     struct claim *c = arg;
     pthread_mutex_lock(&c->lock);
-    while (!c->stop && !c->lost) {
+    bool lost = false;
+    while (!c->stop && !lost) {
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec += BEAT_S;
@@ -136,9 +150,8 @@ static void *beat(void *arg)
         struct skv_item one_more = item_of(c, SKV_ADD);
         one_more.offset = BEAT_AT;
         one_more.number = 1;
-        enum err rc = run_if_ours(c, one_more);
+        lost = run_if_ours(c, one_more) == ERR_CONFLICT;
         pthread_mutex_lock(&c->lock);
-        c->lost = rc == ERR_CONFLICT;
     }
     pthread_mutex_unlock(&c->lock);
     return NULL;
@@ -193,13 +206,6 @@ bool claim_take(struct claim *c, struct skv_client *client)
                         : failed("cannot claim the cluster", err_text(rc));
 }
 
-static const char *why_not(enum err rc)
-{
-    return rc == ERR_CONFLICT ? "another restore has taken it over, as this "
-                                "one was not heard of"
-                              : err_text(rc);
-}
-
 bool claim_begin_writing(struct claim *c)
 {
     uint8_t one = 1;
@@ -208,15 +214,7 @@ bool claim_begin_writing(struct claim *c)
     mark.data = slice_of(&one, 1);
     enum err rc = run_if_ours(c, mark);
     c->writing = true;
-    return rc == ERR_OK || failed("cannot claim the cluster", why_not(rc));
-}
-
-bool claim_is_held(struct claim *c)
-{
-    pthread_mutex_lock(&c->lock);
-    bool held = !c->lost;
-    pthread_mutex_unlock(&c->lock);
-    return held || failed("cannot go on", why_not(ERR_CONFLICT));
+    return rc == ERR_OK || failed("cannot claim the cluster", claim_words(rc));
 }
 
 bool claim_give_back(struct claim *c)
@@ -224,7 +222,7 @@ bool claim_give_back(struct claim *c)
     beat_end(c);
     enum err rc = run_if_ours(c, item_of(c, SKV_DELETE));
     c->held = false;
-    return rc == ERR_OK || failed("cannot end the restore", why_not(rc));
+    return rc == ERR_OK || failed("cannot end the restore", claim_words(rc));
 }
 
 void claim_fini(struct claim *c)

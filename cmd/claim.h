@@ -4,7 +4,8 @@
  * Invariants:
  *
  *  1. One holds it at a time: it is taken, marked and given back by
- *     compare-and-put, so two that try at once have one winner.
+ *     compare-and-put, so two that try at once have one winner; and who has
+ *     lost it, stopped or cut off meanwhile, changes nothing more.
  *  2. It says whether the cluster may have been changed: if not, what is in the
  *     cluster is not a restore's, and nobody may empty it for that reason. */
 #ifndef CMD_CLAIM_H
@@ -21,9 +22,9 @@ struct claim {
     bool writing; /* by us or by one who was broken off */
     bool held, beats;
     pthread_t thread;
-    pthread_mutex_t lock; /* over `stop` and `lost` */
+    pthread_mutex_t lock; /* over `stop` */
     pthread_cond_t wake;
-    bool stop, lost;
+    bool stop;
 };
 
 /* The key, of shard 0; no command can name it. */
@@ -34,8 +35,11 @@ void claim_key(struct buf *key);
 bool claim_take(struct claim *c, struct skv_client *client);
 /* From here on the cluster is changed. */
 bool claim_begin_writing(struct claim *c);
-/* Still ours, as far as the last second tells? */
-bool claim_is_held(struct claim *c);
+/* A compare that is part of every request which changes the cluster: one that
+ * was on its way while another took the claim does nothing. */
+struct skv_item claim_guard(const struct claim *c);
+/* Why such a request failed. */
+const char *claim_words(enum err rc);
 /* All is there, or nothing was changed: it goes. */
 bool claim_give_back(struct claim *c);
 /* Ends what runs here; the key stays unless it was given back. */

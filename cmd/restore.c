@@ -41,7 +41,8 @@ struct restore {
     struct skv_archive_reader reader;
     struct claim claim;
     uint64_t occupied; /* keys that make the cluster not empty */
-    /* A request being filled; keys and data are borrowed until it is run. */
+    /* A request being filled; keys and data are borrowed until it is run. The
+     * first item is the claim's. */
     struct skv_item items[SKV_ITEMS_MAX];
     uint32_t item_count;
     size_t item_bytes;
@@ -64,29 +65,28 @@ static const char *name_of(const struct restore *r)
 
 static bool flush(struct restore *r)
 {
-    struct skv_txn txn = {
-        .items = r->items, .item_count = r->item_count, .timeout_ms = WRITE_MS};
+    struct skv_txn txn = {.items = r->items,
+                          .item_count = r->item_count + 1,
+                          .timeout_ms = WRITE_MS};
     if (r->item_count == 0) {
         return true;
     }
-    if (!claim_is_held(&r->claim)) {
-        return false;
-    }
+    r->items[0] = claim_guard(&r->claim);
     enum err rc = skv_client_run(r->client, &txn);
     arena_free(&txn.arena);
     r->item_count = 0;
     r->item_bytes = 0;
-    return rc == ERR_OK ? true : failed("cannot write", err_text(rc));
+    return rc == ERR_OK || failed("cannot write", claim_words(rc));
 }
 
 static bool add(struct restore *r, struct skv_item item)
 {
-    if ((r->item_count == SKV_ITEMS_MAX ||
+    if ((r->item_count == SKV_ITEMS_MAX - 1 ||
          r->item_bytes + item.data.size > PUT_SIZE) &&
         !flush(r)) {
         return false;
     }
-    r->items[r->item_count++] = item;
+    r->items[++r->item_count] = item;
     r->item_bytes += item.data.size;
     return true;
 }
