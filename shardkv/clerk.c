@@ -406,11 +406,12 @@ static ctl_gid stuck_group(const struct skv_op *op, const struct skv_part *p)
     return known ? config->shards[p->shard].gid : 0;
 }
 
-/* The first part that has not answered. */
+/* The part that met the lock, or the first that has not answered. */
 static void note_stuck(const struct skv_op *op)
 {
-    const struct skv_part *p = &op->parts[0];
-    for (uint32_t i = 0; i < op->part_count; i++) {
+    bool locked = op->state == SKV_OP_PAUSE || op->state == SKV_OP_ABORT;
+    const struct skv_part *p = op->locked != NULL ? op->locked : &op->parts[0];
+    for (uint32_t i = 0; !locked && i < op->part_count; i++) {
         if (op->parts[i].leg.running) {
             p = &op->parts[i];
             break;
@@ -419,7 +420,7 @@ static void note_stuck(const struct skv_op *op)
     op->txn->stuck = (struct skv_stuck){
         .shard = p->shard,
         .gid = stuck_group(op, p),
-        .locked = op->state == SKV_OP_PAUSE || op->state == SKV_OP_ABORT,
+        .locked = locked,
     };
 }
 

@@ -123,6 +123,7 @@ static void vote_against(struct skv_part *p, enum err rc, struct slice body)
     op->verdict = rc;
     op->again = rc == ERR_LOCKED || rc == ERR_ABORTED;
     if (rc == ERR_LOCKED) {
+        op->locked = p;
         skv_holder_seen(op->clerk, body);
     } else if (rc == ERR_EXPIRED) {
         skv_session_retire(op->clerk, op->sequence.session);

@@ -189,6 +189,7 @@ struct skv_op {
     bool again;       /* ABORT: then try anew */
     enum err verdict; /* ABORT: what the caller is told if not again */
     uint32_t failed;  /* the compare's position, for the verdict */
+    const struct skv_part *locked; /* PAUSE, ABORT: who met a lock, or NULL */
     uint64_t pause_us;
     struct env_timer pause;
     struct env_timer deadline;

@@ -22,8 +22,9 @@ void skv_txn_explain(const struct skv_txn *txn, char *words, size_t size)
         return;
     }
     if (at->locked) {
-        snprintf(who, sizeof who, "shard %u was locked by another transaction",
-                 at->shard);
+        snprintf(who, sizeof who,
+                 "shard %u of group %u was locked by another transaction",
+                 at->shard, at->gid);
     } else if (at->gid == 0) {
         snprintf(who, sizeof who, "no group serves shard %u", at->shard);
     } else {

@@ -952,6 +952,34 @@ static void a_lock_aborts_and_tries_anew_with_a_new_number(void **state)
     world_fini(&w);
 }
 
+/* Not the first of its shards, nor one that only has not heard of the end. */
+static void who_met_the_lock_is_named(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0};
+    struct sn_call *c[2];
+    struct skv_request r[2];
+    char words[256];
+    world_init(&w);
+    three_items(&j);
+    j.txn.timeout_ms = 300;
+    job_start(&w, &j);
+    expect_prepares(&w, c, r);
+    answer_locked(&w, c[0], 77, 3);
+    number_answered(r[0].session, r[0].sequence);
+    run(&w, 301 * MS);
+    assert_int_equal(j.done, 1);
+    assert_int_equal(j.txn.rc, ERR_TIMEDOUT);
+    assert_true(j.txn.stuck.locked);
+    skv_txn_explain(&j.txn, words, sizeof words);
+    assert_string_equal(words,
+                        "shard 0 of group 1 was locked by another transaction "
+                        "for 300 ms; `flotilla status` says more");
+    job_fini(&j);
+    world_fini(&w);
+}
+
 /* A one-shard request trips over the same lock until the clerk resolves it. */
 static void resolve_flow(enum err second_vote, uint8_t decision)
 {
@@ -1273,6 +1301,7 @@ int main(void)
         cmocka_unit_test(all_votes_for_it_commit_everywhere),
         cmocka_unit_test(a_conflict_aborts_all_and_is_told_when_they_know),
         cmocka_unit_test(a_lock_aborts_and_tries_anew_with_a_new_number),
+        cmocka_unit_test(who_met_the_lock_is_named),
         cmocka_unit_test(an_old_lock_is_resolved_to_commit),
         cmocka_unit_test(an_old_lock_is_resolved_to_abort),
         cmocka_unit_test(a_deadline_in_phase_two_is_a_success),
