@@ -192,6 +192,9 @@ bool claim_take(struct claim *c, struct skv_client *client)
     CHECK(getrandom(c->id, sizeof c->id, 0) == sizeof c->id);
     enum err rc = look(c, &seen);
     if (rc == ERR_OK && seen.size > 0) {
+        fputs("a restore was begun here: looking for some seconds whether it "
+              "runs\n",
+              stderr);
         rc = watch(c, buf_slice(&seen), &lives);
     }
     if (rc == ERR_OK && !lives) {

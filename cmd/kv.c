@@ -6,8 +6,6 @@
 #include "cmd/cmd.h"
 #include "cmd/kv_int.h"
 
-enum { CONNECT_MS = 10000 };
-
 static int unanswered(const char *what, const char *name,
                       const struct skv_txn *txn)
 {
@@ -172,7 +170,7 @@ int cmd_kv(int argc, char **argv)
         return EXIT_USAGE;
     }
     struct kv kv = {.timeout_ms = (uint32_t)timeout_ms};
-    kv.client = cluster_connect(&access, "client", CONNECT_MS);
+    kv.client = cluster_connect(&access, "client", kv.timeout_ms);
     if (kv.client == NULL) {
         return EXIT_FAILED;
     }
