@@ -21,8 +21,8 @@
  *     next one else before it is there, and so for ever. What is kept is on the
  *     disk; of the log in memory nothing but the end is (raft_evict).
  *  5. A disk that is too slow makes applying wait, when RSM_BACKLOG_FACTOR
- * times checkpoint_size_max were applied since the checkpoint began: what is
- * not durable is in memory. */
+ *     times checkpoint_size_max (half of it on a follower) were applied since
+ *     the checkpoint began: what is not durable is in memory. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -262,11 +262,19 @@ void rsm_checkpoint_busy(struct rsm *r, uint64_t us)
     }
 }
 
+/* Nobody waits for a follower's applying: so it takes less memory for what is
+ * not durable. */
+static uint64_t size_max(const struct rsm *r)
+{
+    return r->leading ? r->config.checkpoint_size_max
+                      : r->config.checkpoint_size_max / 2;
+}
+
 bool rsm_checkpoint_holds(struct rsm *r)
 {
     uint64_t backlog = r->applied_size - r->checkpoint_size;
-    if (!r->checkpoint_running ||
-        backlog / RSM_BACKLOG_FACTOR < r->config.checkpoint_size_max) {
+    uint64_t factor = r->leading ? RSM_BACKLOG_FACTOR : 1;
+    if (!r->checkpoint_running || backlog / factor < size_max(r)) {
         return false;
     }
     if (r->held_us == 0) {
@@ -282,7 +290,7 @@ void rsm_checkpoint_pump(struct rsm *r)
         return;
     }
     uint64_t size = r->applied_size - r->checkpoint_size;
-    if (r->checkpoint_due || size >= r->config.checkpoint_size_max) {
+    if (r->checkpoint_due || size >= size_max(r)) {
         begin(r);
     } else if (!r->checkpoint_set) {
         r->checkpoint_set = true;

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { INSTALL_COMMIT_SIZE = 32 << 20 };
+enum { INSTALL_COMMIT_SIZE = 4 << 20 };
 
 /* A generation being filled from a stream, in DIR/new. */
 struct install {

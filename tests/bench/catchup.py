@@ -78,4 +78,5 @@ print(json.dumps({
     "MB_per_s": round(size / took / 1e6),
     "installed_after_s": round(installed - begin, 1) if installed else None,
     "growth_MiB": {n: round((peak[n] - base[n]) / (1 << 20), 1) for n in names},
+    "most_MiB": {n: round(peak[n] / (1 << 20), 1) for n in names},
     "behind": behind}))
