@@ -64,8 +64,10 @@ void kv_report(struct kv *kv)
     struct lab_run *run = kv->run;
     struct kv_counts c;
     uint64_t time_us = kv_now_us(kv) - kv->begun_us;
-    if (time_us > KV_TEST_SECONDS_MAX * UINT64_C(1000000)) {
-        kv_fail(kv, "test took longer than %d seconds", KV_TEST_SECONDS_MAX);
+    uint32_t limit_s = kv->options.seconds_max != 0 ? kv->options.seconds_max
+                                                    : KV_TEST_SECONDS_MAX;
+    if (time_us > limit_s * UINT64_C(1000000)) {
+        kv_fail(kv, "test took longer than %u seconds", limit_s);
     }
     kv_count(kv, &c);
     run->seconds = (double)time_us / 1e6;

@@ -37,6 +37,7 @@ struct kv_options {
     bool silence; /* in one seed of four, the lost is lost without a sign */
     bool other_controllers; /* a second set, which no group asks */
     bool slow_disks;        /* if the harness has disks of its own */
+    uint32_t seconds_max;   /* of the row; 0: KV_TEST_SECONDS_MAX */
 };
 
 /* What befell one key, for linear_check(). */

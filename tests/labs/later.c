@@ -3,6 +3,7 @@
  * come and go. */
 #include "tests/labs/kv_sim.h"
 
+#include <inttypes.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <string.h>
@@ -376,6 +377,53 @@ static void source_down(struct lab_run *run)
     kv_end(kv);
 }
 
+/* Not of any lab: the source of shards dies in the middle of moves, for an
+ * hour. Nobody grows or spins meanwhile; then all goes on. */
+static void source_dead(struct lab_run *run)
+{
+    /* A call to one that is silent is given 10 s by now. */
+    enum { HOUR_MS = 3600 * 1000, CALLS_PER_S_MAX = 200, BACK_MS = 15000 };
+    struct kv_options options = {.groups = 2,
+                                 .replicas = 3,
+                                 .clients = 1 + KEYS,
+                                 .maxraftstate = 1000,
+                                 .seconds_max = 2 * 3600};
+    struct kv *kv = kv_begin(run, &options);
+    struct kv_counts before, after;
+    struct kv_sizes sizes;
+    kv_join(kv, G1);
+    put_all(kv, "v");
+    const uint32_t arrives[] = {G2};
+    kv_change_begin(&kv->admins[0], CTL_JOIN, arrives, 1, 0);
+    kv_sleep(kv, kv_random(kv, 40));
+    kv_shutdown_group(kv, G1);
+    kv_admin_await(&kv->admins[0]);
+    kv_count(kv, &before);
+    kv_sleep(kv, HOUR_MS);
+    kv_count(kv, &after);
+    if (!kv_failed(kv) && after.requests - before.requests >
+                              (uint64_t)CALLS_PER_S_MAX * HOUR_MS / 1000) {
+        kv_fail(kv, "%" PRIu64 " requests in an hour of waiting",
+                after.requests - before.requests);
+    }
+    kv_sizes(kv, G2, kv_leader(kv, G2), &sizes);
+    if (!kv_failed(kv) && sizes.log > 8 * 1000) {
+        kv_fail(kv, "a log of %zu bytes after an hour of waiting", sizes.log);
+    }
+    kv_start_group(kv, G1);
+    for (uint32_t i = 0; i < KEYS && !kv_failed(kv); i++) {
+        struct kv_client *c = &kv->clients[0];
+        kv_op_begin(c, LINEAR_GET, keys[i], "");
+        kv_await(kv, &c->busy, BACK_MS, "a shard whose source is back");
+        if (!kv_failed(kv) && strcmp(kv_value(c), "v") != 0) {
+            kv_fail(kv, "Get(%s): received: %s", keys[i], kv_value(c));
+        }
+        kv_put(c, keys[i], "w");
+        kv_check(c, keys[i], "w");
+    }
+    kv_end(kv);
+}
+
 static const struct lab_row rows[] = {
     {"L1", "TestMemGet2", "memory use many gets", mem_get, 150},
     {"L2", "TestMemPut2", "memory use many puts", mem_put, 150},
@@ -389,6 +437,8 @@ static const struct lab_row rows[] = {
     {"L8", "TestDeleteBasic", "what was moved is deleted", delete_basic, 20},
     {"L9", "TestJoinLeave5B", "a join while the source is down", source_down,
      20},
+    {"L10", "TestSourceDead", "the source of moves is dead for an hour",
+     source_dead, 50},
 };
 
 LAB_TABLE(lab_later, "5A", rows);
