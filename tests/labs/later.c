@@ -419,7 +419,15 @@ static void source_dead(struct lab_run *run)
             kv_fail(kv, "Get(%s): received: %s", keys[i], kv_value(c));
         }
         kv_put(c, keys[i], "w");
-        kv_check(c, keys[i], "w");
+    }
+    kv_sleep(kv, BACK_MS);
+    kv_shutdown_group(kv, G1); /* which served what had not gone yet */
+    for (uint32_t i = 0; i < KEYS && !kv_failed(kv); i++) {
+        struct kv_client *c = &kv->clients[0];
+        if (owner(kv, i) == G2) {
+            kv_op_begin(c, LINEAR_GET, keys[i], "");
+            kv_await(kv, &c->busy, 5000, "a shard that has come");
+        }
     }
     kv_end(kv);
 }
