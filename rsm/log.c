@@ -48,6 +48,7 @@ static void on_run(struct env_job *job)
         j->rc = write_job(j);
         j->written = j->rc == ERR_OK;
         wal_stats(wal, &j->stats);
+        mem_free(j->marks); /* of a write that found no space */
         wal_take_marks(wal, &j->marks, &j->mark_count);
     }
     if (j->written) {
