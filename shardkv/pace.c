@@ -3,7 +3,8 @@
  *
  *  1. Clients first: while either group has any, a leader takes at most one
  * part in PARTS of the time for batches, of all its shards together. What a
- * batch took is measured, so the slower the machines are the longer they rest.
+ * batch took is measured, so the slower the machines are the longer they rest;
+ * not after one that is so small that this was the net's delay.
  *  2. An operator's rate is kept, with clients or without.
  *  3. A move ends: no rest for clients is longer than REST_MAX_US, and while
  *     changes are caught up with both are half as long, and ease off until,
@@ -38,7 +39,8 @@ static uint64_t ease(const struct skv_pace_batch *b, uint64_t now_us)
 
 static uint64_t rest_us(const struct skv_pace_batch *b, uint64_t now_us)
 {
-    uint64_t clients_us = b->busy ? (now_us - b->begun_us) * (PARTS - 1) : 0;
+    bool yields = b->busy && !b->small;
+    uint64_t clients_us = yields ? (now_us - b->begun_us) * (PARTS - 1) : 0;
     uint64_t rate_us = b->rate == 0 ? 0 : b->bytes * 1000000 / b->rate;
     uint64_t spent_us = now_us - b->begun_us;
     rate_us = rate_us > spent_us ? rate_us - spent_us : 0;

@@ -24,11 +24,13 @@ struct skv_pace {
 };
 
 /* What was done, and for whom it should rest. */
+enum { SKV_PACE_SMALL = 16 << 10 }; /* bytes */
 struct skv_pace_batch {
     uint64_t begun_us;
     uint64_t bytes;
     uint64_t rate;       /* bytes a second that the operator allows; 0: any */
     bool busy;           /* one of the two groups has clients */
+    bool small;          /* it took what the net took, and cost nobody much */
     uint64_t copy_us;    /* when the copy began, */
     uint64_t changes_us; /* and ended; 0: it has not */
 };
@@ -82,7 +84,7 @@ struct skv_task {
     uint32_t follower;
     uint32_t server;   /* the one that is asked */
     uint32_t failures; /* servers that did not answer as the leader does */
-    bool has_answered; /* `server`, and nobody was asked since */
+    uint32_t again;    /* so often `server` is asked though it hung up */
     struct skv_pulling pull;
     uint64_t after; /* EXPIRE: the session */
     bool finish;    /* the command at hand ends the task */

@@ -21,6 +21,7 @@ enum {
     CALL_MIN_MS = 500,
     CALL_MAX_MS = 10000,
     MEMBERS_MS = 1000,
+    AGAIN_MAX = 3, /* at once; then the others are asked */
     PAUSE_MIN_US = 10000,
     PAUSE_MAX_US = 200000,
     /* Batches of changes after which the shard is frozen although more come
@@ -103,6 +104,7 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
     if (group != NULL) {
         group_take(t, group);
         t->server = *hint(t);
+        t->again = AGAIN_MAX;
     }
     DL_APPEND(m->tasks, t);
     return t;
@@ -397,7 +399,7 @@ static void task_answered(struct skv_task *t)
 {
     *hint(t) = (uint8_t)(t->server % task_group(t)->servers_count);
     t->failures = 0;
-    t->has_answered = true;
+    t->again = AGAIN_MAX;
     t->pause_us = PAUSE_MIN_US;
 }
 
@@ -409,9 +411,8 @@ static void task_refused(struct skv_task *t, enum err rc)
         task_pause(t);
         return;
     }
-    if (rc == ERR_CLOSED && t->has_answered) {
-        t->has_answered =
-            false; /* a connection broke: the leader may be well */
+    if (rc == ERR_CLOSED && t->again > 0) {
+        t->again--; /* a connection broke: the leader may be well */
         skv_task_start(t);
         return;
     }
@@ -419,7 +420,7 @@ static void task_refused(struct skv_task *t, enum err rc)
         t->follower = t->server;
         t->has_follower = true;
     }
-    t->has_answered = false;
+    t->again = 0;
     t->server++;
     t->failures++;
     if (t->failures % task_group(t)->servers_count != 0) {
@@ -548,13 +549,15 @@ static void counted(void *arg, enum err rc, struct slice body)
     p->bytes_all += c.bytes;
     buf_clear(&p->count_key);
     buf_append(&p->count_key, c.next_key.data, c.next_key.size);
+    bool small = c.bytes < SKV_PACE_SMALL;
     arena_free(&a);
     if (p->count_key.size == 0) {
         p->stage = CTL_MOVE_COPY;
         p->begun_us = env_now_us(t->mover->env);
         p->begun_bytes = p->cursor.bytes;
     }
-    task_rest(t, &(struct skv_pace_batch){.begun_us = p->asked_us});
+    task_rest(
+        t, &(struct skv_pace_batch){.begun_us = p->asked_us, .small = small});
 }
 
 static void count_ask(struct skv_task *t)
@@ -624,6 +627,8 @@ static void pull_go_on(struct skv_task *t)
         task_rest(t, &(struct skv_pace_batch){.begun_us = p->asked_us,
                                               .bytes = p->batch_bytes,
                                               .busy = p->busy,
+                                              .small = p->batch_bytes <
+                                                       SKV_PACE_SMALL,
                                               .copy_us = p->begun_us,
                                               .changes_us = p->changes_us});
     }

@@ -39,6 +39,18 @@ with_clients_the_copy_takes_a_tenth_of_the_time_at_most(void **state)
     assert_in_range(skv_pace_rest(&p, &b, NOW), 500 * MS, S);
 }
 
+/* Else shards with a few keys wait seconds for one another on a slow net. */
+static void after_a_small_batch_nothing_rests_but_for_the_rate(void **state)
+{
+    (void)state;
+    struct skv_pace p = {0};
+    struct skv_pace_batch b = batch();
+    b.busy = b.small = true;
+    assert_int_equal(skv_pace_rest(&p, &b, NOW), 0);
+    b.rate = 10000000;
+    assert_int_equal(skv_pace_rest(&p, &b, NOW), 80 * MS);
+}
+
 /* Else four shards would take four times as much. */
 static void shards_rest_one_behind_the_other(void **state)
 {
@@ -108,6 +120,7 @@ int main(void)
         cmocka_unit_test(without_clients_and_rate_nothing_rests),
         cmocka_unit_test(
             with_clients_the_copy_takes_a_tenth_of_the_time_at_most),
+        cmocka_unit_test(after_a_small_batch_nothing_rests_but_for_the_rate),
         cmocka_unit_test(shards_rest_one_behind_the_other),
         cmocka_unit_test(the_rate_is_kept_with_what_the_batch_took),
         cmocka_unit_test(catching_up_rests_less_and_less),
