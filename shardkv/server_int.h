@@ -84,7 +84,6 @@ struct skv_task {
     uint32_t follower;
     uint32_t server;   /* the one that is asked */
     uint32_t failures; /* servers that did not answer as the leader does */
-    uint32_t again;    /* so often `server` is asked though it hung up */
     struct skv_pulling pull;
     uint64_t after; /* EXPIRE: the session */
     bool finish;    /* the command at hand ends the task */

@@ -21,7 +21,6 @@ enum {
     CALL_MIN_MS = 500,
     CALL_MAX_MS = 10000,
     MEMBERS_MS = 1000,
-    AGAIN_MAX = 3, /* at once; then the others are asked */
     PAUSE_MIN_US = 10000,
     PAUSE_MAX_US = 200000,
     /* Batches of changes after which the shard is frozen although more come
@@ -104,7 +103,6 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
     if (group != NULL) {
         group_take(t, group);
         t->server = *hint(t);
-        t->again = AGAIN_MAX;
     }
     DL_APPEND(m->tasks, t);
     return t;
@@ -399,7 +397,6 @@ static void task_answered(struct skv_task *t)
 {
     *hint(t) = (uint8_t)(t->server % task_group(t)->servers_count);
     t->failures = 0;
-    t->again = AGAIN_MAX;
     t->pause_us = PAUSE_MIN_US;
 }
 
@@ -411,16 +408,10 @@ static void task_refused(struct skv_task *t, enum err rc)
         task_pause(t);
         return;
     }
-    if (rc == ERR_CLOSED && t->again > 0) {
-        t->again--; /* a connection broke: the leader may be well */
-        skv_task_start(t);
-        return;
-    }
     if (rc == ERR_NOTLEADER) {
         t->follower = t->server;
         t->has_follower = true;
     }
-    t->again = 0;
     t->server++;
     t->failures++;
     if (t->failures % task_group(t)->servers_count != 0) {
