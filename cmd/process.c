@@ -1,7 +1,6 @@
 #include "cmd/process.h"
 
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -46,11 +45,12 @@ static bool stat_fields(pid_t pid, char text[STAT_SIZE], char **fields)
     return *fields != NULL;
 }
 
-/* Of proc(5): the state (3), PF_* of the kernel (9), and when it started, in
- * ticks since boot (22). */
+/* Of proc(5): the state (3), PF_* of the kernel (9), how many threads (20), and
+ * when it started, in ticks since boot (22). */
 struct looks {
     char state;
     unsigned flags;
+    unsigned threads;
     unsigned long long start;
 };
 
@@ -61,24 +61,8 @@ static bool look_at(pid_t pid, struct looks *l)
     return stat_fields(pid, text, &fields) &&
            sscanf(fields,
                   ") %c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d "
-                  "%*d %*d %*d %*d %llu",
-                  &l->state, &l->flags, &l->start) == 3;
-}
-
-static uint32_t thread_count(pid_t pid)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
-    DIR *d = opendir(path);
-    uint32_t count = 0;
-    struct dirent *e;
-    while (d != NULL && (e = readdir(d)) != NULL) {
-        count += e->d_name[0] != '.';
-    }
-    if (d != NULL) {
-        closedir(d);
-    }
-    return count;
+                  "%*d %*d %u %*d %llu",
+                  &l->state, &l->flags, &l->threads, &l->start) == 4;
 }
 
 /* The signals that wait for the process or for its first thread. */
@@ -112,7 +96,7 @@ static enum life life_of(pid_t pid, unsigned long long start)
         return LIFE_NONE;
     }
     if (l.state == 'Z' || l.state == 'X') {
-        return thread_count(pid) > 1 ? LIFE_ENDS : LIFE_NONE;
+        return l.threads > 1 ? LIFE_ENDS : LIFE_NONE;
     }
     return (l.flags & PF_EXITING) != 0 || kill_pends(pid) ? LIFE_ENDS
                                                           : LIFE_RUNS;

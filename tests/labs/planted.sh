@@ -11,8 +11,7 @@
 # Exit status 1 when a row did not find its bug.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
+. tests/lib/planted.sh
 names=("$@")
 lines=Rows targets=build/release/labs
 if [ -n "${REAL:-}" ]; then
@@ -79,26 +78,14 @@ mkdir "$copy"/without
 # shellcheck disable=SC2086
 cp $targets "$copy"/without
 seeds=${SEEDS:-1000}
-found=0
-missed=0
 for name in "${names[@]}"; do
     patch=$PWD/tests/labs/planted/$name.patch
     rows=${ROWS:-$(sed -n "s/^$lines: //p;/^diff/q" "$patch")}
-    rm -rf "$copy"/tree
-    mkdir -p "$copy"/tree/build
-    # With the objects, so that a copy only builds what its patch touches.
-    cp -a Makefile base raft rsm shardctrler shardkv transport fs mount cmd tests "$copy"/tree
-    cp -a build/release "$copy"/tree/build
-    if ! patch -d "$copy"/tree -p1 -s --no-backup-if-mismatch <"$patch"; then
-        echo "$name: the patch no longer applies"
-        missed=$((missed + 1))
-        continue
-    fi
+    planted_tree "$patch" || continue
     # shellcheck disable=SC2086
     make -s -C "$copy"/tree $targets WERROR= 2>"$copy"/warnings || exit 2
     for row in $rows; do
         row_finds "$row"
     done
 done
-echo "$found found, $missed not found"
-[ $missed -eq 0 ]
+planted_end

@@ -8,16 +8,10 @@
 # Exit status 1 when a bug was not found.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
+. tests/lib/planted.sh
 names=("$@")
-if [ ${#names[@]} -eq 0 ]; then
-    for patch in tests/sim/planted/*.patch; do
-        names+=("$(basename "$patch" .patch)")
-    done
-fi
+[ ${#names[@]} -gt 0 ] || mapfile -t names < <(planted_names tests/sim/planted)
 
-# With the objects, so that a copy only builds what its patch touches.
 make -s build/release/simulate || exit 2
 cp build/release/simulate "$copy" # without any
 seeds=${SEEDS:-20000}
@@ -48,22 +42,10 @@ hunt() {
         first=$((seed + 1))
     done
 }
-found=0
-missed=0
 for name in "${names[@]}"; do
     patch=$PWD/tests/sim/planted/$name.patch
     scenario=$(sed -n 's/^Scenario: //p;/^---/q' "$patch")
-    rm -rf "$copy"/tree
-    mkdir "$copy"/tree
-    cp -a Makefile base raft rsm shardctrler shardkv transport tests "$copy"/tree
-    for more in fs mount cmd; do [ -d $more ] && cp -a $more "$copy"/tree; done
-    mkdir -p "$copy"/tree/build
-    cp -a build/release "$copy"/tree/build
-    if ! patch -d "$copy"/tree -p1 -s --no-backup-if-mismatch < "$patch"; then
-        echo "$name: the patch no longer applies"
-        missed=$((missed + 1))
-        continue
-    fi
+    planted_tree "$patch" || continue
     make -s -C "$copy"/tree build/release/simulate || exit 2
     hunt
     if [ -n "$words" ]; then
@@ -74,5 +56,4 @@ for name in "${names[@]}"; do
         echo "$name: NOT FOUND in $seeds seeds$passed_over"
     fi
 done
-echo "$found found, $missed not found"
-[ $missed -eq 0 ]
+planted_end

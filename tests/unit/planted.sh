@@ -7,31 +7,15 @@
 # Exit status 1 when a bug was not found.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
+. tests/lib/planted.sh
 names=("$@")
-if [ ${#names[@]} -eq 0 ]; then
-    for patch in tests/unit/planted/*.patch; do
-        names+=("$(basename "$patch" .patch)")
-    done
-fi
+[ ${#names[@]} -gt 0 ] || mapfile -t names < <(planted_names tests/unit/planted)
 
-found=0
-missed=0
 for name in "${names[@]}"; do
     patch=$PWD/tests/unit/planted/$name.patch
     test=$(sed -n 's/^Test: //p;/^---/q' "$patch")
     make -s "build/release/unit/$test" || exit 2
-    rm -rf "$copy"/tree
-    mkdir -p "$copy"/tree/build
-    # With the objects, so that a copy only builds what its patch touches.
-    cp -a Makefile base raft rsm shardctrler shardkv transport fs mount cmd tests "$copy"/tree
-    cp -a build/release "$copy"/tree/build
-    if ! patch -d "$copy"/tree -p1 -s --no-backup-if-mismatch <"$patch"; then
-        echo "$name: the patch no longer applies"
-        missed=$((missed + 1))
-        continue
-    fi
+    planted_tree "$patch" || continue
     make -s -C "$copy"/tree "build/release/unit/$test" WERROR= 2>"$copy"/warnings || exit 2
     words=
     for round in $(seq "${ROUNDS:-20}"); do
@@ -47,5 +31,4 @@ for name in "${names[@]}"; do
         echo "$name: NOT FOUND in ${ROUNDS:-20} runs"
     fi
 done
-echo "$found found, $missed not found"
-[ $missed -eq 0 ]
+planted_end

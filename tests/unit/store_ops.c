@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/codec.h"
+#include "tests/lib/stream.h"
 
 #define KIB   1024u
 #define LIMIT SKV_INLINE_SIZE_MAX
@@ -199,30 +200,6 @@ uint32_t compare_all(struct skv_store *a, struct skv_store *b)
     }
     buf_free(&blobs);
     return count;
-}
-
-enum err to_buf(void *arg, struct slice bytes)
-{
-    buf_append(arg, bytes.data, bytes.size);
-    return ERR_OK;
-}
-
-struct from_buf {
-    struct slice left;
-    size_t step_max;
-};
-
-static enum err from_buf(void *arg, void *to, size_t size_max, size_t *size)
-{
-    struct from_buf *f = arg;
-    size_t part = f->left.size < size_max ? f->left.size : size_max;
-    part = part < f->step_max ? part : f->step_max;
-    if (part > 0) {
-        memcpy(to, f->left.data, part);
-    }
-    f->left = slice_of(f->left.data + part, f->left.size - part);
-    *size = part;
-    return ERR_OK;
 }
 
 void view_into(struct skv_store *s, struct buf *stream)

@@ -43,7 +43,6 @@ void compare_scan(struct skv_store *a, struct skv_store *b, struct slice prefix,
 uint32_t compare_all(struct skv_store *a, struct skv_store *b);
 
 /* The store as of its last checkpoint, as a stream; and back. */
-enum err to_buf(void *arg, struct slice bytes);
 void view_into(struct skv_store *s, struct buf *stream);
 enum err install_from(struct skv_store *s, const struct buf *stream,
                       uint64_t index, size_t step_max);

@@ -9,30 +9,7 @@
 
 #include "base/rng.h"
 #include "shardkv/archive.h"
-
-struct source {
-    struct slice left;
-    size_t step_max;
-};
-
-static enum err from_source(void *arg, void *to, size_t size_max, size_t *size)
-{
-    struct source *s = arg;
-    size_t part = s->left.size < size_max ? s->left.size : size_max;
-    part = part < s->step_max ? part : s->step_max;
-    if (part > 0) {
-        memcpy(to, s->left.data, part);
-    }
-    s->left = slice_of(s->left.data + part, s->left.size - part);
-    *size = part;
-    return ERR_OK;
-}
-
-static enum err to_buf(void *arg, struct slice bytes)
-{
-    buf_append(arg, bytes.data, bytes.size);
-    return ERR_OK;
-}
+#include "tests/lib/stream.h"
 
 /* What comes behind the data, up to `end`, is zeros. */
 static struct skv_record part(struct arena *a, uint16_t shard, uint64_t n,
@@ -89,8 +66,8 @@ static void archive_make(struct buf *out)
 static enum err archive_read(struct slice bytes, size_t step_max,
                              struct buf *text, uint64_t *block)
 {
-    struct source s = {.left = bytes, .step_max = step_max};
-    struct skv_archive_reader r = {.read = from_source, .arg = &s};
+    struct from_buf s = {.left = bytes, .step_max = step_max};
+    struct skv_archive_reader r = {.read = from_buf, .arg = &s};
     struct skv_archive_item item = {0};
     enum err rc = ERR_OK;
     while (rc == ERR_OK && item.type != SKV_ARCHIVE_END) {

@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "base/rng.h"
+#include "tests/lib/stream.h"
 #include "tests/unit/store_ops.h"
 
 #define KIB   1024u

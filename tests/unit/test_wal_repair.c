@@ -302,17 +302,25 @@ static void damage(struct group *g, uint32_t i, raft_index index,
 static const raft_term old_terms[] = {0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 static const raft_term new_terms[] = {0, 1, 1, 1, 2, 2, 2};
 
+/* Of term 1, each log up to its index in `ends`. */
+static void group_fill(struct group *g, const raft_index ends[REPLICAS])
+{
+    group_open(g);
+    for (uint32_t i = 0; i < REPLICAS; i++) {
+        vote(g, i, 1, 1);
+        store(g, i, 1, ends[i], old_terms);
+    }
+}
+
+static const raft_index all_ten[REPLICAS] = {10, 10, 10};
+
 static void each_elsewhere_is_made_whole(void **state)
 {
     (void)state;
     struct group g;
     struct wal_repair_replica replicas[REPLICAS];
     char problem[256];
-    group_open(&g);
-    for (uint32_t i = 0; i < REPLICAS; i++) {
-        vote(&g, i, 1, 1);
-        store(&g, i, 1, 10, old_terms);
-    }
+    group_fill(&g, all_ten);
     g.committed = 10;
     group_stop(&g);
     for (uint32_t i = 0; i < REPLICAS; i++) {
@@ -333,11 +341,7 @@ static void what_is_intact_nowhere_is_named(void **state)
     struct group g;
     struct wal_repair_replica replicas[REPLICAS];
     char problem[256];
-    group_open(&g);
-    for (uint32_t i = 0; i < REPLICAS; i++) {
-        vote(&g, i, 1, 1);
-        store(&g, i, 1, 10, old_terms);
-    }
+    group_fill(&g, all_ten);
     group_stop(&g);
     for (uint32_t i = 0; i < REPLICAS; i++) {
         damage(&g, i, 7, 1);
@@ -413,11 +417,7 @@ static void what_was_replaced_in_a_hole_does_not_come_back(void **state)
     struct group g;
     struct wal_repair_replica replicas[REPLICAS];
     char problem[256];
-    group_open(&g);
-    for (uint32_t i = 0; i < REPLICAS; i++) {
-        vote(&g, i, 1, 1);
-        store(&g, i, 1, i == 0 ? 5 : 3, old_terms);
-    }
+    group_fill(&g, (const raft_index[REPLICAS]){5, 3, 3});
     for (uint32_t i = 0; i < 2; i++) {
         vote(&g, i, 2, 2);
         store(&g, i, 4, 6, new_terms);

@@ -1,0 +1,22 @@
+#include "tests/lib/stream.h"
+
+#include <string.h>
+
+enum err to_buf(void *arg, struct slice bytes)
+{
+    buf_append(arg, bytes.data, bytes.size);
+    return ERR_OK;
+}
+
+enum err from_buf(void *arg, void *to, size_t size_max, size_t *size)
+{
+    struct from_buf *f = arg;
+    size_t part = f->left.size < size_max ? f->left.size : size_max;
+    part = part < f->step_max ? part : f->step_max;
+    if (part > 0) {
+        memcpy(to, f->left.data, part);
+    }
+    f->left = slice_of(f->left.data + part, f->left.size - part);
+    *size = part;
+    return ERR_OK;
+}
