@@ -63,6 +63,7 @@ void rsm_propose(struct rsm *r, struct rsm_proposal *p, struct bytes *command)
     } else if (r->queued_count + r->waiting_count >= RSM_PROPOSALS_MAX) {
         rsm_propose_fail(r, p, ERR_BUSY);
     } else {
+        rsm_log_asked(r);
         append(&r->queued_head, &r->queued_tail, p);
         r->queued_count++;
         rsm_flush_later(r);

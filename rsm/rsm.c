@@ -327,6 +327,7 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     r->tick.fire = on_tick;
     r->flush.fire = on_flush;
     rsm_leader_init(r);
+    rsm_log_init(r);
     rsm_apply_init(r);
     rsm_checkpoint_init(r);
     rsm_space_init(r);
@@ -358,6 +359,7 @@ void rsm_free(struct rsm *r)
     env_timer_stop(r->env, &r->hello);
     rsm_member_close(r);
     rsm_leader_close(r);
+    rsm_log_stop(r);
     rsm_apply_close(r);
     rsm_checkpoint_close(r);
     rsm_space_close(r);

@@ -20,6 +20,7 @@ enum {
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_BRIEF_SIZE = 16 << 10,
+    RSM_ALONE_MIN = 16, /* requests one at a time, then a leader syncs itself */
     RSM_BRIEF_APPLY_COUNT = 16,
     RSM_BRIEF_APPLY_SIZE = 8 << 10,
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
@@ -231,6 +232,9 @@ struct rsm {
     /* log.c */
     struct rsm_log_job *log_head, *log_tail;
     bool log_running;
+    struct env_timer log_late; /* the first job may run when it fires */
+    bool log_late_set;
+    uint32_t alone_count; /* requests in a row that met no other */
     struct wal_stats wal_stats;
 
     /* apply.c */
@@ -322,6 +326,9 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update);
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
                      const struct raft_conf *conf);
 void rsm_log_reset(struct rsm *r, const struct snap_label *label);
+void rsm_log_asked(struct rsm *r); /* a proposal or a read comes */
+void rsm_log_init(struct rsm *r);
+void rsm_log_stop(struct rsm *r);
 void rsm_log_close(struct rsm *r);
 void rsm_log_pump(struct rsm *r);
 

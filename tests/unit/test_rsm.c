@@ -33,6 +33,7 @@ struct event {
 static struct {
     uint64_t now_us;
     uint64_t order;
+    uint64_t fired;       /* events so far */
     struct event *events; /* by time */
     struct rng rng;
 } world;
@@ -72,6 +73,7 @@ static bool run_one(void)
     }
     world.events = e->next;
     world.now_us = e->at_us;
+    world.fired++;
     void (*fire)(void *) = e->fire;
     void *arg = e->arg;
     mem_free(e);
@@ -93,6 +95,8 @@ static void run_ms(uint64_t ms)
 static uint32_t slow_per_mille; /* jobs that take long */
 
 struct env_worker {
+    struct node *node;
+    bool is_wal;
     struct env_job *head, *tail;
     struct event *event; /* the next run or done */
 };
@@ -108,6 +112,8 @@ struct node {
     bool cut; /* from the network */
     bool leader;
     uint32_t leader_calls;
+    uint32_t brief_syncs; /* jobs of "wal" that the loop might run itself */
+    uint64_t sent_in, brief_in; /* of `fired`: the last time */
 
     /* The state machine: now, and on its disk. */
     struct list {
@@ -153,9 +159,10 @@ static void t_timer_start(struct env *env, struct env_timer *t,
 
 static struct env_worker *t_worker_new(struct env *env, const char *name)
 {
-    (void)env;
-    (void)name;
-    return mem_alloc(sizeof(struct env_worker));
+    struct env_worker *w = mem_alloc(sizeof *w);
+    w->node = (struct node *)env;
+    w->is_wal = strcmp(name, "wal") == 0;
+    return w;
 }
 
 static void worker_next(struct env_worker *w);
@@ -204,6 +211,13 @@ static void t_worker_submit(struct env_worker *w, struct env_job *job)
     worker_next(w);
 }
 
+static void t_worker_submit_brief(struct env_worker *w, struct env_job *job)
+{
+    w->node->brief_syncs += w->is_wal;
+    w->node->brief_in = w->is_wal ? world.fired : w->node->brief_in;
+    t_worker_submit(w, job);
+}
+
 static void t_worker_free(struct env_worker *w)
 {
     while (w->event != NULL) {
@@ -235,7 +249,7 @@ static const struct env_ops env_ops = {
     .timer_stop = t_timer_stop,
     .worker_new = t_worker_new,
     .worker_submit = t_worker_submit,
-    .worker_submit_brief = t_worker_submit,
+    .worker_submit_brief = t_worker_submit_brief,
     .worker_free = t_worker_free,
     .fatal = t_fatal,
     .random = t_random,
@@ -340,6 +354,7 @@ static void t_send(struct net *net, const char *address, net_method method,
     struct packet p = {.from = node_of_net(net)->at,
                        .to = (uint32_t)(address[0] - '1'),
                        .method = method};
+    nodes[p.from].sent_in = world.fired;
     send_packet(p, parts, part_count);
 }
 
@@ -1333,6 +1348,53 @@ static void test_wishes_wait_for_a_leader_that_is_one(void **state)
     cluster_free();
 }
 
+/* Wrong if a leader that others wait for syncs on its loop, or if one whose
+ * caller is alone does so before its messages have left. */
+static void test_a_leader_syncs_itself_when_callers_come_alone(void **state)
+{
+    (void)state;
+    cluster_start(31);
+    struct node *leader = await_leader();
+    propose_many(leader, 0, 50);
+    uint32_t before = leader->brief_syncs;
+    struct client c[3];
+    for (uint32_t i = 0; i < 100; i++) {
+        propose(leader, &c[0], 100 + i);
+        await_client(&c[0]);
+    }
+    assert_in_range(leader->brief_syncs - before, 80, 90);
+    propose(leader, &c[0], 200);
+    uint32_t first = leader->brief_syncs;
+    while (leader->brief_syncs == first) {
+        assert_true(run_one());
+    }
+    assert_true(leader->sent_in < leader->brief_in);
+    await_client(&c[0]);
+
+    /* A second caller, and a reader. */
+    propose(leader, &c[1], 300);
+    propose(leader, &c[2], 301);
+    await_client(&c[1]);
+    await_client(&c[2]);
+    before = leader->brief_syncs;
+    for (uint32_t i = 0; i < 60; i++) {
+        struct reader reader;
+        if (i < 30) {
+            propose(leader, &c[0], 400 + i);
+            read_begin(leader, &reader);
+        } else {
+            read_begin(leader, &reader);
+            propose(leader, &c[0], 400 + i);
+        }
+        await_client(&c[0]);
+        while (!reader.ended) {
+            run_ms(1);
+        }
+    }
+    assert_int_equal(leader->brief_syncs, before);
+    cluster_free();
+}
+
 static void note_done(void *arg)
 {
     *(bool *)arg = true;
@@ -1510,6 +1572,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_failed_sync_is_final),
         cmocka_unit_test(test_proposals_do_not_wait_for_ever),
         cmocka_unit_test(test_wishes_wait_for_a_leader_that_is_one),
+        cmocka_unit_test(test_a_leader_syncs_itself_when_callers_come_alone),
         cmocka_unit_test(test_step_down),
         cmocka_unit_test(test_strangers_are_not_heard),
         cmocka_unit_test(test_chaos),
