@@ -166,9 +166,18 @@ static enum err outcome(struct tls *t, int result)
     return ERR_CORRUPT;
 }
 
+/* SSL_get_error() looks at this thread's queue. A look costs less than to clear
+ * what is clear. */
+static void errors_clear(void)
+{
+    if (ERR_peek_error() != 0) {
+        ERR_clear_error();
+    }
+}
+
 static enum err handshake(struct tls *t)
 {
-    ERR_clear_error(); /* SSL_get_error() looks at this thread's queue */
+    errors_clear();
     int result = SSL_do_handshake(t->ssl);
     if (result != 1) {
         return outcome(t, result);
@@ -190,11 +199,14 @@ enum err tls_read(struct tls *t, struct buf *plain)
         size_t before = plain->size;
         size_t size = 0;
         uint8_t *to = buf_extend(plain, RECORD_SIZE);
-        ERR_clear_error();
+        errors_clear();
         int result = SSL_read_ex(t->ssl, to, RECORD_SIZE, &size);
         plain->size = before + (result == 1 ? size : 0);
         if (result != 1) {
             return outcome(t, result);
+        }
+        if (t->in.size == 0 && SSL_has_pending(t->ssl) == 0) {
+            return ERR_OK; /* all that one more call would say */
         }
     }
 }
@@ -203,7 +215,7 @@ enum err tls_write(struct tls *t, struct slice plain)
 {
     CHECK(t->ready);
     size_t size = 0;
-    ERR_clear_error();
+    errors_clear();
     if (plain.size > 0 &&
         SSL_write_ex(t->ssl, plain.data, plain.size, &size) != 1) {
         return ERR_CORRUPT; /* only after a fatal alert: our BIO never fails */
