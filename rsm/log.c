@@ -43,6 +43,22 @@ static enum err write_job(struct rsm_log_job *j)
     return ERR_INVALID;
 }
 
+/* Is little space left? Asked of the disk now and then: it is a call that most
+ * writes could do without, and `space_low` is more than what others write in
+ * the meantime. On the worker. */
+static bool is_low(struct rsm *r, const struct rsm_log_job *j)
+{
+    uint64_t now_us = env_now_us(r->env);
+    r->space.unlooked_size += j->size + j->entry_count * RSM_ENTRY_OVERHEAD;
+    if (now_us < r->space.look_at_us &&
+        r->space.unlooked_size < r->config.space_low / RSM_SPACE_LOOK_PART) {
+        return false;
+    }
+    r->space.look_at_us = now_us + RSM_SPACE_LOOK_US;
+    r->space.unlooked_size = 0;
+    return rsm_space_is_low(r);
+}
+
 /* Before anybody hears of the first thing that is stored, the identity says
  * that there is a log: without it this replica would begin anew, and vote and
  * acknowledge again what it has forgotten. */
@@ -60,8 +76,8 @@ static void on_run(struct env_job *job)
     if (j->written) {
         j->rc = rsm_identity_started(j->rsm);
     }
-    j->low = j->kind == RSM_LOG_APPEND && j->entry_count > 0 &&
-             rsm_space_is_low(j->rsm);
+    j->low =
+        j->kind == RSM_LOG_APPEND && j->entry_count > 0 && is_low(j->rsm, j);
 }
 
 /* Somebody waits for a follower's sync and it has nothing else to do; nor has a

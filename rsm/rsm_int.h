@@ -45,6 +45,8 @@ enum {
     RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,
+    RSM_SPACE_LOOK_US = 5000,
+    RSM_SPACE_LOOK_PART = 64, /* of space_low: bytes written without a look */
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
     RSM_SPACE_PAUSE_MIN_MS = 100,
     RSM_SPACE_PAUSE_MAX_MS = 5000,
@@ -180,6 +182,8 @@ struct rsm_space {
     uint64_t group_since_ms; /* leader: no majority has space; 0: one has */
     struct env_timer timer;
     bool timer_set;
+    /* The wal worker's: when it looks again, and what it wrote since. */
+    uint64_t look_at_us, unlooked_size;
     bool half; /* the apply worker's: the state machine is half-way in an
                   entry, until it has been rewound or replaced */
 };

@@ -1395,6 +1395,66 @@ static void test_a_leader_syncs_itself_when_callers_come_alone(void **state)
     cluster_free();
 }
 
+static uint32_t space_looks;
+static uint64_t space_left;
+
+static enum err counted_space(struct disk *d, uint64_t *free)
+{
+    (void)d;
+    space_looks++;
+    *free = space_left;
+    return ERR_OK;
+}
+
+/* Wrong if the disk is asked for its space at each write, or too late. */
+static void test_space_is_looked_at_now_and_then(void **state)
+{
+    (void)state;
+    cluster_start(32);
+    struct node *leader = await_leader();
+    struct disk *disk = faultdisk_disk(leader->disk);
+    const struct disk_ops *before = disk->ops;
+    struct disk_ops counted = *before;
+    counted.space = counted_space;
+    disk->ops = &counted;
+    space_left = UINT64_MAX;
+    struct client c;
+    propose(leader, &c, 0);
+    await_client(&c);
+    run_ms(10);
+    space_looks = 0;
+    uint64_t began = world.now_us;
+    for (uint32_t i = 1; i <= 200; i++) {
+        propose(leader, &c, i);
+        await_client(&c);
+    }
+    uint64_t most = (world.now_us - began) / 5000 + 10;
+    assert_true(most < 180 && space_looks > 0 && space_looks <= most);
+
+    /* As many bytes as count, in less time than counts. */
+    static struct client big[8];
+    space_looks = 0;
+    began = world.now_us;
+    for (uint32_t i = 0; i < 8; i++) {
+        propose_sized(leader, &big[i], 300 + i, 300 << 10);
+        run_ms(1);
+    }
+    for (uint32_t i = 0; i < 8; i++) {
+        await_client(&big[i]);
+    }
+    assert_true(space_looks > (world.now_us - began) / 5000);
+
+    space_left = 1000;
+    run_ms(10);
+    propose(leader, &c, 400);
+    await_client(&c);
+    struct rsm_status status;
+    rsm_status(leader->rsm, &status);
+    assert_true(status.full);
+    disk->ops = before;
+    cluster_free();
+}
+
 static void note_done(void *arg)
 {
     *(bool *)arg = true;
@@ -1573,6 +1633,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_proposals_do_not_wait_for_ever),
         cmocka_unit_test(test_wishes_wait_for_a_leader_that_is_one),
         cmocka_unit_test(test_a_leader_syncs_itself_when_callers_come_alone),
+        cmocka_unit_test(test_space_is_looked_at_now_and_then),
         cmocka_unit_test(test_step_down),
         cmocka_unit_test(test_strangers_are_not_heard),
         cmocka_unit_test(test_chaos),
