@@ -371,6 +371,9 @@ const char *raft_role_text(enum raft_role role);
 void raft_msg_encode(struct buf *b, const struct raft_msg *msg);
 MUST_USE enum err raft_msg_decode(struct slice from, struct arena *a,
                                   struct raft_msg *msg);
+/* The same; if entries are long the data are parts of `from`, not copies. */
+MUST_USE enum err raft_msg_decode_parts(struct bytes *from, struct arena *a,
+                                        struct raft_msg *msg);
 void raft_msg_release(struct raft_msg *msg);
 
 #endif

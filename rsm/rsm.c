@@ -177,12 +177,25 @@ static void drop_stranger(struct rsm *r, const struct net_peer *peer,
     }
 }
 
+/* A long message is kept as it came, for the sake of its entries. */
+static enum err decode(struct rsm *r, struct slice body, struct arena *arena,
+                       struct raft_msg *msg)
+{
+    if (body.size < RSM_PARTS_SIZE) {
+        return raft_msg_decode(body, arena, msg);
+    }
+    struct bytes *kept = net_keep(r->config.net, body, 0);
+    enum err rc = raft_msg_decode_parts(kept, arena, msg);
+    bytes_unref(kept);
+    return rc;
+}
+
 static void handle_raft(struct rsm *r, const struct net_peer *peer,
                         struct slice body)
 {
     struct arena arena = {0};
     struct raft_msg msg;
-    if (raft_msg_decode(body, &arena, &msg) != ERR_OK) {
+    if (decode(r, body, &arena, &msg) != ERR_OK) {
         drop_stranger(r, peer, "which does not decode");
         arena_free(&arena);
         return;

@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "base/mem.h"
@@ -66,6 +67,8 @@ struct net_ops {
                   const struct slice *parts, uint32_t part_count);
     /* Bytes queued for `address` and not yet taken by the kernel. */
     size_t (*queued)(struct net *net, const char *address);
+    /* NULL, or it gives NULL: net_keep() copies. */
+    struct bytes *(*keep)(struct net *net, struct slice body, size_t room);
 };
 
 struct net {
@@ -116,6 +119,25 @@ static inline void net_reply(struct net *net, struct net_request *request,
 static inline size_t net_queued(struct net *net, const char *address)
 {
     return net->ops->queued(net, address);
+}
+
+/* For a handler that needs the body it was given for longer than the call: a
+ * reference on it where the net can give one (of a long body), else a copy.
+ * Once a body. Before the body are `room` more bytes, at most NET_ROOM_MAX,
+ * which the caller fills. */
+#define NET_ROOM_MAX 16u
+static inline struct bytes *net_keep(struct net *net, struct slice body,
+                                     size_t room)
+{
+    struct bytes *kept =
+        net->ops->keep != NULL ? net->ops->keep(net, body, room) : NULL;
+    if (kept == NULL) {
+        kept = bytes_new(room + body.size);
+        if (body.size > 0) {
+            memcpy(kept->data + room, body.data, body.size);
+        }
+    }
+    return kept;
 }
 
 #endif

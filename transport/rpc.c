@@ -133,6 +133,16 @@ static size_t rpc_queued(struct net *net, const char *address)
 
 /* --- serving --- */
 
+static struct bytes *rpc_keep(struct net *net, struct slice body, size_t room)
+{
+    struct bytes *whole = rpc_of(net)->body;
+    if (whole == NULL) {
+        return NULL;
+    }
+    CHECK(room <= NET_ROOM_MAX && body.data == whole->data + NET_ROOM_MAX);
+    return bytes_part(whole, slice_of(body.data - room, body.size + room));
+}
+
 static struct net_request *request_new(struct conn *conn, const struct frame *f)
 {
     struct net_request *r = mem_alloc(sizeof *r);
@@ -330,6 +340,7 @@ static const struct net_ops rpc_ops = {
     .send = rpc_send,
     .reply = rpc_reply,
     .queued = rpc_queued,
+    .keep = rpc_keep,
 };
 
 static void flush_dirty(uv_prepare_t *prepare)

@@ -30,6 +30,10 @@ enum {
                                         /* a caller that retries never spins */
     RPC_DEAD_PEER_MS = 15 * 1000,       /* unacknowledged this long: broken */
     RPC_READ_SIZE = 256 << 10,          /* one read() */
+    RPC_PLAIN_SIZE = 16 << 10,          /* decrypted before it is looked at */
+    RPC_APART_SIZE = 16 << 10,          /* a longer body has its own memory */
+    RPC_AHEAD_SIZE = 2 << 20,           /* of which so much is taken ahead, */
+                                        /* or as much again as has come */
     RPC_WRITE_SIZE = 128 << 10,         /* plaintext encrypted in one go */
     RPC_KEEP_SIZE = 64 << 10,           /* an idle buffer larger is freed */
     RPC_COMPLAINTS_PER_S = 5,           /* log lines that strangers can cause */
@@ -111,6 +115,10 @@ struct conn {
 
     struct tls *tls;
     struct buf in; /* plaintext of a frame that is not complete */
+    /* Or of one with a long body: NET_ROOM_MAX bytes, then the body. */
+    struct frame frame;
+    struct bytes *body;
+    size_t body_got;
     bool reading;
 
     /* Out: frames are appended to `queued`; when `sending` is used up the two
@@ -155,12 +163,14 @@ struct rpc {
     uv_prepare_t prepare; /* flushes, once per turn of the loop */
     uint8_t *read_buffer; /* one for all: a read is used up before the next */
     struct buf plain;     /* likewise */
+    struct bytes *body;   /* of the frame that is being handled, if long */
     struct rpc_stats stats;
     uint64_t complaint_window_s;
     uint32_t complaint_count;
 };
 
 /* --- rpc.c --- */
+/* `body` lies behind NET_ROOM_MAX other bytes in rpc->body, if there is one. */
 void rpc_frame_in(struct conn *conn, const struct frame *f, struct slice body);
 /* A line in the log that a stranger could cause: at a bounded rate. */
 void rpc_complain(struct rpc *rpc, const char *format, ...)
