@@ -77,7 +77,7 @@ bool raft_msg_sane(const struct raft_msg *m)
            m->log_index < UINT64_MAX - RAFT_MSG_ENTRIES_MAX && entries_sane(m);
 }
 
-void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
+static void encode_head(struct buf *b, const struct raft_msg *msg)
 {
     enc_u8(b, (uint8_t)msg->type);
     enc_u64(b, msg->from);
@@ -96,11 +96,31 @@ void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
     enc_u64(b, msg->last_index);
     enc_u64(b, msg->read_round);
     enc_u32(b, msg->entry_count);
+}
+
+uint32_t raft_msg_encode_cut(struct buf *b, const struct raft_msg *msg,
+                             size_t long_size, struct raft_cut *cuts)
+{
+    uint32_t count = 0;
+    encode_head(b, msg);
     for (uint32_t i = 0; i < msg->entry_count; i++) {
+        struct bytes *data = msg->entries[i].data;
+        struct slice bytes = bytes_slice(data);
         enc_u64(b, msg->entries[i].term);
         enc_u8(b, (uint8_t)msg->entries[i].type);
-        enc_bytes(b, bytes_slice(msg->entries[i].data));
+        enc_u32(b, (uint32_t)bytes.size);
+        if (bytes.size >= long_size) {
+            cuts[count++] = (struct raft_cut){.at = b->size, .data = data};
+        } else {
+            buf_append(b, bytes.data, bytes.size);
+        }
     }
+    return count;
+}
+
+void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
+{
+    (void)raft_msg_encode_cut(b, msg, SIZE_MAX, NULL);
 }
 
 static struct bytes *data_of(struct bytes *whole, struct slice data)

@@ -212,7 +212,7 @@ void conn_throttle(struct conn *conn)
 
 size_t conn_unsent(const struct conn *conn)
 {
-    return conn->queued.size + (conn->sending.size - conn->sending_at) +
+    return conn->queued.size + conn->sending.size +
            (conn->cipher.size - conn->cipher_at);
 }
 
@@ -227,20 +227,21 @@ void conn_mark_dirty(struct conn *conn)
 /* Every frame leaves through here, and comes in through rpc_frame_in(): the two
  * places where a fault plan of a link belongs. */
 void conn_frame_out(struct conn *conn, struct frame f,
-                    const struct slice *parts, uint32_t part_count)
+                    const struct net_part *parts, uint32_t part_count)
 {
+    struct out *o = &conn->queued;
     f.size = 0;
     for (uint32_t i = 0; i < part_count; i++) {
-        f.size += (uint32_t)parts[i].size;
+        f.size += (uint32_t)parts[i].data.size;
     }
     CHECK(f.size <= NET_BODY_SIZE_MAX);
-    uint8_t *to = buf_extend(&conn->queued, FRAME_HEADER_SIZE + f.size);
-    frame_encode(to, &f);
-    to += FRAME_HEADER_SIZE;
+    frame_encode(out_bytes(o, FRAME_HEADER_SIZE), &f);
     for (uint32_t i = 0; i < part_count; i++) {
-        if (parts[i].size > 0) {
-            memcpy(to, parts[i].data, parts[i].size);
-            to += parts[i].size;
+        struct slice data = parts[i].data;
+        if (parts[i].owner != NULL && data.size >= RPC_REFER_SIZE) {
+            out_refer(o, parts[i].owner, data);
+        } else if (data.size > 0) {
+            memcpy(out_bytes(o, data.size), data.data, data.size);
         }
     }
     conn->rpc->stats.frames_out++;
@@ -258,29 +259,24 @@ static void buf_reset(struct buf *b)
     }
 }
 
-/* Encrypts the next piece. False when there is nothing to write. */
+/* Encrypts the next pieces. False when there is nothing to write. */
 static bool cipher_fill(struct conn *conn)
 {
     CHECK(conn->cipher.size == 0);
-    if (conn->sending_at == conn->sending.size) {
-        buf_reset(&conn->sending);
-        conn->sending_at = 0;
-        struct buf empty = conn->sending;
+    if (conn->sending.size == 0) {
+        out_clear(&conn->sending, RPC_KEEP_SIZE);
+        struct out empty = conn->sending;
         conn->sending = conn->queued;
         conn->queued = empty;
     }
-    size_t size = conn->sending.size - conn->sending_at;
-    if (size > RPC_WRITE_SIZE) {
-        size = RPC_WRITE_SIZE;
-    }
-    if (size > 0 && conn->state == CONN_READY) {
-        struct slice piece =
-            slice_of(conn->sending.data + conn->sending_at, size);
+    size_t room = conn->state == CONN_READY ? RPC_WRITE_SIZE : 0;
+    while (conn->sending.size > 0 && room >= OUT_RECORD_SIZE) {
+        struct slice piece = out_next(&conn->sending, room, conn->rpc->record);
         if (tls_write(conn->tls, piece) != ERR_OK) {
             conn_close(conn, "TLS: cannot write");
             return false;
         }
-        conn->sending_at += size;
+        room -= piece.size;
     }
     tls_drain(conn->tls, &conn->cipher);
     return conn->cipher.size > 0;
@@ -292,7 +288,7 @@ static void cipher_sent(struct conn *conn, size_t size)
     conn->cipher_at += size;
     if (conn->cipher_at == conn->cipher.size) {
         conn->cipher_at = 0;
-        if (conn->queued.size > 0 || conn->sending.size > conn->sending_at) {
+        if (conn->queued.size > 0 || conn->sending.size > 0) {
             buf_clear(&conn->cipher); /* used again at once */
         } else {
             buf_reset(&conn->cipher);
@@ -353,7 +349,7 @@ void conn_flow_free(struct conn *conn)
 {
     buf_free(&conn->in);
     bytes_unref(conn->body);
-    buf_free(&conn->queued);
-    buf_free(&conn->sending);
+    out_free(&conn->queued);
+    out_free(&conn->sending);
     buf_free(&conn->cipher);
 }
