@@ -32,6 +32,10 @@ enum {
  * is taken for it. */
 enum { ENTRY_SIZE_MIN = 8 + 1 + 4 };
 
+/* Entries that take this much of their message, on the average, keep it in
+ * memory; shorter ones are copied, as a struct for each would be too much. */
+enum { PART_SIZE_MIN = 2 << 10 };
+
 static bool entries_sane(const struct raft_msg *m)
 {
     raft_term before = m->log_term;
@@ -73,7 +77,7 @@ bool raft_msg_sane(const struct raft_msg *m)
            m->log_index < UINT64_MAX - RAFT_MSG_ENTRIES_MAX && entries_sane(m);
 }
 
-void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
+static void encode_head(struct buf *b, const struct raft_msg *msg)
 {
     enc_u8(b, (uint8_t)msg->type);
     enc_u64(b, msg->from);
@@ -92,14 +96,43 @@ void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
     enc_u64(b, msg->last_index);
     enc_u64(b, msg->read_round);
     enc_u32(b, msg->entry_count);
-    for (uint32_t i = 0; i < msg->entry_count; i++) {
-        enc_u64(b, msg->entries[i].term);
-        enc_u8(b, (uint8_t)msg->entries[i].type);
-        enc_bytes(b, bytes_slice(msg->entries[i].data));
-    }
 }
 
-static void decode_entries(struct dec *d, struct arena *a, struct raft_msg *m)
+uint32_t raft_msg_encode_cut(struct buf *b, const struct raft_msg *msg,
+                             size_t long_size, struct raft_cut *cuts)
+{
+    uint32_t count = 0;
+    encode_head(b, msg);
+    for (uint32_t i = 0; i < msg->entry_count; i++) {
+        struct bytes *data = msg->entries[i].data;
+        struct slice bytes = bytes_slice(data);
+        enc_u64(b, msg->entries[i].term);
+        enc_u8(b, (uint8_t)msg->entries[i].type);
+        enc_u32(b, (uint32_t)bytes.size);
+        if (bytes.size >= long_size) {
+            cuts[count++] = (struct raft_cut){.at = b->size, .data = data};
+        } else {
+            buf_append(b, bytes.data, bytes.size);
+        }
+    }
+    return count;
+}
+
+void raft_msg_encode(struct buf *b, const struct raft_msg *msg)
+{
+    (void)raft_msg_encode_cut(b, msg, SIZE_MAX, NULL);
+}
+
+static struct bytes *data_of(struct bytes *whole, struct slice data)
+{
+    if (data.size == 0) {
+        return NULL;
+    }
+    return whole != NULL ? bytes_part(whole, data) : bytes_copy(data);
+}
+
+static void decode_entries(struct dec *d, struct bytes *whole, struct arena *a,
+                           struct raft_msg *m)
 {
     uint32_t count = dec_u32(d);
     if (count > RAFT_MSG_ENTRIES_MAX || count > dec_left(d) / ENTRY_SIZE_MIN) {
@@ -108,6 +141,9 @@ static void decode_entries(struct dec *d, struct arena *a, struct raft_msg *m)
     }
     if (count == 0) {
         return;
+    }
+    if (whole != NULL && whole->size / count < PART_SIZE_MIN) {
+        whole = NULL;
     }
     m->entries = arena_array(a, count, sizeof *m->entries);
     for (uint32_t i = 0; i < count; i++) {
@@ -121,13 +157,14 @@ static void decode_entries(struct dec *d, struct arena *a, struct raft_msg *m)
             .term = term,
             .index = m->log_index + 1 + i,
             .type = (enum raft_entry_type)type,
-            .data = data.size == 0 ? NULL : bytes_copy(data),
+            .data = data_of(whole, data),
         };
     }
 }
 
-enum err raft_msg_decode(struct slice from, struct arena *a,
-                         struct raft_msg *msg)
+/* `whole`: what the entries become parts of; NULL: they are copied. */
+static enum err decode(struct slice from, struct bytes *whole, struct arena *a,
+                       struct raft_msg *msg)
 {
     struct raft_msg m = {0};
     struct dec d = dec_of(from);
@@ -148,13 +185,25 @@ enum err raft_msg_decode(struct slice from, struct arena *a,
     m.conflict_index = dec_u64(&d);
     m.last_index = dec_u64(&d);
     m.read_round = dec_u64(&d);
-    decode_entries(&d, a, &m);
+    decode_entries(&d, whole, a, &m);
     if (dec_done(&d) != ERR_OK || (flags & ~FLAGS_ALL) || !raft_msg_sane(&m)) {
         raft_msg_release(&m);
         return ERR_CORRUPT;
     }
     *msg = m;
     return ERR_OK;
+}
+
+enum err raft_msg_decode(struct slice from, struct arena *a,
+                         struct raft_msg *msg)
+{
+    return decode(from, NULL, a, msg);
+}
+
+enum err raft_msg_decode_parts(struct bytes *from, struct arena *a,
+                               struct raft_msg *msg)
+{
+    return decode(bytes_slice(from), from, a, msg);
 }
 
 void raft_msg_release(struct raft_msg *msg)

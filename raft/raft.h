@@ -369,8 +369,20 @@ const char *raft_role_text(enum raft_role role);
 /* The wire form of a message (docs/wire.md). decode: entries are new, ref'd
  * data in memory of `a`; free the refs with raft_msg_release(). */
 void raft_msg_encode(struct buf *b, const struct raft_msg *msg);
+/* The same without the data of entries that have `long_size` bytes or more:
+ * where those go, the first at cuts[0], each behind the one before it and
+ * what of `b` is between them. Gives how many; `cuts` has entry_count. */
+struct raft_cut {
+    size_t at; /* of `b` */
+    struct bytes *data;
+};
+uint32_t raft_msg_encode_cut(struct buf *b, const struct raft_msg *msg,
+                             size_t long_size, struct raft_cut *cuts);
 MUST_USE enum err raft_msg_decode(struct slice from, struct arena *a,
                                   struct raft_msg *msg);
+/* The same; if entries are long the data are parts of `from`, not copies. */
+MUST_USE enum err raft_msg_decode_parts(struct bytes *from, struct arena *a,
+                                        struct raft_msg *msg);
 void raft_msg_release(struct raft_msg *msg);
 
 #endif

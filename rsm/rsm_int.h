@@ -23,6 +23,8 @@ enum {
     RSM_ALONE_MIN = 16, /* requests one at a time, then a leader syncs itself */
     RSM_BRIEF_APPLY_COUNT = 16,
     RSM_BRIEF_APPLY_SIZE = 8 << 10,
+    RSM_ENTRY_LONG = 2 << 10,       /* such an entry is sent from its place */
+    RSM_PARTS_SIZE = 16 << 10,      /* a message from this size on is kept */
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_MANIFEST_PART = 256 << 10,
     RSM_MANIFEST_SIZE_MAX = 65 << 20, /* of SNAP_PIECES_MAX pieces */
