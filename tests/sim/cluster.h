@@ -205,7 +205,27 @@ void cluster_end_nodes(struct cluster *c); /* for good */
 /* ---- partial.c ---- */
 void partial_begin(struct cluster *c);
 
+/* ---- links.c ---- */
+void links_partition(struct cluster *c);
+void links_one_way(struct cluster *c);
+void links_leader_cut(struct cluster *c);
+void links_leader_reset(struct cluster *c);
+void links_follower_apart(struct cluster *c);
+void links_mend(struct cluster *c);
+void links_weather(struct cluster *c);
+void links_fair_weather(struct cluster *c);
+
+/* ---- full.c ---- */
+void full_begin(struct cluster *c);
+void full_group(struct cluster *c);
+void full_end(struct node *n);
+
 /* ---- faults.c ---- */
+struct node *faults_any_server(struct cluster *c);
+/* More often one that leads. */
+struct node *faults_pick_server(struct cluster *c);
+uint32_t faults_down_in_group(struct cluster *c, uint32_t gid);
+bool faults_lost_in_group(struct cluster *c, uint32_t gid);
 void faults_begin(struct cluster *c);
 void faults_leader_seen(struct node *n);
 /* `from` asks `to` for a step of a move. */
