@@ -147,7 +147,8 @@ static void hunt_stream(struct cluster *c)
 static void strike_stream(struct node *from, struct node *to)
 {
     struct cluster *c = from->cluster;
-    switch (sim_between(c->world, 0, 3)) {
+    bool goes = c->plan.slow_installs && sim_chance(c->world, 700);
+    switch (goes ? 1 : sim_between(c->world, 0, 3)) {
     case 0:
         sim_trace(c->world, "a stream's link breaks: n%u n%u", from->number,
                   to->number);
@@ -424,11 +425,13 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_STREAM] = hunt_stream,
     [FAULT_FULL] = full_begin,
     [FAULT_FULL_GROUP] = full_group,
+    [FAULT_FULL_STRUCK] = full_and_struck,
     [FAULT_ROT] = rot,
     [FAULT_ROT_GROUP] = rot_group,
     [FAULT_RESET] = links_leader_reset,
     [FAULT_APART] = links_follower_apart,
     [FAULT_PARTIAL] = partial_begin,
+    [FAULT_FORK] = forks_begin,
 };
 
 static enum fault draw(struct cluster *c)

@@ -46,6 +46,31 @@ void full_begin(struct cluster *c)
     disk_fill(n, slack, sim_delay(w, 100 * MS, 8 * SECOND));
 }
 
+/* What found no space is tried again and again, and the power goes in the
+ * middle of that. It is the log that finds none, at a segment's beginning or
+ * (on a disk that copies) anywhere: the state machine has what it needs, in
+ * most cases. */
+void full_and_struck(struct cluster *c)
+{
+    struct sim_world *w = c->world;
+    struct node *n = faults_pick_server(c);
+    if (n->env.dead || n->lost || sim_disk_is_full(n->disk) ||
+        faults_down_in_group(c, n->gid) > 0) {
+        return;
+    }
+    bool copies = sim_chance(w, 400);
+    uint64_t slack = sim_between(w, 0, copies ? 40000 : 4000);
+    sim_trace(w, "n%u: its disk is full, but for %" PRIu64 " bytes", n->number,
+              slack);
+    disk_fill(n, slack, sim_between(w, 200 * MS, 3 * SECOND));
+    if (copies) {
+        sim_disk_copy(n->disk);
+    }
+    n->image.is_full = sim_chance(w, 250);
+    n->doomed = true;
+    sim_disk_die_after_full(n->disk, (uint32_t)sim_between(w, 1, 15));
+}
+
 void full_group(struct cluster *c)
 {
     struct sim_world *w = c->world;
