@@ -105,6 +105,15 @@ static void push_first(struct rsm *r, struct rsm_log_job *j)
     r->log_tail = r->log_tail == NULL ? j : r->log_tail;
 }
 
+/* What is written last counts after a restart: nothing that waits may take back
+ * what goes before it. */
+static void vote_stays(struct rsm *r, const struct rsm_log_job *newest)
+{
+    for (struct rsm_log_job *j = r->log_head; j != newest; j = j->next) {
+        j->hard_state = newest->hard_state;
+    }
+}
+
 /* The newest term and vote that wait behind entries: there is room for them in
  * the log's reserve, so that a full replica still has a voice in who leads. */
 static bool voting_first(struct rsm *r)
@@ -120,6 +129,7 @@ static bool voting_first(struct rsm *r)
         return false;
     }
     newest->vote_sent = true;
+    vote_stays(r, newest);
     struct rsm_log_job *vote = job_new(r, RSM_LOG_VOTE);
     vote->hard_state = newest->hard_state;
     vote->seq = newest->seq;

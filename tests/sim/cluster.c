@@ -29,8 +29,9 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, i + 1);
         }
     }
-    bool replaces =
-        c->plan.weights[FAULT_MEMBERS] > 0 || c->plan.weights[FAULT_ROT] > 0;
+    bool replaces = c->plan.weights[FAULT_MEMBERS] > 0 ||
+                    c->plan.weights[FAULT_ROT] > 0 ||
+                    c->plan.weights[FAULT_FORK] > 0;
     uint32_t spares = replaces ? SIM_SPARES : 0;
     for (uint32_t g = 1; g <= c->plan.groups; g++) {
         for (uint32_t i = 0; i < spares; i++) {
