@@ -220,6 +220,7 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->leader_seen = faults_leader_seen;
     c->move_seen = faults_move_seen;
     c->stream_seen = faults_stream_seen;
+    c->raft_seen = forks_message;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;
     world.after_arg = c;

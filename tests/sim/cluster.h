@@ -153,6 +153,8 @@ struct cluster {
     uint32_t hunted;  /* bit gid: the next leader is to die */
     bool move_hunted; /* somebody who next takes part in a move is to die */
     void (*stream_seen)(struct node *from, struct node *to); /* may be NULL */
+    /* A message of Raft's is sent; may be NULL. */
+    void (*raft_seen)(struct cluster *c, uint32_t from, struct slice body);
     bool stream_hunted;   /* the next stream of a snapshot is to be struck */
     uint32_t stream_from; /* who sends it */
     bool admin_busy;      /* a change is under way */

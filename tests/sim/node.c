@@ -418,8 +418,8 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
 {
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
-    if (method == RSM_METHOD_RAFT) {
-        forks_message(c, from, body);
+    if (method == RSM_METHOD_RAFT && c->raft_seen != NULL) {
+        c->raft_seen(c, from, body);
     }
     bool moves = method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
                  method == SKV_METHOD_SETTLE;
