@@ -23,17 +23,22 @@ static void encode_ids(struct buf *b, const raft_id *ids, uint32_t count)
     }
 }
 
+static bool is_bare(const struct raft_conf *conf)
+{
+    return conf->place_count == 0 && conf->last_id == 0;
+}
+
 /*   u8 version, then three lists: u8 count, count x u64 id
  *   voters, old, learners
- *   version 2 only: u64 last_id, u8 count, count x {u64 id, u32 size, address}
- */
+ *   version 2 only: u64 last_id, u8 count, count x {u64 id, u32 size, address},
+ *   and at least one of them is there: a configuration has one encoding */
 void raft_conf_encode(struct buf *b, const struct raft_conf *conf)
 {
     CHECK(conf->voter_count <= RAFT_PEERS_MAX);
     CHECK(conf->old_count <= RAFT_PEERS_MAX);
     CHECK(conf->learner_count <= RAFT_PEERS_MAX);
     CHECK(conf->place_count <= RAFT_PEERS_MAX);
-    bool bare = conf->place_count == 0 && conf->last_id == 0;
+    bool bare = is_bare(conf);
     enc_u8(b, bare ? CONF_BARE : CONF_WITH_PLACES);
     encode_ids(b, conf->voters, conf->voter_count);
     encode_ids(b, conf->old, conf->old_count);
@@ -97,6 +102,7 @@ enum err raft_conf_decode(struct slice from, struct raft_conf *conf)
     c.learner_count = decode_ids(&d, c.learners);
     if (version == CONF_WITH_PLACES) {
         decode_places(&d, &c);
+        d.failed |= is_bare(&c);
     }
     if (dec_done(&d) != ERR_OK || raft_conf_check(&c) != ERR_OK) {
         return ERR_CORRUPT;

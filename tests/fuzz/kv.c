@@ -593,9 +593,9 @@ static enum err read_some(void *arg, void *to, size_t size_max, size_t *size)
     *size = r->left.size < size_max ? r->left.size : size_max;
     if (*size > 0) {
         memcpy(to, r->left.data, *size);
+        r->left.data += *size;
+        r->left.size -= *size;
     }
-    r->left.size -= *size;
-    r->left.data += r->left.size > 0 ? *size : 0;
     return ERR_OK;
 }
 
