@@ -25,6 +25,9 @@ char *mem_printf(const char *format, ...)
     __attribute__((malloc, returns_nonnull, format(printf, 1, 2)));
 
 void mem_free(void *p);
+/* What malloc keeps of what was freed goes back to the kernel, after work that
+ * took much more than what follows it. Milliseconds. */
+void mem_trim(void);
 
 /* Bytes somebody else owns: borrowed, never freed through this. */
 struct slice {

@@ -1,5 +1,6 @@
 /* flotilla server: one replica of one group, in one process. */
 #include <inttypes.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 #include "shardkv/server.h"
 #include "transport/rpc.h"
 
-enum { STEP_DOWN_MS = 1000, FILES_WANTED = 8192 };
+enum { STEP_DOWN_MS = 1000, FILES_WANTED = 8192, ARENAS_MAX = 3 };
 
 /* The parts of a running replica, in the order of their making. */
 struct server {
@@ -302,6 +303,16 @@ static void raise_file_limit(void)
     }
 }
 
+/* What is free goes back to the kernel. By itself glibc, once something large
+ * was freed, keeps up to 64 MiB at the end of each thread's heap, for good.
+ * Less than this makes puts of 64 KiB fault in their buffers each time. */
+static void bound_free_memory(void)
+{
+    (void)mallopt(M_MMAP_THRESHOLD, 2 << 20);
+    (void)mallopt(M_TRIM_THRESHOLD, 16 << 20);
+    (void)mallopt(M_ARENA_MAX, ARENAS_MAX);
+}
+
 int cmd_server(int argc, char **argv)
 {
     struct server_options o = {.ready_fd = UINT64_MAX,
@@ -332,5 +343,6 @@ int cmd_server(int argc, char **argv)
     log_set_level(verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
+    bound_free_memory();
     return serve(&o);
 }

@@ -24,7 +24,7 @@ struct apply_job {
     struct rsm *rsm;
     enum err rc;
     uint32_t count;
-    uint64_t size, us;
+    uint64_t size, us, unsaved;
     struct rsm_entry *entries;
     struct bytes **data; /* references */
     struct rsm_proposal **proposals;
@@ -38,6 +38,9 @@ static void on_run(struct env_job *job)
     if (rsm_space_enter(j->rsm, &j->rc)) {
         j->rc = fsm->ops->apply(fsm, j->entries, j->count);
         rsm_space_leave(j->rsm, j->rc);
+    }
+    if (fsm->ops->unsaved != NULL) {
+        j->unsaved = fsm->ops->unsaved(fsm);
     }
     j->us = env_now_us(j->rsm->env) - j->us;
 }
@@ -77,6 +80,7 @@ static void on_done(struct env_job *job)
     struct rsm *r = j->rsm;
     r->apply_running--;
     rsm_checkpoint_busy(r, j->us);
+    r->unsaved = j->unsaved;
     bool waits = j->rc == ERR_NOSPACE && r->config.fsm->ops->rewind != NULL;
     if (waits) {
         rsm_space_wait(r, RSM_SPACE_STORE);

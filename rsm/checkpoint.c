@@ -20,9 +20,13 @@
  *     one that is slow, or has installed a snapshot just now, could need the
  *     next one else before it is there, and so for ever. What is kept is on the
  *     disk; of the log in memory nothing but the end is (raft_evict).
- *  5. A disk that is too slow makes applying wait, when RSM_BACKLOG_FACTOR
- *     times checkpoint_size_max (half of it on a follower) were applied since
- *     the checkpoint began: what is not durable is in memory. */
+ *  5. What is not durable is in memory: a checkpoint is made when
+ *     checkpoint_size_max bytes of the log were applied, and also when the
+ *     state machine has half as much again unsaved: a small change of a value
+ *     may take much more memory than of the log.
+ *  6. A disk that is too slow makes applying wait, when twice that came since
+ *     the checkpoint began; on a follower, whom nobody waits for, half of it.
+ */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -236,6 +240,7 @@ static void on_written(struct env_job *job)
 static void on_begun(struct env_job *job)
 {
     struct checkpoint_job *j = (struct checkpoint_job *)job;
+    j->rsm->unsaved = 0; /* what was applied before it is frozen */
     if (rsm_stopped(j->rsm) || j->rc != ERR_OK || !j->steps) {
         on_done(job);
         return;
@@ -262,19 +267,20 @@ void rsm_checkpoint_busy(struct rsm *r, uint64_t us)
     }
 }
 
-/* Nobody waits for a follower's applying: so it takes less memory for what is
- * not durable. */
-static uint64_t size_max(const struct rsm *r)
+/* How near the next one is (5), in percent. */
+static uint64_t due_percent(const struct rsm *r)
 {
-    return r->leading ? r->config.checkpoint_size_max
-                      : r->config.checkpoint_size_max / 2;
+    uint64_t size = r->applied_size - r->checkpoint_size;
+    uint64_t size_max = r->config.checkpoint_size_max;
+    uint64_t by_log = size * 100 / size_max;
+    uint64_t by_memory = r->unsaved * 200 / 3 / size_max;
+    return by_log > by_memory ? by_log : by_memory;
 }
 
 bool rsm_checkpoint_holds(struct rsm *r)
 {
-    uint64_t backlog = r->applied_size - r->checkpoint_size;
-    uint64_t factor = r->leading ? RSM_BACKLOG_FACTOR : 1;
-    if (!r->checkpoint_running || backlog / factor < size_max(r)) {
+    uint64_t most = r->leading ? RSM_BACKLOG_LEADER : RSM_BACKLOG_FOLLOWER;
+    if (!r->checkpoint_running || due_percent(r) < most) {
         return false;
     }
     if (r->held_us == 0) {
@@ -289,8 +295,7 @@ void rsm_checkpoint_pump(struct rsm *r)
         r->space.checkpoint_held || r->applied <= r->durable) {
         return;
     }
-    uint64_t size = r->applied_size - r->checkpoint_size;
-    if (r->checkpoint_due || size >= size_max(r)) {
+    if (r->checkpoint_due || due_percent(r) >= 100) {
         begin(r);
     } else if (!r->checkpoint_set) {
         r->checkpoint_set = true;
@@ -342,6 +347,7 @@ void rsm_checkpoint_installed(struct rsm *r, raft_index index)
     r->durable = index;
     r->compacted = index;
     r->checkpoint_size = r->applied_size;
+    r->unsaved = 0;
     r->mark_count = 0;
 }
 

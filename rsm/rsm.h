@@ -104,6 +104,9 @@ struct rsm_fsm_ops {
     enum err (*checkpoint_begin)(struct rsm_fsm *fsm);
     enum err (*checkpoint_write)(struct rsm_fsm *fsm);
     enum err (*checkpoint_end)(struct rsm_fsm *fsm);
+    /* Bytes of memory that the next checkpoint frees, and that writing it
+     * takes, about; NULL: few. Not those of one that was begun. */
+    uint64_t (*unsaved)(struct rsm_fsm *fsm);
     /* Freezes a view of what is applied now, cheaply; its label is the last
      * applied index. */
     enum err (*snap_begin)(struct rsm_fsm *fsm, void **view);
@@ -147,8 +150,9 @@ struct rsm_config {
     bool identified;
     uint32_t heartbeat_ms, election_min_ms, election_max_ms; /* 0: default */
     size_t wal_segment_size;                                 /* 0: 64 MiB */
-    /* Log bytes between checkpoints, 0: 16 MiB; when the disk cannot keep up
-     * with RSM_BACKLOG_FACTOR as much, applying waits for it. */
+    /* Log bytes between checkpoints, 0: 16 MiB; a checkpoint is also made when
+     * the state machine has half as much again unsaved. When the disk cannot
+     * keep up with twice as much, applying waits for it. */
     size_t checkpoint_size_max;
     uint32_t checkpoint_ms_max; /* time between; 0: 2000 */
     size_t append_size_max;     /* of a message with entries; 0: default */

@@ -14,7 +14,7 @@ enum {
     RSM_PROPOSALS_MAX = 65536,
     RSM_READS_MAX = 65536,
     RSM_APPLY_COUNT_MAX = 1024,
-    RSM_APPLY_SIZE_MAX = 8 << 20,
+    RSM_APPLY_SIZE_MAX = 2 << 20,
     RSM_APPLY_JOBS_MAX = 2,
     RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
@@ -43,7 +43,8 @@ enum {
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 2000,
-    RSM_BACKLOG_FACTOR = 4,
+    RSM_BACKLOG_LEADER = 200, /* percent of a checkpoint, while one is made */
+    RSM_BACKLOG_FOLLOWER = 50,
     RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,
@@ -52,9 +53,9 @@ enum {
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
     RSM_SPACE_PAUSE_MIN_MS = 100,
     RSM_SPACE_PAUSE_MAX_MS = 5000,
-    RSM_MEMORY_SIZE = 16 << 20, /* of the log in memory, or twice */
-    RSM_MEMORY_FACTOR = 2,      /* log_keep_size, if that is less */
-    RSM_HOLD_FACTOR = 8,        /* times log_keep_size, for a slow follower */
+    RSM_MEMORY_SIZE = 8 << 20, /* of the log in memory, or twice */
+    RSM_MEMORY_FACTOR = 2,     /* log_keep_size, if that is less */
+    RSM_HOLD_FACTOR = 8,       /* times log_keep_size, for a slow follower */
     RSM_BOOK_MAX = 16,
     RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
     RSM_ENTRY_OVERHEAD =
@@ -261,6 +262,7 @@ struct rsm {
     raft_index evicted;       /* from memory */
     uint64_t applied_size;    /* bytes of all entries applied since start */
     uint64_t checkpoint_size; /* the same when the last checkpoint began */
+    uint64_t unsaved;         /* as the last apply job left it */
     uint64_t held_us;         /* since when applying waits for it; 0: not */
     uint64_t busy_us;         /* the longest job since it began */
     struct rsm_samples stalls, busies, writes;

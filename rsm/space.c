@@ -133,6 +133,7 @@ static void on_rewound(struct env_job *job)
         CHECK(j->index >= r->durable && j->index <= r->submitted);
         r->space.rewound = true;
         r->submitted = r->applied = r->durable = j->index;
+        r->unsaved = 0;
     }
     mem_free(j);
 }

@@ -22,10 +22,15 @@
 
 enum {
     CHUNK_SIZE = 256 << 10,
-    CHUNKS_KEPT = 64, /* 16 MiB */
+    CHUNKS_KEPT = 16, /* 4 MiB */
     HEIGHT_MAX = 12,
     TABLE_MIN = 1024,
     ALIGNMENT = 8,
+    /* LMDB's: what a node in a leaf may take, the head of one, and of a page.
+     */
+    NODE_SIZE_MAX = 2038,
+    NODE_HEAD_SIZE = 8,
+    PAGE_HEAD_SIZE = 16,
 };
 
 struct chunk {
@@ -66,7 +71,9 @@ struct skv_delta {
         *erased[HEIGHT_MAX]; /* by height less 1; by next[0] */
     struct slot *table;      /* open addressing; a power of two */
     uint64_t table_size, count;
-    uint64_t seed; /* of the hash: nobody can choose keys that collide */
+    uint64_t taken; /* of the chunks */
+    uint64_t pages; /* of large records */
+    uint64_t seed;  /* of the hash: nobody can choose keys that collide */
     struct rng rng;
 };
 
@@ -96,6 +103,7 @@ static void *take(struct skv_delta *d, struct chunk **chunks, size_t size)
     }
     void *at = (*chunks)->bytes + (*chunks)->used;
     (*chunks)->used += size;
+    d->taken += size;
     return at;
 }
 
@@ -146,7 +154,13 @@ void skv_delta_clear(struct skv_delta *d)
     table_reset(d);
     memset(d->heads, 0, sizeof d->heads);
     memset(d->erased, 0, sizeof d->erased);
-    d->count = 0;
+    d->count = d->taken = d->pages = 0;
+}
+
+void skv_delta_hand(struct skv_delta *from, struct skv_delta *to)
+{
+    chunks_keep(to, &from->kept, CHUNKS_KEPT);
+    from->kept_count = 0;
 }
 
 void skv_delta_free(struct skv_delta *d)
@@ -316,6 +330,21 @@ static struct skv_delta_node *insert(struct skv_delta *d, struct slice key)
 
 /* ---- both ---- */
 
+static uint64_t pages_of(const struct skv_delta_node *n)
+{
+    uint64_t size = NODE_HEAD_SIZE + (uint64_t)n->key_size + n->size;
+    return size <= NODE_SIZE_MAX
+               ? 0
+               : (PAGE_HEAD_SIZE + n->size + SKV_PAGE_SIZE - 1) / SKV_PAGE_SIZE;
+}
+
+static void size_set(struct skv_delta *d, struct skv_delta_node *n, size_t size)
+{
+    d->pages -= pages_of(n);
+    n->size = (uint32_t)size;
+    d->pages += pages_of(n);
+}
+
 static struct skv_delta_node *node_for(struct skv_delta *d, struct slice key,
                                        bool below)
 {
@@ -345,7 +374,7 @@ void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
     } else if (record.size > 0) {
         memmove(n->record, record.data, record.size);
     }
-    n->size = (uint32_t)record.size;
+    size_set(d, n, record.size);
     n->removed = false;
 }
 
@@ -353,6 +382,7 @@ static void erase(struct skv_delta *d, struct slot *place)
 {
     struct skv_delta_node **links[HEIGHT_MAX];
     struct skv_delta_node *n = place->node;
+    size_set(d, n, 0);
     find_links(d, key_of(n), links);
     for (uint8_t h = 0; h < n->height; h++) {
         CHECK(*links[h] == n);
@@ -372,7 +402,7 @@ void skv_delta_remove(struct skv_delta *d, struct slice key)
         return;
     }
     struct skv_delta_node *n = node_for(d, key, true);
-    n->size = 0;
+    size_set(d, n, 0);
     n->removed = true;
 }
 
@@ -393,6 +423,16 @@ bool skv_delta_find(const struct skv_delta *d, struct slice key,
 uint64_t skv_delta_count(const struct skv_delta *d)
 {
     return d->count;
+}
+
+uint64_t skv_delta_size(const struct skv_delta *d)
+{
+    return d->taken + d->table_size * sizeof *d->table;
+}
+
+uint64_t skv_delta_pages(const struct skv_delta *d)
+{
+    return d->pages;
 }
 
 const struct skv_delta_node *skv_delta_seek(const struct skv_delta *d,

@@ -2,8 +2,8 @@
  * that it was removed, in the order of keys. It is the applier's until it is
  * frozen; from then on nobody changes it, and any thread may read it.
  *
- * It never gives memory back before it is cleared: what it holds is bounded by
- * the log between two checkpoints (rsm/checkpoint.c). */
+ * It never gives memory back before it is cleared: what it holds bounds the
+ * time between two checkpoints (rsm/checkpoint.c). */
 #ifndef SHARDKV_DELTA_H
 #define SHARDKV_DELTA_H
 
@@ -11,12 +11,16 @@
 
 #include "base/mem.h"
 
+enum { SKV_PAGE_SIZE = 4096 }; /* LMDB's, as a rule */
+
 struct skv_delta;
 
 struct skv_delta *skv_delta_new(void);
 void skv_delta_free(struct skv_delta *d); /* NULL: ok */
-/* Empty again; some of the memory stays, for what comes next. */
+/* Empty again; some of the memory stays, for what comes next: in `d`, until it
+ * is handed to another. */
 void skv_delta_clear(struct skv_delta *d);
+void skv_delta_hand(struct skv_delta *from, struct skv_delta *to);
 
 /* What was written of a key. Borrowed until the next write to that key. */
 struct skv_delta_entry {
@@ -35,6 +39,10 @@ void skv_delta_put(struct skv_delta *d, struct slice key, struct slice record,
 void skv_delta_remove(struct skv_delta *d, struct slice key);
 
 uint64_t skv_delta_count(const struct skv_delta *d);
+/* Bytes of memory that what is in it takes. */
+uint64_t skv_delta_size(const struct skv_delta *d);
+/* Pages that LMDB takes for its records which do not fit into a leaf. */
+uint64_t skv_delta_pages(const struct skv_delta *d);
 
 /* A place in the order, good while nothing is written. */
 struct skv_delta_node;

@@ -243,6 +243,12 @@ static enum err op_checkpoint_end(struct rsm_fsm *fsm)
     return s->ops->checkpoint_end(s);
 }
 
+static uint64_t op_unsaved(struct rsm_fsm *fsm)
+{
+    struct skv_store *s = fsm_of(fsm)->store;
+    return s->ops->unsaved(s);
+}
+
 static enum err op_snap_begin(struct rsm_fsm *fsm, void **view)
 {
     struct skv_store *s = fsm_of(fsm)->store;
@@ -350,6 +356,7 @@ static const struct rsm_fsm_ops fsm_ops = {
     .checkpoint_begin = op_checkpoint_begin,
     .checkpoint_write = op_checkpoint_write,
     .checkpoint_end = op_checkpoint_end,
+    .unsaved = op_unsaved,
     .snap_begin = op_snap_begin,
     .snap_read = op_snap_read,
     .snap_end = op_snap_end,

@@ -91,6 +91,9 @@ struct skv_store_ops {
      * large values may be newer, as after a crash. A failed sync stays final.
      */
     enum err (*rewind)(struct skv_store *s);
+    /* Bytes of memory that are free again after the next checkpoint, and that
+     * it takes while it is written, about; not those of one that was begun. */
+    uint64_t (*unsaved)(struct skv_store *s);
     /* The last checkpoint's. */
     void (*durable)(struct skv_store *s, uint64_t *index, uint64_t *term);
 

@@ -70,6 +70,7 @@ static const struct skv_store_ops lmdb_ops = {
     .checkpoint_begin = skv_lmdb_checkpoint_begin,
     .checkpoint_write = skv_lmdb_checkpoint_write,
     .checkpoint_end = skv_lmdb_checkpoint_end,
+    .unsaved = skv_lmdb_unsaved,
     .durable = op_durable,
     .rewind = skv_lmdb_rewind,
     .view_open = skv_lmdb_view_open,

@@ -144,8 +144,9 @@ static struct skv_delta *delta_take(struct skv_lmdb *s)
 
 static void delta_give(struct skv_lmdb *s, struct skv_delta *d)
 {
+    skv_delta_clear(d);
+    skv_delta_hand(d, s->fresh);
     if (s->spare == NULL) {
-        skv_delta_clear(d);
         s->spare = d;
     } else {
         skv_delta_free(d);
@@ -166,6 +167,7 @@ enum err skv_lmdb_checkpoint_begin(struct skv_store *store, uint64_t index,
     s->meta.term = term;
     s->frozen = s->fresh;
     s->fresh = delta_take(s);
+    skv_delta_hand(s->frozen, s->fresh);
     struct buf empty = p->dead;
     p->dead = s->dead;
     s->dead = empty;
@@ -175,6 +177,18 @@ enum err skv_lmdb_checkpoint_begin(struct skv_store *store, uint64_t index,
     p->written = false;
     pthread_mutex_unlock(&s->lock);
     return ERR_OK;
+}
+
+/* The delta, and the pages that LMDB changes, which it holds in memory until
+ * the commit: those of large records; and of L leaves, for n keys here and
+ * there, about nL / (n + L). */
+uint64_t skv_lmdb_unsaved(struct skv_store *store)
+{
+    const struct skv_lmdb *s = skv_lmdb_of(store);
+    uint64_t n = skv_delta_count(s->fresh);
+    uint64_t leaves = n == 0 ? 0 : n * s->leaves / (n + s->leaves);
+    return skv_delta_size(s->fresh) +
+           (skv_delta_pages(s->fresh) + leaves) * SKV_PAGE_SIZE;
 }
 
 enum err skv_lmdb_checkpoint_write(struct skv_store *store)

@@ -191,6 +191,7 @@ enum err skv_lmdb_install(struct skv_store *store,
     s->number++;
     s->gen = in.gen;
     s->failed = ERR_OK;
+    mem_trim();
     return skv_lmdb_load(s);
 }
 

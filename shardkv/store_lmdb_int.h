@@ -94,6 +94,7 @@ struct skv_lmdb {
     struct skv_delta *spare;          /* an empty one, or NULL */
     struct skv_lmdb_meta meta;        /* with all that is in `fresh` */
     uint64_t count;                   /* of keys, likewise */
+    uint64_t leaves;                  /* pages of `keys`, as of `txn` */
     struct buf dead;                  /* numbers of blobs, since the freeze */
     uint64_t durable_index, durable_term;
     enum err failed; /* 7 */
@@ -199,6 +200,7 @@ enum err skv_lmdb_checkpoint_begin(struct skv_store *store, uint64_t index,
 enum err skv_lmdb_checkpoint_write(struct skv_store *store);
 enum err skv_lmdb_checkpoint_end(struct skv_store *store);
 enum err skv_lmdb_rewind(struct skv_store *store);
+uint64_t skv_lmdb_unsaved(struct skv_store *store);
 /* What LMDB has, and nothing else, is the state. */
 MUST_USE enum err skv_lmdb_load(struct skv_lmdb *s);
 /* Waits for the checkpoint on its way, or makes it; all that was not in it is

@@ -745,6 +745,13 @@ static void op_close(struct skv_store *store)
     mem_free(s);
 }
 
+/* Nobody bounds what a simulated store takes. */
+static uint64_t op_unsaved(struct skv_store *store)
+{
+    (void)store;
+    return 0;
+}
+
 static const struct skv_store_ops mem_ops = {
     .lookup = op_lookup,
     .read = op_read,
@@ -758,6 +765,7 @@ static const struct skv_store_ops mem_ops = {
     .checkpoint_begin = op_checkpoint_begin,
     .checkpoint_write = op_checkpoint_write,
     .checkpoint_end = op_checkpoint_end,
+    .unsaved = op_unsaved,
     .durable = op_durable,
     .rewind = op_rewind,
     .view_open = op_view_open,

@@ -231,6 +231,11 @@ static void op_durable(struct skv_store *s, uint64_t *index, uint64_t *term)
     in(s)->ops->durable(in(s), index, term);
 }
 
+static uint64_t op_unsaved(struct skv_store *s)
+{
+    return in(s)->ops->unsaved(in(s));
+}
+
 static enum err op_view_open(struct skv_store *s, struct skv_view **out)
 {
     return in(s)->ops->view_open(in(s), out);
@@ -307,6 +312,7 @@ static const struct skv_store_ops track_ops = {
     .checkpoint_begin = op_checkpoint_begin,
     .checkpoint_write = op_checkpoint_write,
     .checkpoint_end = op_checkpoint_end,
+    .unsaved = op_unsaved,
     .durable = op_durable,
     .rewind = op_rewind,
     .view_open = op_view_open,

@@ -496,6 +496,15 @@ static enum err l_checkpoint(struct rsm_fsm *fsm)
     return ERR_OK;
 }
 
+/* What each command since the checkpoint is said to take. */
+static uint64_t unsaved_each;
+
+static uint64_t l_unsaved(struct rsm_fsm *fsm)
+{
+    const struct node *n = node_of_fsm(fsm);
+    return (n->now.count - n->stored.count) * unsaved_each;
+}
+
 static enum err l_snap_begin(struct rsm_fsm *fsm, void **view)
 {
     struct node *n = node_of_fsm(fsm);
@@ -572,6 +581,7 @@ static const struct rsm_fsm_ops fsm_ops = {
     .durable = l_durable,
     .apply = l_apply,
     .checkpoint = l_checkpoint,
+    .unsaved = l_unsaved,
     .snap_begin = l_snap_begin,
     .snap_read = l_snap_read,
     .snap_end = l_snap_end,
@@ -642,6 +652,7 @@ static void cluster_new(uint64_t seed)
     world.rng = (struct rng){seed};
     keep_size = 10000;
     snap_rate = 0;
+    unsaved_each = 0;
     checkpoint_ms = 300;
     slow_per_mille = 0;
     loss_per_mille = 0;
@@ -907,6 +918,27 @@ static void test_reads_wait_for_the_log(void **state)
     }
     assert_int_equal(rd.rc, ERR_OK);
     assert_int_equal(rd.count, 5000);
+    cluster_free();
+}
+
+/* Could be wrong: only the log's bytes count, and what little changes make of
+ * large values fills the memory. */
+static void test_what_is_unsaved_bounds_checkpoints(void **state)
+{
+    (void)state;
+    cluster_new(12);
+    checkpoint_ms = 1000000;
+    unsaved_each = 1 << 20;
+    for (uint32_t i = 0; i < NODES; i++) {
+        node_start(i);
+    }
+    for (uint32_t i = 0; i < 20; i++) {
+        propose_many(await_leader(), i * 10, 10);
+    }
+    await_all_equal();
+    for (uint32_t i = 0; i < NODES; i++) {
+        assert_true(nodes[i].stored.count >= 150);
+    }
     cluster_free();
 }
 
@@ -1618,6 +1650,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_proposals_are_applied_once_in_order),
         cmocka_unit_test(test_reads_see_what_was_acknowledged),
         cmocka_unit_test(test_reads_wait_for_the_log),
+        cmocka_unit_test(test_what_is_unsaved_bounds_checkpoints),
         cmocka_unit_test(test_followers_refuse),
         cmocka_unit_test(test_restart_of_all),
         cmocka_unit_test(test_snapshot_for_one_that_lags),
