@@ -289,7 +289,8 @@ void raft_evict(struct raft *r, raft_index index);
 /* The same of as many entries as must go that at most `size` bytes stay, if
  * they are committed and stored. */
 void raft_bound_memory(struct raft *r, size_t size);
-size_t raft_memory(const struct raft *r); /* of the entries in it */
+/* Whether that would make any go. */
+bool raft_memory_exceeds(const struct raft *r, size_t size);
 
 /* The state machine holds everything up to `index` on disk, so the log up to it
  * may go. `index` must be committed; going back is ignored. */
@@ -359,6 +360,7 @@ struct raft_status {
     } peers[RAFT_PEERS_MAX];
 };
 
+raft_term raft_term_now(const struct raft *r);
 void raft_status(const struct raft *r, struct raft_status *status);
 
 /* Leader: do the replicas that have not said that their disk is full make up a

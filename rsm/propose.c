@@ -97,8 +97,7 @@ static void propose_some(struct rsm *r)
     struct raft_entry entries[RSM_PROPOSE_COUNT_MAX];
     struct rsm_proposal *proposals[RSM_PROPOSE_COUNT_MAX];
     uint32_t count = gather(r, entries, proposals);
-    struct raft_status status;
-    raft_status(r->raft, &status);
+    raft_term term = raft_term_now(r->raft);
     struct raft_event event = {
         .type = RAFT_EV_PROPOSE,
         .u.propose = {.entries = entries, .count = count},
@@ -109,7 +108,7 @@ static void propose_some(struct rsm *r)
     for (uint32_t i = 0; i < count; i++) {
         bytes_unref(entries[i].data);
         proposals[i]->index = first + i;
-        proposals[i]->term = status.term;
+        proposals[i]->term = term;
         if (rc != ERR_OK) {
             rsm_propose_fail(r, proposals[i], rc);
         } else {
