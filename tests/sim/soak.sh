@@ -40,9 +40,9 @@ labs() {
 worker() { # NUMBER: every worker has seeds of its own
     local n=$1 at=$((first + $1 * 1000000)) round rounds=0
     while :; do
-        for round in $(seq 12); do
-            simulate "$n" $at 500
-            at=$((at + 500))
+        for round in $(seq 60); do
+            simulate "$n" $at 100
+            at=$((at + 100))
             rate
         done
         rounds=$((rounds + 1))
