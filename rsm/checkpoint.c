@@ -25,8 +25,7 @@
  *     state machine has half as much again unsaved: a small change of a value
  *     may take much more memory than of the log.
  *  6. A disk that is too slow makes applying wait, when twice that came since
- *     the checkpoint began; on a follower, whom nobody waits for, half of it.
- */
+ *     the checkpoint began; on a follower, whom nobody waits for, as much. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -240,7 +239,7 @@ static void on_written(struct env_job *job)
 static void on_begun(struct env_job *job)
 {
     struct checkpoint_job *j = (struct checkpoint_job *)job;
-    j->rsm->unsaved = 0; /* what was applied before it is frozen */
+    j->rsm->freezing = false;
     if (rsm_stopped(j->rsm) || j->rc != ERR_OK || !j->steps) {
         on_done(job);
         return;
@@ -256,6 +255,8 @@ static void begin(struct rsm *r)
     r->checkpoint_size = r->applied_size;
     r->checkpoint_running = true;
     r->checkpoint_due = false;
+    r->freezing = true;
+    r->unsaved = 0;
     r->busy_us = 0;
     submit(j, r->apply_worker, run_begin, on_begun);
 }
@@ -264,6 +265,13 @@ void rsm_checkpoint_busy(struct rsm *r, uint64_t us)
 {
     if (r->checkpoint_running && us > r->busy_us) {
         r->busy_us = us;
+    }
+}
+
+void rsm_checkpoint_unsaved(struct rsm *r, uint64_t size)
+{
+    if (!r->freezing) { /* else it has what will be frozen */
+        r->unsaved = size;
     }
 }
 

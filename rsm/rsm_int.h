@@ -14,9 +14,9 @@ enum {
     RSM_PROPOSALS_MAX = 65536,
     RSM_READS_MAX = 65536,
     RSM_APPLY_COUNT_MAX = 1024,
-    RSM_APPLY_SIZE_MAX = 2 << 20,
+    RSM_APPLY_SIZE_MAX = 512 << 10,
     RSM_APPLY_JOBS_MAX = 2,
-    RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
+    RSM_APPLY_LOAD_SIZE = 512 << 10, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_BRIEF_SIZE = 16 << 10,
@@ -41,7 +41,7 @@ enum {
     RSM_CHECKPOINT_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 2000,
     RSM_BACKLOG_LEADER = 200, /* percent of a checkpoint, while one is made */
-    RSM_BACKLOG_FOLLOWER = 50,
+    RSM_BACKLOG_FOLLOWER = 100,
     RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,
@@ -253,6 +253,7 @@ struct rsm {
     uint64_t applied_size;    /* bytes of all entries applied since start */
     uint64_t checkpoint_size; /* the same when the last checkpoint began */
     uint64_t unsaved;         /* as the last apply job left it */
+    bool freezing;            /* a checkpoint's begin is on its way */
     uint64_t held_us;         /* since when applying waits for it; 0: not */
     uint64_t busy_us;         /* the longest job since it began */
     struct rsm_samples stalls, busies, writes;
@@ -382,6 +383,8 @@ void rsm_checkpoint_pump(struct rsm *r);
 /* Must applying wait for the checkpoint that is being made? */
 bool rsm_checkpoint_holds(struct rsm *r);
 void rsm_checkpoint_busy(struct rsm *r, uint64_t us); /* so long was a job */
+/* What the state machine has to save after a job. */
+void rsm_checkpoint_unsaved(struct rsm *r, uint64_t size);
 
 /* samples.c */
 void rsm_samples_add(struct rsm_samples *s, uint64_t us);
