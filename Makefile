@@ -45,7 +45,7 @@ MODE_tsan    := -O1 -g3 -fsanitize=thread
 MODE_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 MODE_release := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 # The soak alone: optimized as a whole, with all checks.
-MODE_soak    := -O3 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -flto=2
+MODE_soak    := -O3 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -flto=2 -fomit-frame-pointer
 
 CPPFLAGS += -I. -D_GNU_SOURCE -DFUSE_USE_VERSION=314 -MMD -MP
 CFLAGS   += -std=c11 -fno-omit-frame-pointer $(WARN) $(WERROR) $(MODE_$(MODE))

@@ -1,5 +1,6 @@
 #include "base/codec.h"
 
+#include <endian.h>
 #include <string.h>
 
 void enc_u8(struct buf *b, uint8_t v)
@@ -91,26 +92,28 @@ enum err dec_done(const struct dec *d)
 
 uint32_t get_u32(const uint8_t *p)
 {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 |
-           (uint32_t)p[3] << 24;
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return le32toh(v);
 }
 
 uint64_t get_u64(const uint8_t *p)
 {
-    return get_u32(p) | (uint64_t)get_u32(p + 4) << 32;
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return le64toh(v);
 }
 
 void set_u32(uint8_t *p, uint32_t v)
 {
-    for (int i = 0; i < 4; i++) {
-        p[i] = (uint8_t)(v >> (8 * i));
-    }
+    v = htole32(v);
+    memcpy(p, &v, sizeof v);
 }
 
 void set_u64(uint8_t *p, uint64_t v)
 {
-    set_u32(p, (uint32_t)v);
-    set_u32(p + 4, (uint32_t)(v >> 32));
+    v = htole64(v);
+    memcpy(p, &v, sizeof v);
 }
 
 uint16_t get_be16(const uint8_t *p)
@@ -120,11 +123,9 @@ uint16_t get_be16(const uint8_t *p)
 
 uint64_t get_be64(const uint8_t *p)
 {
-    uint64_t v = 0;
-    for (int i = 0; i < 8; i++) {
-        v = v << 8 | p[i];
-    }
-    return v;
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return be64toh(v);
 }
 
 void set_be16(uint8_t *p, uint16_t v)
@@ -135,7 +136,6 @@ void set_be16(uint8_t *p, uint16_t v)
 
 void set_be64(uint8_t *p, uint64_t v)
 {
-    for (int i = 0; i < 8; i++) {
-        p[i] = (uint8_t)(v >> (56 - 8 * i));
-    }
+    v = htobe64(v);
+    memcpy(p, &v, sizeof v);
 }

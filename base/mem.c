@@ -101,6 +101,20 @@ struct bytes *bytes_new(size_t size)
     struct bytes *b = mem_resize(NULL, sizeof *b + size);
     b->refs = 1;
     b->size = (uint32_t)size;
+    b->data = (uint8_t *)(b + 1);
+    b->whole = NULL;
+    return b;
+}
+
+struct bytes *bytes_part(struct bytes *whole, struct slice part)
+{
+    CHECK(part.data >= whole->data && part.size <= whole->size);
+    CHECK((size_t)(part.data - whole->data) <= whole->size - part.size);
+    struct bytes *b = mem_resize(NULL, sizeof *b);
+    b->refs = 1;
+    b->size = (uint32_t)part.size;
+    b->data = whole->data + (part.data - whole->data);
+    b->whole = bytes_ref(whole->whole != NULL ? whole->whole : whole);
     return b;
 }
 
@@ -123,8 +137,11 @@ struct bytes *bytes_ref(struct bytes *b)
 
 void bytes_unref(struct bytes *b)
 {
-    if (b != NULL && __atomic_sub_fetch(&b->refs, 1, __ATOMIC_ACQ_REL) == 0) {
+    while (b != NULL &&
+           __atomic_sub_fetch(&b->refs, 1, __ATOMIC_ACQ_REL) == 0) {
+        struct bytes *whole = b->whole;
         mem_free(b);
+        b = whole;
     }
 }
 

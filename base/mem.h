@@ -45,11 +45,15 @@ int slice_compare(struct slice a, struct slice b); /* memcmp, then length */
 struct bytes {
     uint32_t refs;
     uint32_t size;
-    uint8_t data[];
+    uint8_t *data;       /* behind this struct, or in `whole` */
+    struct bytes *whole; /* what this is a part of; NULL: itself */
 };
 
-struct bytes *bytes_new(size_t size);            /* one reference */
-struct bytes *bytes_copy(struct slice from);     /* one reference */
+struct bytes *bytes_new(size_t size);        /* one reference */
+struct bytes *bytes_copy(struct slice from); /* one reference */
+/* A part of `whole`, without a copy; one reference. It keeps all of `whole` in
+ * memory. */
+struct bytes *bytes_part(struct bytes *whole, struct slice part);
 struct bytes *bytes_ref(struct bytes *b);        /* NULL passes through */
 void bytes_unref(struct bytes *b);               /* NULL passes through */
 struct slice bytes_slice(const struct bytes *b); /* empty for NULL */

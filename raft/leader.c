@@ -87,15 +87,21 @@ void raft_leader_tick(struct raft *r)
 
 uint64_t raft_leader_next_tick(const struct raft *r)
 {
-    uint64_t due_ms = quorum_due_ms(r);
-    if (r->transfer_to != 0 && r->transfer_due_ms < due_ms) {
-        due_ms = r->transfer_due_ms;
-    }
+    uint64_t due_ms = r->transfer_to != 0 ? r->transfer_due_ms : UINT64_MAX;
+    uint64_t oldest_ms = r->now_ms;
     for (uint32_t i = 0; i < r->peer_count; i++) {
-        uint64_t beat_ms = r->peers[i].sent_ms + r->heartbeat_ms;
+        const struct raft_progress *p = &r->peers[i];
+        uint64_t beat_ms = p->sent_ms + r->heartbeat_ms;
         due_ms = beat_ms < due_ms ? beat_ms : due_ms;
+        oldest_ms = p->heard_ms < oldest_ms ? p->heard_ms : oldest_ms;
     }
-    return due_ms;
+    /* A majority was heard no earlier than the peer that is silent longest:
+     * mostly that tells enough, and this is asked after each step. */
+    if (due_ms <= oldest_ms + r->election_max_ms) {
+        return due_ms;
+    }
+    uint64_t quorum_ms = quorum_due_ms(r);
+    return quorum_ms < due_ms ? quorum_ms : due_ms;
 }
 
 /* Configurations come alone: the rest of a batch would not know by which

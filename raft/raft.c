@@ -361,9 +361,10 @@ void raft_evict(struct raft *r, raft_index index)
     }
 }
 
-size_t raft_memory(const struct raft *r)
+bool raft_memory_exceeds(const struct raft *r, size_t size)
 {
-    return (size_t)raft_log_bytes(&r->log, r->log.base, raft_log_last(&r->log));
+    return r->log.base < r->told &&
+           raft_log_bytes(&r->log, r->log.base, raft_log_last(&r->log)) > size;
 }
 
 void raft_bound_memory(struct raft *r, size_t size)
@@ -441,6 +442,11 @@ void raft_status(const struct raft *r, struct raft_status *status)
     if (r->role == RAFT_LEADER) {
         peer_status(r, status);
     }
+}
+
+raft_term raft_term_now(const struct raft *r)
+{
+    return r->term;
 }
 
 const char *raft_role_text(enum raft_role role)

@@ -289,7 +289,8 @@ void raft_evict(struct raft *r, raft_index index);
 /* The same of as many entries as must go that at most `size` bytes stay, if
  * they are committed and stored. */
 void raft_bound_memory(struct raft *r, size_t size);
-size_t raft_memory(const struct raft *r); /* of the entries in it */
+/* Whether that would make any go. */
+bool raft_memory_exceeds(const struct raft *r, size_t size);
 
 /* The state machine holds everything up to `index` on disk, so the log up to it
  * may go. `index` must be committed; going back is ignored. */
@@ -359,6 +360,7 @@ struct raft_status {
     } peers[RAFT_PEERS_MAX];
 };
 
+raft_term raft_term_now(const struct raft *r);
 void raft_status(const struct raft *r, struct raft_status *status);
 
 /* Leader: do the replicas that have not said that their disk is full make up a
@@ -369,8 +371,20 @@ const char *raft_role_text(enum raft_role role);
 /* The wire form of a message (docs/wire.md). decode: entries are new, ref'd
  * data in memory of `a`; free the refs with raft_msg_release(). */
 void raft_msg_encode(struct buf *b, const struct raft_msg *msg);
+/* The same without the data of entries that have `long_size` bytes or more:
+ * where those go, the first at cuts[0], each behind the one before it and
+ * what of `b` is between them. Gives how many; `cuts` has entry_count. */
+struct raft_cut {
+    size_t at; /* of `b` */
+    struct bytes *data;
+};
+uint32_t raft_msg_encode_cut(struct buf *b, const struct raft_msg *msg,
+                             size_t long_size, struct raft_cut *cuts);
 MUST_USE enum err raft_msg_decode(struct slice from, struct arena *a,
                                   struct raft_msg *msg);
+/* The same; if entries are long the data are parts of `from`, not copies. */
+MUST_USE enum err raft_msg_decode_parts(struct bytes *from, struct arena *a,
+                                        struct raft_msg *msg);
 void raft_msg_release(struct raft_msg *msg);
 
 #endif

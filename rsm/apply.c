@@ -80,7 +80,7 @@ static void on_done(struct env_job *job)
     struct rsm *r = j->rsm;
     r->apply_running--;
     rsm_checkpoint_busy(r, j->us);
-    rsm_checkpoint_unsaved(r, j->unsaved);
+    r->unsaved = j->unsaved;
     bool waits = j->rc == ERR_NOSPACE && r->config.fsm->ops->rewind != NULL;
     if (waits) {
         rsm_space_wait(r, RSM_SPACE_STORE);

@@ -184,13 +184,20 @@ static void run_end(struct env_job *job)
     j->stall_us += now_us(j) - begun_us;
 }
 
+/* For how long applying has waited (6); it goes on. */
+static uint64_t held_end(struct rsm *r)
+{
+    uint64_t us = r->held_us != 0 ? env_now_us(r->env) - r->held_us : 0;
+    r->held_us = 0;
+    return us;
+}
+
 static void finish(struct rsm *r, const struct checkpoint_job *j)
 {
-    uint64_t held_us = r->held_us != 0 ? env_now_us(r->env) - r->held_us : 0;
-    rsm_samples_add(&r->stalls, j->stall_us + held_us);
+    rsm_samples_add(&r->stalls, j->stall_us + held_end(r));
     rsm_samples_add(&r->busies, r->busy_us);
     rsm_samples_add(&r->writes, j->write_us);
-    r->held_us = r->busy_us = 0;
+    r->busy_us = 0;
     if (r->installing) {
         return; /* the state that was written is being replaced */
     }
@@ -239,12 +246,15 @@ static void on_written(struct env_job *job)
 static void on_begun(struct env_job *job)
 {
     struct checkpoint_job *j = (struct checkpoint_job *)job;
-    j->rsm->freezing = false;
-    if (rsm_stopped(j->rsm) || j->rc != ERR_OK || !j->steps) {
+    struct rsm *r = j->rsm;
+    r->unsaved = 0; /* what was applied before it is frozen */
+    if (rsm_stopped(r) || j->rc != ERR_OK || !j->steps) {
         on_done(job);
         return;
     }
-    submit(j, j->rsm->checkpoint_worker, run_write, on_written);
+    j->stall_us += held_end(r);
+    submit(j, r->checkpoint_worker, run_write, on_written);
+    rsm_apply_pump(r); /* what waited only because of what is frozen now */
 }
 
 static void begin(struct rsm *r)
@@ -255,8 +265,6 @@ static void begin(struct rsm *r)
     r->checkpoint_size = r->applied_size;
     r->checkpoint_running = true;
     r->checkpoint_due = false;
-    r->freezing = true;
-    r->unsaved = 0;
     r->busy_us = 0;
     submit(j, r->apply_worker, run_begin, on_begun);
 }
@@ -265,13 +273,6 @@ void rsm_checkpoint_busy(struct rsm *r, uint64_t us)
 {
     if (r->checkpoint_running && us > r->busy_us) {
         r->busy_us = us;
-    }
-}
-
-void rsm_checkpoint_unsaved(struct rsm *r, uint64_t size)
-{
-    if (!r->freezing) { /* else it has what will be frozen */
-        r->unsaved = size;
     }
 }
 

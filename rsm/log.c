@@ -2,7 +2,13 @@
  * come meanwhile gather in the next one, so that one sync covers them all
  * (group commit). Compactions and resets keep their place among them. A job
  * that finds no space stays the first, and is tried again (space.c): what is
- * behind it is not acknowledged either. */
+ * behind it is not acknowledged either.
+ *
+ * Who has nothing else to do syncs on the loop, because waking a thread and
+ * being woken cost more: a follower always, a leader while its callers come one
+ * at a time. Such a proposal is not committed here without our own disk, so
+ * that no acknowledgement is of use before; but its messages must have left
+ * first, or else the disks would work one after the other (`log_late`). */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -37,6 +43,22 @@ static enum err write_job(struct rsm_log_job *j)
     return ERR_INVALID;
 }
 
+/* Is little space left? Asked of the disk now and then: it is a call that most
+ * writes could do without, and `space_low` is more than what others write in
+ * the meantime. On the worker. */
+static bool is_low(struct rsm *r, const struct rsm_log_job *j)
+{
+    uint64_t now_us = env_now_us(r->env);
+    r->space.unlooked_size += j->size + j->entry_count * RSM_ENTRY_OVERHEAD;
+    if (now_us < r->space.look_at_us &&
+        r->space.unlooked_size < r->config.space_low / RSM_SPACE_LOOK_PART) {
+        return false;
+    }
+    r->space.look_at_us = now_us + RSM_SPACE_LOOK_US;
+    r->space.unlooked_size = 0;
+    return rsm_space_is_low(r);
+}
+
 /* Before anybody hears of the first thing that is stored, the identity says
  * that there is a log: without it this replica would begin anew, and vote and
  * acknowledge again what it has forgotten. */
@@ -54,16 +76,16 @@ static void on_run(struct env_job *job)
     if (j->written) {
         j->rc = rsm_identity_started(j->rsm);
     }
-    j->low = j->kind == RSM_LOG_APPEND && j->entry_count > 0 &&
-             rsm_space_is_low(j->rsm);
+    j->low =
+        j->kind == RSM_LOG_APPEND && j->entry_count > 0 && is_low(j->rsm, j);
 }
 
-/* Somebody waits for a follower's sync and it has nothing else to do. A leader
- * has: its heartbeats must not wait for a disk. */
+/* Somebody waits for a follower's sync and it has nothing else to do; nor has a
+ * leader whose callers come one at a time. */
 static bool is_brief(const struct rsm *r, const struct rsm_log_job *j)
 {
-    return !r->leading && j->kind == RSM_LOG_APPEND &&
-           j->size <= RSM_BRIEF_SIZE;
+    return j->kind == RSM_LOG_APPEND && j->size <= RSM_BRIEF_SIZE &&
+           (!r->leading || r->alone_count >= RSM_ALONE_MIN);
 }
 
 static struct rsm_log_job *job_new(struct rsm *r, enum rsm_log_kind kind)
@@ -83,6 +105,15 @@ static void push_first(struct rsm *r, struct rsm_log_job *j)
     r->log_tail = r->log_tail == NULL ? j : r->log_tail;
 }
 
+/* What is written last counts after a restart: nothing that waits may take back
+ * what goes before it. */
+static void vote_stays(struct rsm *r, const struct rsm_log_job *newest)
+{
+    for (struct rsm_log_job *j = r->log_head; j != newest; j = j->next) {
+        j->hard_state = newest->hard_state;
+    }
+}
+
 /* The newest term and vote that wait behind entries: there is room for them in
  * the log's reserve, so that a full replica still has a voice in who leads. */
 static bool voting_first(struct rsm *r)
@@ -98,6 +129,7 @@ static bool voting_first(struct rsm *r)
         return false;
     }
     newest->vote_sent = true;
+    vote_stays(r, newest);
     struct rsm_log_job *vote = job_new(r, RSM_LOG_VOTE);
     vote->hard_state = newest->hard_state;
     vote->seq = newest->seq;
@@ -129,7 +161,8 @@ static bool cutting_first(struct rsm *r)
 
 void rsm_log_pump(struct rsm *r)
 {
-    if (r->log_running || r->log_head == NULL || rsm_stopped(r)) {
+    if (r->log_running || r->log_late_set || r->log_head == NULL ||
+        rsm_stopped(r)) {
         return;
     }
     if (!r->space.log_held || voting_first(r) || cutting_first(r)) {
@@ -139,6 +172,23 @@ void rsm_log_pump(struct rsm *r)
         } else {
             env_worker_submit(r->env, r->wal_worker, &r->log_head->job);
         }
+    }
+}
+
+static void on_late(struct env_timer *t)
+{
+    struct rsm *r = (struct rsm *)((char *)t - offsetof(struct rsm, log_late));
+    r->log_late_set = false;
+    rsm_log_pump(r);
+}
+
+/* After the next look at the network; from the flush timer, so that this turn's
+ * messages leave before. */
+static void pump_late(struct rsm *r)
+{
+    if (!r->log_late_set) {
+        r->log_late_set = true;
+        env_timer_start(r->env, &r->log_late, 0);
     }
 }
 
@@ -248,10 +298,12 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update)
         cut(j, update->append[0].index);
         add_entries(j, update->append, update->append_count);
     }
-    if (r->leading) {
-        rsm_log_pump(r);
-    } else {
+    if (!r->leading) {
         rsm_flush_later(r); /* what comes in this turn shares a sync */
+    } else if (!r->log_running && is_brief(r, j)) {
+        pump_late(r);
+    } else {
+        rsm_log_pump(r);
     }
 }
 
@@ -272,6 +324,29 @@ void rsm_log_reset(struct rsm *r, const struct snap_label *label)
     j->term = label->term;
     j->conf = label->conf;
     rsm_log_pump(r);
+}
+
+/* One who waits for each answer cannot ask again before he has it: who asks
+ * while there is somebody else's is not alone. That is also seen of those who
+ * asked while the loop was in a sync: the answer leaves after this turn. */
+void rsm_log_asked(struct rsm *r)
+{
+    if (r->queued_count + r->waiting_count + r->reads_count + r->apply_running >
+        0) {
+        r->alone_count = 0;
+    } else if (r->alone_count < RSM_ALONE_MIN) {
+        r->alone_count++;
+    }
+}
+
+void rsm_log_init(struct rsm *r)
+{
+    r->log_late.fire = on_late;
+}
+
+void rsm_log_stop(struct rsm *r)
+{
+    env_timer_stop(r->env, &r->log_late);
 }
 
 void rsm_log_close(struct rsm *r)

@@ -63,6 +63,7 @@ void rsm_propose(struct rsm *r, struct rsm_proposal *p, struct bytes *command)
     } else if (r->queued_count + r->waiting_count >= RSM_PROPOSALS_MAX) {
         rsm_propose_fail(r, p, ERR_BUSY);
     } else {
+        rsm_log_asked(r);
         append(&r->queued_head, &r->queued_tail, p);
         r->queued_count++;
         rsm_flush_later(r);
@@ -96,8 +97,7 @@ static void propose_some(struct rsm *r)
     struct raft_entry entries[RSM_PROPOSE_COUNT_MAX];
     struct rsm_proposal *proposals[RSM_PROPOSE_COUNT_MAX];
     uint32_t count = gather(r, entries, proposals);
-    struct raft_status status;
-    raft_status(r->raft, &status);
+    raft_term term = raft_term_now(r->raft);
     struct raft_event event = {
         .type = RAFT_EV_PROPOSE,
         .u.propose = {.entries = entries, .count = count},
@@ -108,7 +108,7 @@ static void propose_some(struct rsm *r)
     for (uint32_t i = 0; i < count; i++) {
         bytes_unref(entries[i].data);
         proposals[i]->index = first + i;
-        proposals[i]->term = status.term;
+        proposals[i]->term = term;
         if (rc != ERR_OK) {
             rsm_propose_fail(r, proposals[i], rc);
         } else {

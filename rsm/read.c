@@ -119,6 +119,7 @@ static void enqueue(struct rsm *r, struct rsm_read_list *list,
                     struct rsm_read *rd)
 {
     rd->rc = ERR_OK;
+    rsm_log_asked(r);
     r->reads_count++;
     if (rsm_stopped(r) || r->reads_count > RSM_READS_MAX) {
         rd->rc = rsm_stopped(r) ? ERR_CLOSED : ERR_BUSY;

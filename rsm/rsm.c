@@ -44,6 +44,28 @@ void rsm_die(struct rsm *r, enum err rc, const char *what)
 
 /* --- Carrying out an update */
 
+/* Long entries go from where they are. */
+static void send_entries(struct rsm *r, const char *address,
+                         const struct raft_msg *m)
+{
+    struct raft_cut *cuts = mem_array(m->entry_count, sizeof *cuts);
+    uint32_t count = raft_msg_encode_cut(&r->message, m, RSM_ENTRY_LONG, cuts);
+    struct net_part *parts = mem_array(2 * count + 1, sizeof *parts);
+    size_t at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        parts[2 * i].data = slice_of(r->message.data + at, cuts[i].at - at);
+        parts[2 * i + 1] = (struct net_part){.data = bytes_slice(cuts[i].data),
+                                             .owner = cuts[i].data};
+        at = cuts[i].at;
+    }
+    parts[2 * count].data =
+        slice_of(r->message.data + at, r->message.size - at);
+    net_send_parts(r->config.net, address, RSM_METHOD_RAFT, parts,
+                   2 * count + 1);
+    mem_free(parts);
+    mem_free(cuts);
+}
+
 static void send_message(struct rsm *r, const struct raft_msg *m)
 {
     const char *address = rsm_address(r, m->to);
@@ -57,6 +79,10 @@ static void send_message(struct rsm *r, const struct raft_msg *m)
         return;
     }
     buf_clear(&r->message);
+    if (m->entry_count > 0) {
+        send_entries(r, address, m);
+        return;
+    }
     raft_msg_encode(&r->message, m);
     struct slice part = buf_slice(&r->message);
     net_send(r->config.net, address, RSM_METHOD_RAFT, &part, 1);
@@ -177,12 +203,25 @@ static void drop_stranger(struct rsm *r, const struct net_peer *peer,
     }
 }
 
+/* A long message is kept as it came, for the sake of its entries. */
+static enum err decode(struct rsm *r, struct slice body, struct arena *arena,
+                       struct raft_msg *msg)
+{
+    if (body.size < RSM_PARTS_SIZE) {
+        return raft_msg_decode(body, arena, msg);
+    }
+    struct bytes *kept = net_keep(r->config.net, body, 0);
+    enum err rc = raft_msg_decode_parts(kept, arena, msg);
+    bytes_unref(kept);
+    return rc;
+}
+
 static void handle_raft(struct rsm *r, const struct net_peer *peer,
                         struct slice body)
 {
     struct arena arena = {0};
     struct raft_msg msg;
-    if (raft_msg_decode(body, &arena, &msg) != ERR_OK) {
+    if (decode(r, body, &arena, &msg) != ERR_OK) {
         drop_stranger(r, peer, "which does not decode");
         arena_free(&arena);
         return;
@@ -327,6 +366,7 @@ enum err rsm_new(const struct rsm_config *config, struct rsm **out)
     r->tick.fire = on_tick;
     r->flush.fire = on_flush;
     rsm_leader_init(r);
+    rsm_log_init(r);
     rsm_apply_init(r);
     rsm_checkpoint_init(r);
     rsm_space_init(r);
@@ -358,6 +398,7 @@ void rsm_free(struct rsm *r)
     env_timer_stop(r->env, &r->hello);
     rsm_member_close(r);
     rsm_leader_close(r);
+    rsm_log_stop(r);
     rsm_apply_close(r);
     rsm_checkpoint_close(r);
     rsm_space_close(r);

@@ -20,8 +20,11 @@ enum {
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_BRIEF_SIZE = 16 << 10,
+    RSM_ALONE_MIN = 16, /* requests one at a time, then a leader syncs itself */
     RSM_BRIEF_APPLY_COUNT = 16,
     RSM_BRIEF_APPLY_SIZE = 8 << 10,
+    RSM_ENTRY_LONG = 2 << 10,       /* such an entry is sent from its place */
+    RSM_PARTS_SIZE = 16 << 10,      /* a message from this size on is kept */
     RSM_QUEUED_SIZE_MAX = 32 << 20, /* to a peer; beyond it appends are lost */
     RSM_MANIFEST_PART = 256 << 10,
     RSM_MANIFEST_SIZE_MAX = 65 << 20, /* of SNAP_PIECES_MAX pieces */
@@ -45,6 +48,8 @@ enum {
     RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,
+    RSM_SPACE_LOOK_US = 5000,
+    RSM_SPACE_LOOK_PART = 64, /* of space_low: bytes written without a look */
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
     RSM_SPACE_PAUSE_MIN_MS = 100,
     RSM_SPACE_PAUSE_MAX_MS = 5000,
@@ -180,6 +185,8 @@ struct rsm_space {
     uint64_t group_since_ms; /* leader: no majority has space; 0: one has */
     struct env_timer timer;
     bool timer_set;
+    /* The wal worker's: when it looks again, and what it wrote since. */
+    uint64_t look_at_us, unlooked_size;
     bool half; /* the apply worker's: the state machine is half-way in an
                   entry, until it has been rewound or replaced */
 };
@@ -232,6 +239,9 @@ struct rsm {
     /* log.c */
     struct rsm_log_job *log_head, *log_tail;
     bool log_running;
+    struct env_timer log_late; /* the first job may run when it fires */
+    bool log_late_set;
+    uint32_t alone_count; /* requests in a row that met no other */
     struct wal_stats wal_stats;
 
     /* apply.c */
@@ -253,7 +263,6 @@ struct rsm {
     uint64_t applied_size;    /* bytes of all entries applied since start */
     uint64_t checkpoint_size; /* the same when the last checkpoint began */
     uint64_t unsaved;         /* as the last apply job left it */
-    bool freezing;            /* a checkpoint's begin is on its way */
     uint64_t held_us;         /* since when applying waits for it; 0: not */
     uint64_t busy_us;         /* the longest job since it began */
     struct rsm_samples stalls, busies, writes;
@@ -325,6 +334,9 @@ void rsm_log_update(struct rsm *r, const struct raft_update *update);
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
                      const struct raft_conf *conf);
 void rsm_log_reset(struct rsm *r, const struct snap_label *label);
+void rsm_log_asked(struct rsm *r); /* a proposal or a read comes */
+void rsm_log_init(struct rsm *r);
+void rsm_log_stop(struct rsm *r);
 void rsm_log_close(struct rsm *r);
 void rsm_log_pump(struct rsm *r);
 
@@ -383,8 +395,6 @@ void rsm_checkpoint_pump(struct rsm *r);
 /* Must applying wait for the checkpoint that is being made? */
 bool rsm_checkpoint_holds(struct rsm *r);
 void rsm_checkpoint_busy(struct rsm *r, uint64_t us); /* so long was a job */
-/* What the state machine has to save after a job. */
-void rsm_checkpoint_unsaved(struct rsm *r, uint64_t size);
 
 /* samples.c */
 void rsm_samples_add(struct rsm_samples *s, uint64_t us);

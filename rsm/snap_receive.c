@@ -323,6 +323,7 @@ void rsm_incoming_reset_done(struct rsm *r)
     r->snap_stats.installed++;
     rsm_checkpoint_installed(r, label.index);
     r->space.replay = 0;
+    r->space.rewound = true; /* this state is whole */
     rsm_propose_fail_upto(r, label.index);
     log_info("rsm",
              "installed a snapshot group=%u from=%" PRIu64 " index=%" PRIu64,

@@ -182,6 +182,13 @@ void rsm_space_wait(struct rsm *r, enum rsm_space_user user)
     tell(r);
 }
 
+/* A checkpoint that had begun before may succeed meanwhile; what is applied
+ * next is known only when the state machine has gone back (3). */
+static bool goes_back(const struct rsm_space *s)
+{
+    return s->rewinding || (s->apply_held && !s->rewound);
+}
+
 void rsm_space_found(struct rsm *r, enum rsm_space_user user)
 {
     struct rsm_space *s = &r->space;
@@ -192,7 +199,10 @@ void rsm_space_found(struct rsm *r, enum rsm_space_user user)
     case RSM_SPACE_LOW: s->low = false; break;
     case RSM_SPACE_LOG: s->log = false; break;
     case RSM_SPACE_STORE:
-        s->store = s->checkpoint_held = s->apply_held = false;
+        s->checkpoint_held = false;
+        if (!goes_back(s)) {
+            s->store = s->apply_held = false;
+        }
         break;
     case RSM_SPACE_SNAP: s->snap = false; break;
     }

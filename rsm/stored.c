@@ -147,7 +147,7 @@ static size_t memory_max(const struct rsm *r)
 
 bool rsm_stored_is_due(const struct rsm *r)
 {
-    return raft_memory(r->raft) > memory_max(r);
+    return raft_memory_exceeds(r->raft, memory_max(r));
 }
 
 void rsm_stored_bound(struct rsm *r)

@@ -16,6 +16,7 @@
 
 enum {
     TRY_MS = 1000,
+    AGAIN_MAX = 3, /* at once; then the others are asked */
     PAUSE_MIN_US = 10 * 1000,
     PAUSE_MAX_US = 500 * 1000,
     CHANGE_TIMEOUT_MAX_MS = 5 * 60 * 1000,
@@ -53,6 +54,7 @@ struct call {
     uint64_t pause_us;
     uint32_t failures;
     uint32_t tries;
+    uint32_t again;  /* so often, in this round, who hung up is asked again */
     uint32_t server; /* of the try under way */
     uint64_t net_call;
     struct env_timer timer;
@@ -76,6 +78,7 @@ static struct call *call_new(struct ctl_client *client, net_method method,
         timeout_ms == 0 ? UINT64_MAX
                         : env_now_us(client->env) + (uint64_t)timeout_ms * 1000;
     c->pause_us = PAUSE_MIN_US;
+    c->again = AGAIN_MAX;
     c->next = client->calls;
     if (c->next != NULL) {
         c->next->prev = c;
@@ -174,6 +177,11 @@ static void answered(void *arg, enum err rc, struct slice body)
         call_end(c, ERR_TIMEDOUT, slice_of(NULL, 0));
         return;
     }
+    if (rc == ERR_CLOSED && c->again > 0) {
+        c->again--; /* a connection broke: who led may well lead on */
+        call_try(c);
+        return;
+    }
     c->failures++;
     if (is_elsewhere(rc) && client->leader == c->server) {
         client->leader = (c->server + 1) % client->count;
@@ -183,6 +191,7 @@ static void answered(void *arg, enum err rc, struct slice body)
         call_try(c);
         return;
     }
+    c->again = AGAIN_MAX;
     call_pause(c);
 }
 

@@ -267,11 +267,20 @@ enum err skv_blobs_read(struct skv_blobs *b, uint64_t id, uint64_t offset,
 enum err skv_blobs_truncate(struct skv_blobs *b, uint64_t id, uint64_t length)
 {
     struct open_file *f;
+    struct stat st;
     enum err rc = file_get(b, id, &f);
     if (rc != ERR_OK) {
         return rc;
     }
+    /* Marked in any case: a process before this one may have cut it, and was
+     * killed before it synced that. */
     file_mark(b, f);
+    /* As after each put. The file is asked and not the record: after a crash
+     * it may be longer. To cut nothing off would be a transaction of the file
+     * system all the same. */
+    if (fstat(f->fd, &st) == 0 && (uint64_t)st.st_size == length) {
+        return ERR_OK;
+    }
     skv_undos_keep(&b->undos, f->fd, id, length, SKV_VALUE_SIZE_MAX - length,
                    false);
     if (ftruncate(f->fd, (off_t)length) != 0) {

@@ -87,7 +87,9 @@ MSG_STRUCT(skv_counted, SKV_COUNTED_FIELDS);
 
 /* ---- making them: one reference ---- */
 
-struct bytes *skv_command_request(uint64_t stamp_us, struct slice request);
+/* Takes a request with room before it, and fills that. */
+#define SKV_COMMAND_ROOM 9u
+struct bytes *skv_command_request(uint64_t stamp_us, struct bytes *request);
 struct bytes *skv_command_config(const struct ctl_config *config);
 struct bytes *skv_command_install(const struct skv_install *install);
 struct bytes *skv_command_step(enum skv_command_kind kind, uint16_t shard,

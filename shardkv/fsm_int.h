@@ -191,8 +191,8 @@ struct skv_fsm {
     struct ctl_config previous;
     struct arena config_arena;
     struct arena previous_arena;
-    struct skv_shard shards[CTL_SHARDS_MAX];
-    uint32_t shards_top; /* from here on all are absent, and always were */
+    struct skv_shard *shards; /* of the configuration */
+    uint32_t shards_count;
     struct skv_debt *debts;
     struct arena arena; /* of the entry at hand */
     struct buf reply;   /* likewise */

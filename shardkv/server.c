@@ -132,7 +132,8 @@ static void handle_write(struct skv_server *s, struct net_request *request,
     } else if (is_surely_away(s, shard)) {
         refuse_away(s, request, shard);
     } else {
-        propose(s, request, skv_command_request(env_wall_us(s->env), body));
+        struct bytes *kept = net_keep(s->net, body, SKV_COMMAND_ROOM);
+        propose(s, request, skv_command_request(env_wall_us(s->env), kept));
     }
 }
 

@@ -62,11 +62,13 @@ struct skv_pulling {
     struct buf key_bytes;
     struct skv_cursor next; /* behind the batch at hand; likewise */
     struct buf next_bytes;
-    uint8_t end;                  /* enum skv_end of the batch at hand */
-    uint64_t asked_us;            /* when it was asked for */
-    uint64_t batch_bytes;         /* its size */
-    bool busy;                    /* the source has clients */
-    uint32_t chases;              /* batches of changes so far */
+    uint8_t end;          /* enum skv_end of the batch at hand */
+    uint64_t asked_us;    /* when it was asked for */
+    uint64_t batch_bytes; /* its size */
+    bool busy;            /* the source has clients */
+    uint32_t chases;      /* batches of changes so far */
+    bool freezing;        /* FREEZE is asked, not for more changes */
+    bool counted;
     uint64_t keys_all, bytes_all; /* counted */
     struct buf count_key;
     /* Of this leader: when each stage began, and with how much copied. */
@@ -84,6 +86,8 @@ struct skv_task {
     uint32_t follower;
     uint32_t server;   /* the one that is asked */
     uint32_t failures; /* servers that did not answer as the leader does */
+    uint32_t again;    /* so often `server` is asked though it hung up */
+    bool told;         /* since the last pause one of them said who leads */
     struct skv_pulling pull;
     uint64_t after; /* EXPIRE: the session */
     bool finish;    /* the command at hand ends the task */

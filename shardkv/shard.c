@@ -25,6 +25,8 @@
  *     it is DROPPING. */
 #include "shardkv/fsm_int.h"
 
+#include <string.h>
+
 #include "base/check.h"
 #include "base/log.h"
 
@@ -47,11 +49,21 @@ bool skv_shard_is_served(const struct skv_fsm *f, uint16_t shard)
             f->shards[shard].state == SKV_SHARD_LEAVING);
 }
 
+/* Those of a configuration; a table for the most there may be would be a third
+ * of a megabyte, and most have a few. */
+static void shards_reach(struct skv_fsm *f, uint32_t count)
+{
+    if (count > f->shards_count) {
+        f->shards = mem_resize(f->shards, count * sizeof *f->shards);
+        memset(f->shards + f->shards_count, 0,
+               (count - f->shards_count) * sizeof *f->shards);
+        f->shards_count = count;
+    }
+}
+
 static struct skv_shard *shard_at(struct skv_fsm *f, uint32_t shard)
 {
-    if (shard >= f->shards_top) {
-        f->shards_top = shard + 1;
-    }
+    CHECK(shard < f->shards_count);
     return &f->shards[shard];
 }
 
@@ -237,6 +249,7 @@ static void config_replace(struct arena *arena, struct ctl_config *config,
 enum err skv_shards_configure(struct skv_fsm *f, const struct ctl_config *next,
                               enum err *fault)
 {
+    shards_reach(f, next->shards_count);
     enum err refusal = config_may_follow(f, next);
     if (refusal != ERR_OK) {
         return refusal;
@@ -588,13 +601,14 @@ enum err skv_shards_load(struct skv_fsm *f)
         rc = load_config(f, skv_name_previous(), &f->previous_arena,
                          &f->previous);
     }
+    shards_reach(f, f->config.shards_count);
     if (rc == ERR_OK) {
         rc = load_all(f, skv_name_states(), load_state);
     }
     if (rc == ERR_OK) {
         rc = load_all(f, skv_name_debts(), load_debt);
     }
-    for (uint32_t s = 0; rc == ERR_OK && s < f->shards_top; s++) {
+    for (uint32_t s = 0; rc == ERR_OK && s < f->shards_count; s++) {
         if (skv_shard_is_served(f, (uint16_t)s)) {
             rc = skv_prepared_load(f, (uint16_t)s);
         } else if (f->shards[s].state == SKV_SHARD_PULLING) {
@@ -607,13 +621,14 @@ enum err skv_shards_load(struct skv_fsm *f)
 
 void skv_shards_forget(struct skv_fsm *f)
 {
-    for (uint32_t s = 0; s < f->shards_top; s++) {
+    for (uint32_t s = 0; s < f->shards_count; s++) {
         skv_prepared_forget(&f->shards[s]);
         buf_free(&f->shards[s].cursor);
         buf_free(&f->shards[s].dropped);
-        f->shards[s] = (struct skv_shard){0};
     }
-    f->shards_top = 0;
+    mem_free(f->shards);
+    f->shards = NULL;
+    f->shards_count = 0;
     while (f->debts != NULL) {
         debt_forget(&f->debts);
     }

@@ -21,6 +21,9 @@ enum {
     CALL_MIN_MS = 500,
     CALL_MAX_MS = 10000,
     MEMBERS_MS = 1000,
+    /* Who hung up is asked again at once, so often between two pauses; then
+     * the others are. */
+    AGAIN_MAX = 3,
     PAUSE_MIN_US = 10000,
     PAUSE_MAX_US = 200000,
     /* Batches of changes after which the shard is frozen although more come
@@ -32,6 +35,7 @@ enum {
 };
 
 static void pull_go_on(struct skv_task *t);
+static void pull_start(struct skv_task *t);
 static void pull_ask(struct skv_task *t);
 static void expire_next(struct skv_task *t);
 
@@ -103,6 +107,7 @@ struct skv_task *skv_task_new(struct skv_mover *m, enum skv_task_kind kind,
     if (group != NULL) {
         group_take(t, group);
         t->server = *hint(t);
+        t->again = AGAIN_MAX;
     }
     DL_APPEND(m->tasks, t);
     return t;
@@ -164,6 +169,9 @@ static void task_pause(struct skv_task *t)
     uint64_t half = t->pause_us / 2;
     t->pause_us =
         t->pause_us * 2 < PAUSE_MAX_US ? t->pause_us * 2 : PAUSE_MAX_US;
+    t->again = AGAIN_MAX;
+    t->told = false;
+    t->pull.freezing = false; /* changes came meanwhile: first these */
     t->timer.fire = pause_over;
     env_timer_start(env, &t->timer, half + env_random(env) % (half + 1));
 }
@@ -341,12 +349,14 @@ static void task_call(struct skv_task *t, net_method method, struct buf *body,
 }
 
 /* Who answers that it does not lead knows who the members are now. The group
- * may have left the configuration, so nobody else might know. */
-static void members_adopt(struct skv_task *t, const struct rsm_members *m)
+ * may have left the configuration, so nobody else might know. True if it knows
+ * who leads, too. */
+static bool members_adopt(struct skv_task *t, const struct rsm_members *m)
 {
     struct ctl_server servers[RAFT_PEERS_MAX];
     struct ctl_group now = {.gid = t->group.gid, .servers = servers};
     uint32_t leader = t->server;
+    bool known = false;
     for (uint32_t i = 0; i < m->members_count; i++) {
         const struct rsm_member *one = &m->members[i];
         if (one->role == RSM_LEARNER || one->address.size == 0) {
@@ -354,6 +364,7 @@ static void members_adopt(struct skv_task *t, const struct rsm_members *m)
         }
         if (one->id == m->leader) {
             leader = now.servers_count;
+            known = true;
         }
         servers[now.servers_count++] =
             (struct ctl_server){.id = one->id, .address = one->address};
@@ -365,6 +376,7 @@ static void members_adopt(struct skv_task *t, const struct rsm_members *m)
         t->server = leader;
         t->failures = 0;
     }
+    return known;
 }
 
 static void members_heard(void *arg, enum err rc, struct slice body)
@@ -372,12 +384,19 @@ static void members_heard(void *arg, enum err rc, struct slice body)
     struct skv_task *t = arg;
     struct arena a = {0};
     struct rsm_members m;
+    bool known = false;
     t->net_call = 0;
     if (rc == ERR_OK && rsm_members_decode(body, &a, &m) == ERR_OK) {
-        members_adopt(t, &m);
+        known = members_adopt(t, &m);
     }
     arena_free(&a);
-    task_pause(t);
+    if (known && !t->told) {
+        t->told = true; /* the next time it was wrong, or out of date */
+        t->again = AGAIN_MAX;
+        skv_task_start(t);
+    } else {
+        task_pause(t);
+    }
 }
 
 static void members_ask(struct skv_task *t, uint32_t server)
@@ -397,6 +416,7 @@ static void task_answered(struct skv_task *t)
 {
     *hint(t) = (uint8_t)(t->server % task_group(t)->servers_count);
     t->failures = 0;
+    t->again = AGAIN_MAX;
     t->pause_us = PAUSE_MIN_US;
 }
 
@@ -406,6 +426,11 @@ static void task_refused(struct skv_task *t, enum err rc)
 {
     if (rc == ERR_BUSY || rc == ERR_INVALID) {
         task_pause(t);
+        return;
+    }
+    if (rc == ERR_CLOSED && t->again > 0) {
+        t->again--; /* a connection broke: the leader may be well */
+        skv_task_start(t);
         return;
     }
     if (rc == ERR_NOTLEADER) {
@@ -435,9 +460,11 @@ void skv_task_set_cursor(struct skv_task *t, const struct skv_cursor *cursor)
     p->moved_us = env_now_us(t->mover->env);
     buf_append(&p->key_bytes, cursor->key.data, cursor->key.size);
     p->cursor.key = buf_slice(&p->key_bytes);
-    p->stage = cursor->changes != 0 ? CTL_MOVE_CHANGES : CTL_MOVE_COUNT;
+    p->stage = cursor->changes != 0 ? CTL_MOVE_CHANGES : CTL_MOVE_COPY;
+    p->begun_us = p->moved_us;
+    p->begun_bytes = cursor->bytes;
     if (p->stage == CTL_MOVE_CHANGES) {
-        p->begun_us = p->changes_us = p->moved_us;
+        p->changes_us = p->moved_us;
     }
 }
 
@@ -544,6 +571,7 @@ static void counted(void *arg, enum err rc, struct slice body)
     arena_free(&a);
     if (p->count_key.size == 0) {
         p->stage = CTL_MOVE_COPY;
+        p->counted = true;
         p->begun_us = env_now_us(t->mover->env);
         p->begun_bytes = p->cursor.bytes;
     }
@@ -611,9 +639,13 @@ static void pull_go_on(struct skv_task *t)
     }
     p->chases += p->stage == CTL_MOVE_CHANGES;
     bool near = p->end == SKV_END_NOW || p->chases > CHASES_MAX;
+    if (p->stage == CTL_MOVE_COPY && !p->counted) {
+        p->stage = CTL_MOVE_COUNT; /* what one batch holds is not counted */
+    }
     if (p->stage == CTL_MOVE_CHANGES && near) {
         p->tail_us = env_now_us(t->mover->env);
-        step_ask(t, SKV_METHOD_FREEZE, freeze_answered);
+        p->freezing = true;
+        pull_start(t);
     } else {
         task_rest(t, &(struct skv_pace_batch){.begun_us = p->asked_us,
                                               .bytes = p->batch_bytes,
@@ -627,8 +659,11 @@ static void pull_go_on(struct skv_task *t)
 
 static void pull_start(struct skv_task *t)
 {
-    if (t->pull.stage == CTL_MOVE_COUNT) {
+    const struct skv_pulling *p = &t->pull;
+    if (p->stage == CTL_MOVE_COUNT) {
         count_ask(t);
+    } else if (p->stage == CTL_MOVE_CHANGES && p->freezing) {
+        step_ask(t, SKV_METHOD_FREEZE, freeze_answered);
     } else {
         pull_ask(t);
     }

@@ -181,10 +181,10 @@ static void conn_handshake(struct conn *conn)
     conn_read_start(conn);
     if (!is_server && conn->state == CONN_HANDSHAKE) {
         /* Nothing has come; this makes the client's first message. */
-        struct buf none = {0};
-        enum err rc = tls_read(conn->tls, &none);
-        CHECK(rc == ERR_OK);
-        buf_free(&none);
+        uint8_t none;
+        size_t got = 0;
+        enum err rc = tls_read(conn->tls, &none, sizeof none, &got);
+        CHECK(rc == ERR_OK && got == 0);
         conn_mark_dirty(conn);
     }
 }

@@ -6,7 +6,8 @@
  *  2. Plaintext waits unencrypted; no more than RPC_WRITE_SIZE of it is
  *     encrypted ahead of what the kernel takes.
  *  3. Bodies given to handlers lie in `plain` or `in`, and neither changes
- *     until the handler has returned. */
+ *     until the handler has returned; or, if long and not come at once, in
+ *     memory of their own, which is not ours to change once it was handled. */
 #include "transport/rpc_int.h"
 
 #include <string.h>
@@ -23,10 +24,68 @@ static void read_where(uv_handle_t *handle, size_t hint, uv_buf_t *out)
     *out = uv_buf_init((char *)conn->rpc->read_buffer, RPC_READ_SIZE);
 }
 
-/* Handles the complete frames in `plain`; returns how many bytes they took. */
-static size_t frames_parse(struct conn *conn, const struct buf *plain)
+/* The body of a long frame goes to memory of its own, which a handler can keep:
+ * its beginning from what was decrypted before the header was seen. */
+static void body_begin(struct conn *conn, const struct frame *f,
+                       struct slice part)
 {
-    size_t at = 0;
+    size_t ahead = f->size < RPC_AHEAD_SIZE ? f->size : RPC_AHEAD_SIZE;
+    conn->frame = *f;
+    conn->body = bytes_new(NET_ROOM_MAX + ahead);
+    conn->body_got = part.size;
+    if (part.size > 0) {
+        memcpy(conn->body->data + NET_ROOM_MAX, part.data, part.size);
+    }
+}
+
+/* A header alone does not make us take what it promises. */
+static void body_grow(struct conn *conn)
+{
+    if (conn->body_got + NET_ROOM_MAX < conn->body->size) {
+        return;
+    }
+    size_t size = 2 * conn->body_got;
+    size = size < conn->frame.size ? size : conn->frame.size;
+    struct bytes *more = bytes_new(NET_ROOM_MAX + size);
+    memcpy(more->data + NET_ROOM_MAX, conn->body->data + NET_ROOM_MAX,
+           conn->body_got);
+    bytes_unref(conn->body);
+    conn->body = more;
+}
+
+static void body_end(struct conn *conn)
+{
+    struct rpc *rpc = conn->rpc;
+    struct bytes *body = conn->body;
+    conn->body = NULL;
+    rpc->body = body;
+    rpc->stats.frames_in++;
+    rpc_frame_in(conn, &conn->frame,
+                 slice_of(body->data + NET_ROOM_MAX, conn->frame.size));
+    rpc->body = NULL;
+    bytes_unref(body);
+}
+
+/* Decrypts into the body. `*dry`: there is no more for now. */
+static enum err body_read(struct conn *conn, bool *dry)
+{
+    size_t got = 0;
+    body_grow(conn);
+    size_t want = conn->body->size - NET_ROOM_MAX - conn->body_got;
+    uint8_t *to = conn->body->data + NET_ROOM_MAX + conn->body_got;
+    enum err rc = tls_read(conn->tls, to, want, &got);
+    conn->body_got += got;
+    *dry = got < want;
+    if (conn->body_got == conn->frame.size) {
+        body_end(conn);
+    }
+    return rc;
+}
+
+/* Handles the complete frames in `plain` from `at` on; returns where it
+ * stopped. */
+static size_t frames_parse(struct conn *conn, struct buf *plain, size_t at)
+{
     while (conn->state == CONN_READY && plain->size - at >= FRAME_HEADER_SIZE) {
         struct frame f;
         enum err rc = frame_decode(&f, plain->data + at);
@@ -34,15 +93,41 @@ static size_t frames_parse(struct conn *conn, const struct buf *plain)
             conn_close(conn, "bad frame: %s", err_text(rc));
             break;
         }
-        if (plain->size - at - FRAME_HEADER_SIZE < f.size) {
+        const uint8_t *body = plain->data + at + FRAME_HEADER_SIZE;
+        size_t left = plain->size - at - FRAME_HEADER_SIZE;
+        if (left < f.size) {
+            if (f.size >= RPC_APART_SIZE) {
+                body_begin(conn, &f, slice_of(body, left));
+                plain->size = at;
+            }
             break;
         }
-        const uint8_t *body = plain->data + at + FRAME_HEADER_SIZE;
         at += FRAME_HEADER_SIZE + f.size;
         conn->rpc->stats.frames_in++;
         rpc_frame_in(conn, &f, slice_of(body, f.size));
     }
     return at;
+}
+
+/* Decrypts to the end of `plain`, and handles what is complete from `*at` on.
+ */
+static enum err plain_read(struct conn *conn, struct buf *plain, size_t *at,
+                           bool *dry)
+{
+    size_t before = plain->size, got = 0;
+    uint8_t *to = buf_extend(plain, RPC_PLAIN_SIZE);
+    enum err rc = tls_read(conn->tls, to, RPC_PLAIN_SIZE, &got);
+    plain->size = before + got;
+    *dry = got < RPC_PLAIN_SIZE;
+    if (conn->state == CONN_HANDSHAKE && tls_is_ready(conn->tls)) {
+        conn_ready(conn);
+    }
+    *at = frames_parse(conn, plain, *at);
+    if (*at == plain->size) {
+        buf_clear(plain);
+        *at = 0;
+    }
+    return rc;
 }
 
 /* Keeps in `in` what is behind the first `used` bytes of `plain`. */
@@ -65,16 +150,17 @@ static void rest_keep(struct conn *conn, struct buf *plain, size_t used)
 
 static void cipher_in(struct conn *conn, struct slice cipher)
 {
-    struct rpc *rpc = conn->rpc;
-    struct buf *plain = conn->in.size == 0 ? &rpc->plain : &conn->in;
+    struct buf *plain = conn->in.size == 0 ? &conn->rpc->plain : &conn->in;
+    size_t at = 0;
+    bool dry = false;
+    enum err rc = ERR_OK;
     tls_feed(conn->tls, cipher);
-    enum err rc = tls_read(conn->tls, plain);
-    if (conn->state == CONN_HANDSHAKE && tls_is_ready(conn->tls)) {
-        conn_ready(conn);
+    /* What came before a failure is good, and is handled first. */
+    while (rc == ERR_OK && !dry && conn->state != CONN_CLOSING) {
+        rc = conn->body != NULL ? body_read(conn, &dry)
+                                : plain_read(conn, plain, &at, &dry);
     }
-    /* What came before a failure is good: handle it first. */
-    size_t used = frames_parse(conn, plain);
-    rest_keep(conn, plain, used);
+    rest_keep(conn, plain, at);
     if (rc != ERR_OK) {
         conn_close(conn, "TLS: %s",
                    rc == ERR_CLOSED ? "closed" : tls_problem(conn->tls));
@@ -126,7 +212,7 @@ void conn_throttle(struct conn *conn)
 
 size_t conn_unsent(const struct conn *conn)
 {
-    return conn->queued.size + (conn->sending.size - conn->sending_at) +
+    return conn->queued.size + conn->sending.size +
            (conn->cipher.size - conn->cipher_at);
 }
 
@@ -141,20 +227,21 @@ void conn_mark_dirty(struct conn *conn)
 /* Every frame leaves through here, and comes in through rpc_frame_in(): the two
  * places where a fault plan of a link belongs. */
 void conn_frame_out(struct conn *conn, struct frame f,
-                    const struct slice *parts, uint32_t part_count)
+                    const struct net_part *parts, uint32_t part_count)
 {
+    struct out *o = &conn->queued;
     f.size = 0;
     for (uint32_t i = 0; i < part_count; i++) {
-        f.size += (uint32_t)parts[i].size;
+        f.size += (uint32_t)parts[i].data.size;
     }
     CHECK(f.size <= NET_BODY_SIZE_MAX);
-    uint8_t *to = buf_extend(&conn->queued, FRAME_HEADER_SIZE + f.size);
-    frame_encode(to, &f);
-    to += FRAME_HEADER_SIZE;
+    frame_encode(out_bytes(o, FRAME_HEADER_SIZE), &f);
     for (uint32_t i = 0; i < part_count; i++) {
-        if (parts[i].size > 0) {
-            memcpy(to, parts[i].data, parts[i].size);
-            to += parts[i].size;
+        struct slice data = parts[i].data;
+        if (parts[i].owner != NULL && data.size >= RPC_REFER_SIZE) {
+            out_refer(o, parts[i].owner, data);
+        } else if (data.size > 0) {
+            memcpy(out_bytes(o, data.size), data.data, data.size);
         }
     }
     conn->rpc->stats.frames_out++;
@@ -172,29 +259,24 @@ static void buf_reset(struct buf *b)
     }
 }
 
-/* Encrypts the next piece. False when there is nothing to write. */
+/* Encrypts the next pieces. False when there is nothing to write. */
 static bool cipher_fill(struct conn *conn)
 {
     CHECK(conn->cipher.size == 0);
-    if (conn->sending_at == conn->sending.size) {
-        buf_reset(&conn->sending);
-        conn->sending_at = 0;
-        struct buf empty = conn->sending;
+    if (conn->sending.size == 0) {
+        out_clear(&conn->sending, RPC_KEEP_SIZE);
+        struct out empty = conn->sending;
         conn->sending = conn->queued;
         conn->queued = empty;
     }
-    size_t size = conn->sending.size - conn->sending_at;
-    if (size > RPC_WRITE_SIZE) {
-        size = RPC_WRITE_SIZE;
-    }
-    if (size > 0 && conn->state == CONN_READY) {
-        struct slice piece =
-            slice_of(conn->sending.data + conn->sending_at, size);
+    size_t room = conn->state == CONN_READY ? RPC_WRITE_SIZE : 0;
+    while (conn->sending.size > 0 && room >= OUT_RECORD_SIZE) {
+        struct slice piece = out_next(&conn->sending, room, conn->rpc->record);
         if (tls_write(conn->tls, piece) != ERR_OK) {
             conn_close(conn, "TLS: cannot write");
             return false;
         }
-        conn->sending_at += size;
+        room -= piece.size;
     }
     tls_drain(conn->tls, &conn->cipher);
     return conn->cipher.size > 0;
@@ -206,7 +288,7 @@ static void cipher_sent(struct conn *conn, size_t size)
     conn->cipher_at += size;
     if (conn->cipher_at == conn->cipher.size) {
         conn->cipher_at = 0;
-        if (conn->queued.size > 0 || conn->sending.size > conn->sending_at) {
+        if (conn->queued.size > 0 || conn->sending.size > 0) {
             buf_clear(&conn->cipher); /* used again at once */
         } else {
             buf_reset(&conn->cipher);
@@ -266,7 +348,8 @@ void conn_flush(struct conn *conn)
 void conn_flow_free(struct conn *conn)
 {
     buf_free(&conn->in);
-    buf_free(&conn->queued);
-    buf_free(&conn->sending);
+    bytes_unref(conn->body);
+    out_free(&conn->queued);
+    out_free(&conn->sending);
     buf_free(&conn->cipher);
 }

@@ -182,8 +182,12 @@ static void turn_ends(uv_idle_t *idle)
         timer_halt(loop, timer);
         timer_fire(loop, timer);
     }
-    job_queue_join(&loop->ready, &loop->here);
-    ready_call(loop);
+    /* Twice: what ends a job may submit another brief one, whose end somebody
+     * waits for. No more often, or the network would not be looked at. */
+    for (uint32_t i = 0; i < 2; i++) {
+        job_queue_join(&loop->ready, &loop->here);
+        ready_call(loop);
+    }
     if (loop->due_timers == NULL && loop->here.first == NULL) {
         uv_idle_stop(idle);
     }

@@ -55,6 +55,13 @@ typedef void net_handler_fn(void *arg, struct net_request *request,
  * simulator gives it only sometimes, and nothing may depend on it. */
 typedef void net_down_fn(void *arg, const char *address);
 
+/* A part of a body. With an owner the net may keep a reference on it in place
+ * of a copy; the bytes must not change then. */
+struct net_part {
+    struct slice data;
+    struct bytes *owner; /* NULL: copy */
+};
+
 struct net_ops {
     uint64_t (*call)(struct net *net, const char *address, net_method method,
                      const struct slice *parts, uint32_t part_count,
@@ -66,6 +73,11 @@ struct net_ops {
                   const struct slice *parts, uint32_t part_count);
     /* Bytes queued for `address` and not yet taken by the kernel. */
     size_t (*queued)(struct net *net, const char *address);
+    /* NULL: net_send_parts() sends copies. */
+    void (*send_parts)(struct net *net, const char *address, net_method method,
+                       const struct net_part *parts, uint32_t part_count);
+    /* NULL, or it gives NULL: net_keep() copies. */
+    struct bytes *(*keep)(struct net *net, struct slice body, size_t room);
 };
 
 struct net {
@@ -105,6 +117,10 @@ static inline void net_send(struct net *net, const char *address,
     net->ops->send(net, address, method, parts, part_count);
 }
 
+/* The same with parts that the net may keep. */
+void net_send_parts(struct net *net, const char *address, net_method method,
+                    const struct net_part *parts, uint32_t part_count);
+
 /* Answers and consumes `request`. With an `rc` other than ERR_OK the parts are
  * not sent. Harmless when the caller has gone. */
 static inline void net_reply(struct net *net, struct net_request *request,
@@ -117,5 +133,12 @@ static inline size_t net_queued(struct net *net, const char *address)
 {
     return net->ops->queued(net, address);
 }
+
+/* For a handler that needs the body it was given for longer than the call: a
+ * reference on it where the net can give one (of a long body), else a copy.
+ * Once a body. Before the body are `room` more bytes, at most NET_ROOM_MAX,
+ * which the caller fills. */
+#define NET_ROOM_MAX 16u
+struct bytes *net_keep(struct net *net, struct slice body, size_t room);
 
 #endif

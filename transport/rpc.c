@@ -48,16 +48,29 @@ static struct rpc *rpc_of(struct net *net)
     return (struct rpc *)net;
 }
 
-static size_t parts_size(const struct slice *parts, uint32_t part_count)
+static size_t parts_size(const struct net_part *parts, uint32_t part_count)
 {
     size_t size = 0;
     for (uint32_t i = 0; i < part_count; i++) {
-        if (parts[i].size > NET_BODY_SIZE_MAX) {
+        if (parts[i].data.size > NET_BODY_SIZE_MAX) {
             return SIZE_MAX;
         }
-        size += parts[i].size;
+        size += parts[i].data.size;
     }
     return size;
+}
+
+enum { PARTS_MAX = 8 }; /* of what is copied: callers have three */
+
+static const struct net_part *to_copy(struct net_part to[PARTS_MAX],
+                                      const struct slice *parts,
+                                      uint32_t part_count)
+{
+    CHECK(part_count <= PARTS_MAX);
+    for (uint32_t i = 0; i < part_count; i++) {
+        to[i] = (struct net_part){.data = parts[i]};
+    }
+    return to;
 }
 
 /* --- calling --- */
@@ -69,11 +82,13 @@ static uint64_t rpc_refuse(struct rpc *rpc, enum err verdict,
 }
 
 static uint64_t rpc_call(struct net *net, const char *address,
-                         net_method method, const struct slice *parts,
+                         net_method method, const struct slice *slices,
                          uint32_t part_count, uint32_t timeout_ms,
                          net_reply_fn *reply, void *arg)
 {
     struct rpc *rpc = rpc_of(net);
+    struct net_part some[PARTS_MAX];
+    const struct net_part *parts = to_copy(some, slices, part_count);
     size_t size = parts_size(parts, part_count);
     if (size > NET_BODY_SIZE_MAX) {
         return rpc_refuse(rpc, ERR_TOOBIG, reply, arg);
@@ -101,8 +116,9 @@ static void rpc_cancel(struct net *net, uint64_t call)
     calls_cancel(&rpc_of(net)->calls, call);
 }
 
-static void rpc_send(struct net *net, const char *address, net_method method,
-                     const struct slice *parts, uint32_t part_count)
+static void rpc_send_parts(struct net *net, const char *address,
+                           net_method method, const struct net_part *parts,
+                           uint32_t part_count)
 {
     struct rpc *rpc = rpc_of(net);
     size_t size = parts_size(parts, part_count);
@@ -124,6 +140,14 @@ static void rpc_send(struct net *net, const char *address, net_method method,
     conn_frame_out(conn, f, parts, part_count);
 }
 
+static void rpc_send(struct net *net, const char *address, net_method method,
+                     const struct slice *slices, uint32_t part_count)
+{
+    struct net_part some[PARTS_MAX];
+    rpc_send_parts(net, address, method, to_copy(some, slices, part_count),
+                   part_count);
+}
+
 static size_t rpc_queued(struct net *net, const char *address)
 {
     struct rpc_peer *peer;
@@ -132,6 +156,16 @@ static size_t rpc_queued(struct net *net, const char *address)
 }
 
 /* --- serving --- */
+
+static struct bytes *rpc_keep(struct net *net, struct slice body, size_t room)
+{
+    struct bytes *whole = rpc_of(net)->body;
+    if (whole == NULL) {
+        return NULL;
+    }
+    CHECK(room <= NET_ROOM_MAX && body.data == whole->data + NET_ROOM_MAX);
+    return bytes_part(whole, slice_of(body.data - room, body.size + room));
+}
 
 static struct net_request *request_new(struct conn *conn, const struct frame *f)
 {
@@ -163,9 +197,11 @@ static void complain_denied(const struct net_request *r)
 }
 
 static void rpc_reply(struct net_request *r, enum err rc,
-                      const struct slice *parts, uint32_t part_count)
+                      const struct slice *slices, uint32_t part_count)
 {
     struct conn *conn = r->conn;
+    struct net_part some[PARTS_MAX];
+    const struct net_part *parts = to_copy(some, slices, part_count);
     uint64_t call = r->call;
     if (conn == NULL) {
         DL_DELETE(r->rpc->orphans, r);
@@ -330,6 +366,8 @@ static const struct net_ops rpc_ops = {
     .send = rpc_send,
     .reply = rpc_reply,
     .queued = rpc_queued,
+    .send_parts = rpc_send_parts,
+    .keep = rpc_keep,
 };
 
 static void flush_dirty(uv_prepare_t *prepare)
@@ -353,6 +391,7 @@ enum err rpc_new(struct net_loop *loop, struct tls_context *context,
     rpc->context = context;
     calls_init(&rpc->calls, rpc->env);
     rpc->read_buffer = mem_alloc(RPC_READ_SIZE);
+    rpc->record = mem_alloc(OUT_RECORD_SIZE);
     CHECK(uv_prepare_init(rpc->uv, &rpc->prepare) == 0);
     rpc->prepare.data = rpc;
     CHECK(uv_prepare_start(&rpc->prepare, flush_dirty) == 0);
@@ -416,6 +455,7 @@ void rpc_free(struct rpc *rpc)
     peers_free(rpc);
     buf_free(&rpc->plain);
     mem_free(rpc->read_buffer);
+    mem_free(rpc->record);
     mem_free(rpc);
 }
 

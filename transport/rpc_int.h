@@ -5,6 +5,7 @@
  *   calls.c  calls that wait for a reply, and their deadlines
  *   conn.c   one TCP connection under TLS: from connect to close
  *   flow.c   its bytes: reading, parsing, queueing, writing, bounds
+ *   out.c    what waits to be encrypted
  *   frame.c  headers as bytes */
 #ifndef TRANSPORT_RPC_INT_H
 #define TRANSPORT_RPC_INT_H
@@ -30,10 +31,19 @@ enum {
                                         /* a caller that retries never spins */
     RPC_DEAD_PEER_MS = 15 * 1000,       /* unacknowledged this long: broken */
     RPC_READ_SIZE = 256 << 10,          /* one read() */
+    RPC_PLAIN_SIZE = 16 << 10,          /* decrypted before it is looked at */
+    RPC_APART_SIZE = 16 << 10,          /* a longer body has its own memory */
+    RPC_AHEAD_SIZE = 2 << 20,           /* of which so much is taken ahead, */
+                                        /* or as much again as has come */
     RPC_WRITE_SIZE = 128 << 10,         /* plaintext encrypted in one go */
+    RPC_REFER_SIZE = 2 << 10,           /* a longer part is not copied, */
+                                        /* if it has an owner */
     RPC_KEEP_SIZE = 64 << 10,           /* an idle buffer larger is freed */
     RPC_COMPLAINTS_PER_S = 5,           /* log lines that strangers can cause */
 };
+
+enum { OUT_RECORD_SIZE = 16 << 10 };
+_Static_assert(RPC_WRITE_SIZE % OUT_RECORD_SIZE == 0, "whole records");
 
 /* The transport's own methods. */
 enum {
@@ -93,6 +103,21 @@ struct rpc_peer {
     UT_hash_handle hh;
 };
 
+/* Plaintext on its way out (out.c). */
+struct out_part {
+    struct bytes *owner; /* NULL: the next `size` of `bytes` */
+    const uint8_t *data;
+    size_t size;
+};
+
+struct out {
+    struct buf bytes;
+    size_t bytes_at; /* what is before it was used up */
+    struct out_part *parts;
+    uint32_t first, count, capacity; /* likewise before `first` */
+    size_t size;                     /* that is left */
+};
+
 struct conn {
     struct rpc *rpc;
     struct rpc_peer *peer; /* NULL: they called us; dangles once CLOSING */
@@ -111,13 +136,16 @@ struct conn {
 
     struct tls *tls;
     struct buf in; /* plaintext of a frame that is not complete */
+    /* Or of one with a long body: NET_ROOM_MAX bytes, then the body. */
+    struct frame frame;
+    struct bytes *body;
+    size_t body_got;
     bool reading;
 
     /* Out: frames are appended to `queued`; when `sending` is used up the two
      * change places; pieces of it are encrypted into `cipher`. */
-    struct buf queued;
-    struct buf sending;
-    size_t sending_at;
+    struct out queued;
+    struct out sending;
     struct buf cipher;
     size_t cipher_at;
     bool writing; /* libuv holds `cipher` */
@@ -154,13 +182,16 @@ struct rpc {
     bool closing;
     uv_prepare_t prepare; /* flushes, once per turn of the loop */
     uint8_t *read_buffer; /* one for all: a read is used up before the next */
+    uint8_t *record;      /* likewise: one that is put together */
     struct buf plain;     /* likewise */
+    struct bytes *body;   /* of the frame that is being handled, if long */
     struct rpc_stats stats;
     uint64_t complaint_window_s;
     uint32_t complaint_count;
 };
 
 /* --- rpc.c --- */
+/* `body` lies behind NET_ROOM_MAX other bytes in rpc->body, if there is one. */
 void rpc_frame_in(struct conn *conn, const struct frame *f, struct slice body);
 /* A line in the log that a stranger could cause: at a bounded rate. */
 void rpc_complain(struct rpc *rpc, const char *format, ...)
@@ -198,11 +229,21 @@ void conn_close(struct conn *conn, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void conn_ready(struct conn *conn);
 
+/* --- out.c --- */
+uint8_t *out_bytes(struct out *o, size_t size); /* to be filled */
+void out_refer(struct out *o, struct bytes *owner, struct slice data);
+/* What comes next, whole records as long as there is enough for one: good until
+ * the next call. `record`: memory to put one together. */
+struct slice out_next(struct out *o, size_t size_max,
+                      uint8_t record[OUT_RECORD_SIZE]);
+void out_clear(struct out *o, size_t keep_size); /* one that is used up */
+void out_free(struct out *o);
+
 /* --- flow.c --- */
 void conn_read_start(struct conn *conn);
 /* Queues a frame; the caller has looked at conn_unsent(). */
 void conn_frame_out(struct conn *conn, struct frame f,
-                    const struct slice *parts, uint32_t part_count);
+                    const struct net_part *parts, uint32_t part_count);
 size_t conn_unsent(const struct conn *conn);
 void conn_mark_dirty(struct conn *conn);
 void conn_flush(struct conn *conn);

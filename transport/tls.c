@@ -3,9 +3,9 @@
  * into `out`: its own memory BIOs would copy everything once more each way.
  *
  * Invariants:
- *  1. tls_read() goes on until OpenSSL has taken all that was fed (a record
- *     that is not complete waits inside OpenSSL), so `in` is borrowed only from
- *     tls_feed() to the end of the next tls_read().
+ *  1. A tls_read() that gives less than it could has taken all that was fed (a
+ *     record that is not complete waits inside OpenSSL), so `in` is borrowed
+ *     only from tls_feed() to the end of that tls_read().
  *  2. `ready` is set only after the peer's chain, dates, role and, on the
  *     client's side, host were all found good, in tls_verify(). */
 #include "transport/tls_int.h"
@@ -17,8 +17,6 @@
 #include <string.h>
 
 #include "base/check.h"
-
-enum { RECORD_SIZE = 16 << 10 };
 
 static BIO_METHOD *bio_method;
 
@@ -166,9 +164,18 @@ static enum err outcome(struct tls *t, int result)
     return ERR_CORRUPT;
 }
 
+/* SSL_get_error() looks at this thread's queue. A look costs less than to clear
+ * what is clear. */
+static void errors_clear(void)
+{
+    if (ERR_peek_error() != 0) {
+        ERR_clear_error();
+    }
+}
+
 static enum err handshake(struct tls *t)
 {
-    ERR_clear_error(); /* SSL_get_error() looks at this thread's queue */
+    errors_clear();
     int result = SSL_do_handshake(t->ssl);
     if (result != 1) {
         return outcome(t, result);
@@ -178,32 +185,35 @@ static enum err handshake(struct tls *t)
     return ERR_OK;
 }
 
-enum err tls_read(struct tls *t, struct buf *plain)
+enum err tls_read(struct tls *t, uint8_t *to, size_t size, size_t *got)
 {
+    *got = 0;
     if (!t->ready) {
         enum err rc = handshake(t);
         if (rc != ERR_OK || !t->ready) {
             return rc;
         }
     }
-    for (;;) {
-        size_t before = plain->size;
-        size_t size = 0;
-        uint8_t *to = buf_extend(plain, RECORD_SIZE);
-        ERR_clear_error();
-        int result = SSL_read_ex(t->ssl, to, RECORD_SIZE, &size);
-        plain->size = before + (result == 1 ? size : 0);
+    while (*got < size) {
+        size_t more = 0;
+        errors_clear();
+        int result = SSL_read_ex(t->ssl, to + *got, size - *got, &more);
         if (result != 1) {
             return outcome(t, result);
         }
+        *got += more;
+        if (t->in.size == 0 && SSL_has_pending(t->ssl) == 0) {
+            return ERR_OK; /* all that one more call would say */
+        }
     }
+    return ERR_OK;
 }
 
 enum err tls_write(struct tls *t, struct slice plain)
 {
     CHECK(t->ready);
     size_t size = 0;
-    ERR_clear_error();
+    errors_clear();
     if (plain.size > 0 &&
         SSL_write_ex(t->ssl, plain.data, plain.size, &size) != 1) {
         return ERR_CORRUPT; /* only after a fatal alert: our BIO never fails */

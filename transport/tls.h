@@ -29,13 +29,15 @@ struct tls;
 struct tls *tls_new(struct tls_context *c, bool is_server, const char *host);
 void tls_free(struct tls *t);
 
-/* Ciphertext from the socket; borrowed until the tls_read() that must follow,
- * which uses all of it up. */
+/* Ciphertext from the socket; borrowed until a tls_read() gives less than it
+ * could: then all of it is used up. */
 void tls_feed(struct tls *t, struct slice ciphertext);
-/* Goes on with the handshake and takes decrypted bytes to the end of `plain`.
- * ERR_CORRUPT when the peer broke the protocol or its certificate is refused
- * (tls_problem() has the words), ERR_CLOSED at its orderly end. */
-MUST_USE enum err tls_read(struct tls *t, struct buf *plain);
+/* Goes on with the handshake and puts `*got` decrypted bytes to `to`, `size` at
+ * most. ERR_CORRUPT when the peer broke the protocol or its certificate is
+ * refused (tls_problem() has the words), ERR_CLOSED at its orderly end: what
+ * was got before that is good. */
+MUST_USE enum err tls_read(struct tls *t, uint8_t *to, size_t size,
+                           size_t *got);
 MUST_USE enum err tls_write(struct tls *t, struct slice plain);
 /* Takes ciphertext for the socket to the end of `out`; without a copy when
  * `out` is empty. */

@@ -16,7 +16,7 @@
 #include "base/log.h"
 #include "raft/storage/sweep.h"
 
-enum { PARTS_MAX = 64 };
+enum { PARTS_MAX = 256 }; /* of IOV_MAX, 1024 */
 
 struct disk_real {
     struct disk disk;
@@ -114,11 +114,11 @@ static enum err write_all(int fd, uint64_t offset, struct slice part)
     return ERR_OK;
 }
 
-static enum err real_write(struct disk_file *f, uint64_t offset,
-                           const struct slice *parts, uint32_t part_count)
+/* At most PARTS_MAX of them. */
+static enum err write_some(struct disk_file *f, uint64_t offset,
+                           const struct slice *parts, uint32_t count)
 {
     struct iovec iov[PARTS_MAX];
-    uint32_t count = part_count < PARTS_MAX ? part_count : PARTS_MAX;
     for (uint32_t i = 0; i < count; i++) {
         iov[i].iov_base = (void *)(uintptr_t)parts[i].data;
         iov[i].iov_len = parts[i].size;
@@ -133,7 +133,7 @@ static enum err real_write(struct disk_file *f, uint64_t offset,
 
     /* What the kernel did not take, slice by slice. */
     uint64_t taken = (uint64_t)n;
-    for (uint32_t i = 0; i < part_count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         uint64_t skip = taken < parts[i].size ? taken : parts[i].size;
         taken -= skip;
         struct slice rest =
@@ -145,6 +145,21 @@ static enum err real_write(struct disk_file *f, uint64_t offset,
         offset += parts[i].size;
     }
     return ERR_OK;
+}
+
+static enum err real_write(struct disk_file *f, uint64_t offset,
+                           const struct slice *parts, uint32_t part_count)
+{
+    enum err rc = ERR_OK;
+    for (uint32_t at = 0; at < part_count && rc == ERR_OK;) {
+        uint32_t count =
+            part_count - at < PARTS_MAX ? part_count - at : PARTS_MAX;
+        rc = write_some(f, offset, parts + at, count);
+        for (uint32_t end = at + count; at < end; at++) {
+            offset += parts[at].size;
+        }
+    }
+    return rc;
 }
 
 static enum err real_truncate(struct disk_file *f, uint64_t size)

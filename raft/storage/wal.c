@@ -77,43 +77,46 @@ static enum err fill_ahead(struct wal *w, uint64_t end)
 
 /* A long write has only `keep` zeros behind it: there the metadata is little,
  * and more zeros would double the bytes. */
-static enum err write_long(struct wal *w, struct slice data, size_t keep)
+static enum err write_long(struct wal *w, struct wal_out *out, size_t keep)
 {
-    uint64_t filled = w->end + data.size + keep;
+    uint64_t filled = w->end + out->size + keep;
     bool more = filled > w->filled;
-    struct slice parts[] = {data, slice_of(zeros, keep)};
+    uint32_t count = 0;
+    const struct slice *parts =
+        wal_out_parts(out, slice_of(zeros, more ? keep : 0), &count);
     w->unsynced = true;
-    enum err rc =
-        w->disk->ops->write(w->file, w->end, parts, more && keep > 0 ? 2 : 1);
+    enum err rc = w->disk->ops->write(w->file, w->end, parts, count);
     if (rc == ERR_OK && more) {
         w->filled = filled;
     }
     return rc;
 }
 
-static enum err write_short(struct wal *w, struct slice data, size_t keep)
+static enum err write_short(struct wal *w, struct wal_out *out, size_t keep)
 {
-    enum err rc = fill_ahead(w, w->end + data.size + keep);
+    enum err rc = fill_ahead(w, w->end + out->size + keep);
     if (rc != ERR_OK) {
         return rc;
     }
     w->unsynced = true;
-    return w->disk->ops->write(w->file, w->end, &data, 1);
+    uint32_t count = 0;
+    const struct slice *parts = wal_out_parts(out, slice_of(NULL, 0), &count);
+    return w->disk->ops->write(w->file, w->end, parts, count);
 }
 
 /* Writes what was gathered, without a sync. `keep`: zeros behind it that must
  * be there afterwards. */
-static enum err flush(struct wal *w, struct buf *b, size_t keep)
+static enum err flush(struct wal *w, struct wal_out *out, size_t keep)
 {
-    if (b->size == 0) {
+    if (out->size == 0) {
         return ERR_OK;
     }
-    enum err rc = b->size < WAL_FILL_UNDER ? write_short(w, buf_slice(b), keep)
-                                           : write_long(w, buf_slice(b), keep);
+    enum err rc = out->size < WAL_FILL_UNDER ? write_short(w, out, keep)
+                                             : write_long(w, out, keep);
     if (rc == ERR_OK) {
-        w->end += b->size;
-        w->stats.bytes += b->size;
-        b->size = 0;
+        w->end += out->size;
+        w->stats.bytes += out->size;
+        wal_out_clear(out);
     }
     return rc;
 }
@@ -158,7 +161,7 @@ static enum err take_back(struct wal *w, uint64_t batch)
     return rc == ERR_OK ? ERR_NOSPACE : rc;
 }
 
-static void put_hard_state(struct wal *w, struct buf *b, uint64_t batch)
+static void put_hard_state(struct wal *w, struct wal_out *out, uint64_t batch)
 {
     uint8_t vote[8];
     set_u64(vote, w->hard_state.vote);
@@ -168,10 +171,10 @@ static void put_hard_state(struct wal *w, struct buf *b, uint64_t batch)
         .term = w->hard_state.term,
         .payload = slice_of(vote, sizeof vote),
     };
-    wal_record_write(b, last_segment(w)->sequence, w->end + b->size, &record);
+    wal_out_record(out, last_segment(w)->sequence, w->end + out->size, &record);
 }
 
-static void put_start(struct wal *w, struct buf *b, uint64_t batch)
+static void put_start(struct wal *w, struct wal_out *out, uint64_t batch)
 {
     struct buf conf = {0};
     raft_conf_encode(&conf, &w->start_conf);
@@ -182,7 +185,7 @@ static void put_start(struct wal *w, struct buf *b, uint64_t batch)
         .index = w->start_index,
         .payload = buf_slice(&conf),
     };
-    wal_record_write(b, last_segment(w)->sequence, w->end + b->size, &record);
+    wal_out_record(out, last_segment(w)->sequence, w->end + out->size, &record);
     buf_free(&conf);
 }
 
@@ -219,7 +222,7 @@ static void void_marks(struct wal *w)
     w->last_mark.sequence = 0; /* the next entry gets one */
 }
 
-static void put_entry(struct wal *w, struct buf *b, uint64_t batch,
+static void put_entry(struct wal *w, struct wal_out *out, uint64_t batch,
                       const struct raft_entry *entry)
 {
     struct wal_record record = {
@@ -231,9 +234,10 @@ static void put_entry(struct wal *w, struct buf *b, uint64_t batch,
         .payload = bytes_slice(entry->data),
     };
     struct wal_segment *s = last_segment(w);
-    wal_note_entry(w, s->sequence, w->end + b->size, entry->index,
+    uint64_t at = w->end + out->size;
+    wal_note_entry(w, s->sequence, at, entry->index,
                    wal_record_size(record.payload.size));
-    wal_record_write(b, s->sequence, w->end + b->size, &record);
+    wal_out_record(out, s->sequence, at, &record);
     if (entry->index > s->index_max) {
         s->index_max = entry->index;
     }
@@ -250,12 +254,12 @@ static void push_segment(struct wal *w, uint64_t sequence)
 /* Head, hard state and start marker, synced with the directory. */
 static enum err write_beginning(struct wal *w, const struct wal_head *head)
 {
-    struct buf b = {0};
-    wal_head_write(buf_extend(&b, WAL_HEAD_SIZE), head);
-    put_hard_state(w, &b, WAL_HEAD_SIZE);
-    put_start(w, &b, WAL_HEAD_SIZE);
-    enum err rc = flush(w, &b, w->reserve);
-    buf_free(&b);
+    struct wal_out out = {0};
+    wal_head_write(wal_out_bytes(&out, WAL_HEAD_SIZE), head);
+    put_hard_state(w, &out, WAL_HEAD_SIZE);
+    put_start(w, &out, WAL_HEAD_SIZE);
+    enum err rc = flush(w, &out, w->reserve);
+    wal_out_free(&out);
     if (rc == ERR_OK) {
         rc = sync_file(w);
     }
@@ -328,16 +332,16 @@ static enum err roll(struct wal *w, bool reset)
 
 /* Makes room for a record of `size`, in a new segment if it must be. `*batch`
  * is then the new segment's. `keep`: what the record must leave (7). */
-static enum err make_room(struct wal *w, struct buf *b, size_t size,
+static enum err make_room(struct wal *w, struct wal_out *out, size_t size,
                           size_t keep, uint64_t *batch)
 {
-    uint64_t at = w->end + b->size;
+    uint64_t at = w->end + out->size;
     if (at + size + keep <= w->segment_size || at <= w->segment_size / 2) {
         /* A record that fits in no segment goes into a young one, which grows
          * over its size. */
-        return b->size + size > WRITE_SIZE ? flush(w, b, keep) : ERR_OK;
+        return out->size + size > WRITE_SIZE ? flush(w, out, keep) : ERR_OK;
     }
-    enum err rc = flush(w, b, keep);
+    enum err rc = flush(w, out, keep);
     if (rc == ERR_OK) {
         rc = sync_file(w);
     }
@@ -349,7 +353,7 @@ static enum err make_room(struct wal *w, struct buf *b, size_t size,
     return rc;
 }
 
-static enum err append_records(struct wal *w, struct buf *b,
+static enum err append_records(struct wal *w, struct wal_out *out,
                                const struct raft_hard_state *hard_state,
                                const struct raft_entry *entries, uint32_t count,
                                uint64_t *batch)
@@ -358,20 +362,20 @@ static enum err append_records(struct wal *w, struct buf *b,
     enum err rc = ERR_OK;
     if (hard_state != NULL) {
         w->hard_state = *hard_state;
-        rc = make_room(w, b, wal_record_size(8), keep, batch);
+        rc = make_room(w, out, wal_record_size(8), keep, batch);
         if (rc == ERR_OK) {
-            put_hard_state(w, b, *batch);
+            put_hard_state(w, out, *batch);
         }
     }
     for (uint32_t i = 0; i < count && rc == ERR_OK; i++) {
         size_t size = wal_record_size(bytes_slice(entries[i].data).size);
-        rc = make_room(w, b, size, keep, batch);
+        rc = make_room(w, out, size, keep, batch);
         if (rc == ERR_OK) {
-            put_entry(w, b, *batch, &entries[i]);
+            put_entry(w, out, *batch, &entries[i]);
         }
     }
     if (rc == ERR_OK) {
-        rc = flush(w, b, keep);
+        rc = flush(w, out, keep);
     }
     return rc == ERR_OK ? sync_file(w) : rc;
 }
@@ -385,10 +389,10 @@ enum err wal_append(struct wal *w, const struct raft_hard_state *hard_state,
     if (hard_state == NULL && count == 0) {
         return ERR_OK;
     }
-    struct buf b = {0};
+    struct wal_out out = {0};
     uint64_t batch = w->end;
-    enum err rc = append_records(w, &b, hard_state, entries, count, &batch);
-    buf_free(&b);
+    enum err rc = append_records(w, &out, hard_state, entries, count, &batch);
+    wal_out_free(&out);
     if (rc == ERR_NOSPACE) {
         void_marks(w);
         rc = take_back(w, batch);
@@ -420,15 +424,15 @@ static void set_start(struct wal *w, raft_index index, raft_term term,
 
 static enum err write_start(struct wal *w)
 {
-    struct buf b = {0};
+    struct wal_out out = {0};
     uint64_t batch = w->end;
     /* Also right if this begins a new segment, which has the marker already. */
-    enum err rc = make_room(w, &b, START_SIZE_MAX, 0, &batch);
+    enum err rc = make_room(w, &out, START_SIZE_MAX, 0, &batch);
     if (rc == ERR_OK) {
-        put_start(w, &b, batch);
-        rc = flush(w, &b, 0);
+        put_start(w, &out, batch);
+        rc = flush(w, &out, 0);
     }
-    buf_free(&b);
+    wal_out_free(&out);
     if (rc == ERR_NOSPACE) {
         rc = take_back(w, batch);
     }

@@ -14,6 +14,7 @@ enum {
     WAL_FILL_UNDER = 64 << 10, /* only ahead of writes smaller than that */
     WAL_PATH_SIZE = 64,
     WAL_MARK_SIZE = 256 << 10,
+    WAL_REFER_SIZE = 2 << 10, /* a longer payload is written from its place */
 };
 
 enum wal_record_type {
@@ -82,6 +83,24 @@ size_t wal_record_size(size_t payload_size); /* with head and padding */
 /* Appends the record; `offset` is where it will be in segment `sequence`. */
 void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
                       const struct wal_record *record);
+
+/* Records on their way to a file: heads and short payloads in memory of its
+ * own, long payloads where they lie. Zero-initialise it. */
+struct wal_out {
+    struct buf bytes;
+    struct slice *parts; /* data NULL: the next of `bytes` */
+    uint32_t count, capacity;
+    size_t size; /* of all */
+};
+uint8_t *wal_out_bytes(struct wal_out *o, size_t size);
+/* Borrows the payload until wal_out_clear() or wal_out_free(). */
+void wal_out_record(struct wal_out *o, uint64_t sequence, uint64_t offset,
+                    const struct wal_record *record);
+/* For disk_ops.write, and `more` behind it; nothing is added after this. */
+const struct slice *wal_out_parts(struct wal_out *o, struct slice more,
+                                  uint32_t *count);
+void wal_out_clear(struct wal_out *o);
+void wal_out_free(struct wal_out *o);
 
 enum wal_look {
     WAL_LOOK_RECORD,

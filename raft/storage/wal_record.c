@@ -68,26 +68,36 @@ size_t wal_record_size(size_t payload_size)
     return (WAL_RECORD_HEAD_SIZE + payload_size + 7) & ~(size_t)7;
 }
 
+static const uint8_t padding[8];
+
+static size_t padding_size(const struct wal_record *record)
+{
+    return wal_record_size(record->payload.size) - WAL_RECORD_HEAD_SIZE -
+           record->payload.size;
+}
+
 /* Over the place and the record. The place is in it because an entry's payload
  * is a user's, who may well keep a copy of such a file in our filesystem: a
  * record that is valid only where it was written is never mistaken for one. */
-static uint32_t record_crc(const uint8_t *record, size_t size,
-                           uint64_t sequence, uint64_t offset)
+static uint32_t place_crc(uint64_t sequence, uint64_t offset)
 {
     uint8_t place[16];
     set_u64(place, sequence);
     set_u64(place + 8, offset);
-    uint32_t crc = crc32c(0, slice_of(place, sizeof place));
-    return crc32c(crc, slice_of(record + 4, size - 4));
+    return crc32c(0, slice_of(place, sizeof place));
 }
 
-void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
-                      const struct wal_record *record)
+static uint32_t record_crc(const uint8_t *record, size_t size,
+                           uint64_t sequence, uint64_t offset)
+{
+    return crc32c(place_crc(sequence, offset), slice_of(record + 4, size - 4));
+}
+
+static void head_put(uint8_t p[WAL_RECORD_HEAD_SIZE], uint64_t sequence,
+                     uint64_t offset, const struct wal_record *record)
 {
     CHECK(record->payload.size <= WAL_PAYLOAD_SIZE_MAX);
     CHECK(offset % 8 == 0);
-    size_t size = wal_record_size(record->payload.size);
-    uint8_t *p = buf_extend(b, size);
     set_u32(p + 4, (uint32_t)record->payload.size);
     p[8] = (uint8_t)record->type;
     p[9] = record->entry_type;
@@ -95,13 +105,95 @@ void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
     set_u32(p + 12, record->batch);
     set_u64(p + 16, record->term);
     set_u64(p + 24, record->index);
-    uint8_t *payload = p + WAL_RECORD_HEAD_SIZE;
+    uint32_t crc = place_crc(sequence, offset);
+    crc = crc32c(crc, slice_of(p + 4, WAL_RECORD_HEAD_SIZE - 4));
+    crc = crc32c(crc, record->payload);
+    set_u32(p, crc32c(crc, slice_of(padding, padding_size(record))));
+}
+
+/* All of it, at `p`. */
+static void record_put(uint8_t *p, uint64_t sequence, uint64_t offset,
+                       const struct wal_record *record)
+{
+    head_put(p, sequence, offset, record);
+    p += WAL_RECORD_HEAD_SIZE;
     if (record->payload.size > 0) {
-        memcpy(payload, record->payload.data, record->payload.size);
+        memcpy(p, record->payload.data, record->payload.size);
     }
-    memset(payload + record->payload.size, 0,
-           size - WAL_RECORD_HEAD_SIZE - record->payload.size);
-    set_u32(p, record_crc(p, size, sequence, offset));
+    memset(p + record->payload.size, 0, padding_size(record));
+}
+
+void wal_record_write(struct buf *b, uint64_t sequence, uint64_t offset,
+                      const struct wal_record *record)
+{
+    record_put(buf_extend(b, wal_record_size(record->payload.size)), sequence,
+               offset, record);
+}
+
+/* --- what is to be written */
+
+static struct slice *out_part(struct wal_out *o)
+{
+    if (o->count == o->capacity) {
+        o->capacity = o->capacity == 0 ? 16 : 2 * o->capacity;
+        o->parts = mem_resize(o->parts, o->capacity * sizeof *o->parts);
+    }
+    o->parts[o->count] = slice_of(NULL, 0);
+    return &o->parts[o->count++];
+}
+
+uint8_t *wal_out_bytes(struct wal_out *o, size_t size)
+{
+    bool joins = o->count > 0 && o->parts[o->count - 1].data == NULL;
+    struct slice *part = joins ? &o->parts[o->count - 1] : out_part(o);
+    part->size += size;
+    o->size += size;
+    return buf_extend(&o->bytes, size);
+}
+
+void wal_out_record(struct wal_out *o, uint64_t sequence, uint64_t offset,
+                    const struct wal_record *record)
+{
+    if (record->payload.size < WAL_REFER_SIZE) {
+        size_t size = wal_record_size(record->payload.size);
+        record_put(wal_out_bytes(o, size), sequence, offset, record);
+        return;
+    }
+    head_put(wal_out_bytes(o, WAL_RECORD_HEAD_SIZE), sequence, offset, record);
+    *out_part(o) = record->payload;
+    o->size += record->payload.size;
+    size_t pad = padding_size(record);
+    memset(wal_out_bytes(o, pad), 0, pad);
+}
+
+const struct slice *wal_out_parts(struct wal_out *o, struct slice more,
+                                  uint32_t *count)
+{
+    const uint8_t *at = o->bytes.data;
+    for (uint32_t i = 0; i < o->count; i++) {
+        if (o->parts[i].data == NULL) {
+            o->parts[i].data = at;
+            at += o->parts[i].size;
+        }
+    }
+    if (more.size > 0) {
+        *out_part(o) = more;
+    }
+    *count = o->count;
+    return o->parts;
+}
+
+void wal_out_clear(struct wal_out *o)
+{
+    buf_clear(&o->bytes);
+    o->count = 0;
+    o->size = 0;
+}
+
+void wal_out_free(struct wal_out *o)
+{
+    buf_free(&o->bytes);
+    mem_free(o->parts);
 }
 
 /* Each byte equals the one before it, and the first is zero: memcmp() looks at

@@ -186,7 +186,7 @@ static void handle(void *arg, struct net_request *request,
         struct propose *p = mem_alloc(sizeof *p);
         p->request = request;
         p->proposal.done = on_committed;
-        rsm_propose(raft, &p->proposal, bytes_copy(body));
+        rsm_propose(raft, &p->proposal, net_keep(net, body, 0));
     } else {
         rsm_handle(raft, request, peer, method, body);
     }

@@ -131,9 +131,18 @@ static void group_new(struct group *g, ctl_gid owner)
     must(run(g, config_command(1, owner)));
 }
 
+static struct bytes *command_of(uint64_t stamp_us, struct slice request)
+{
+    struct bytes *b = bytes_new(SKV_COMMAND_ROOM + request.size);
+    if (request.size > 0) {
+        memcpy(b->data + SKV_COMMAND_ROOM, request.data, request.size);
+    }
+    return skv_command_request(stamp_us, b);
+}
+
 static enum err send(struct group *g, struct slice request)
 {
-    return run(g, skv_command_request(++g->clock_us, request));
+    return run(g, command_of(++g->clock_us, request));
 }
 
 /* Would the store in memory need much more memory than the request has? The
@@ -394,7 +403,7 @@ static void command_seed(void)
     struct skv_item put = {
         .kind = SKV_PUT, .key = key("a"), .data = slice_text("v")};
     encode_request(&request, SKV_EXECUTE, 1, &put, 1);
-    add_command(&b, skv_command_request(5, buf_slice(&request)));
+    add_command(&b, command_of(5, buf_slice(&request)));
     add_command(&b, config_command(2, THEIRS));
     for (uint16_t s = 0; s < SHARDS; s++) {
         add_command(&b, skv_command_step(SKV_COMMAND_FREEZE, s, 2));

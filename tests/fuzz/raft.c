@@ -82,11 +82,31 @@ static void step(struct fuzz_raft *f, struct raft_event *event)
     }
 }
 
+/* The same whether entries are copied or stay parts. */
+static void parts_agree(struct slice bytes, enum err rc)
+{
+    struct arena a = {0};
+    struct raft_msg m;
+    struct bytes *whole = bytes_copy(bytes);
+    CHECK(raft_msg_decode_parts(whole, &a, &m) == rc);
+    bytes_unref(whole);
+    if (rc == ERR_OK) {
+        struct buf b = {0};
+        raft_msg_encode(&b, &m);
+        fuzz_same(&b, bytes);
+        buf_free(&b);
+        raft_msg_release(&m);
+    }
+    arena_free(&a);
+}
+
 static void recv_bytes(struct fuzz_raft *f, struct slice bytes)
 {
     struct arena a = {0};
     struct raft_msg m;
-    if (raft_msg_decode(bytes, &a, &m) == ERR_OK) {
+    enum err rc = raft_msg_decode(bytes, &a, &m);
+    parts_agree(bytes, rc);
+    if (rc == ERR_OK) {
         struct buf b = {0};
         raft_msg_encode(&b, &m);
         fuzz_same(&b, bytes);

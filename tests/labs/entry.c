@@ -101,6 +101,17 @@ bool lab_raft_is_refusal(struct slice body)
     return m.reject && m.log_index > 0;
 }
 
+raft_term lab_raft_vote_term(struct slice body)
+{
+    struct arena arena = {0};
+    struct raft_msg m;
+    if (body.data[0] != RAFT_MSG_VOTE_REPLY ||
+        raft_msg_decode(body, &arena, &m) != ERR_OK) {
+        return 0;
+    }
+    return m.reject ? 0 : m.term;
+}
+
 /* ---- how much the log is ---- */
 
 static size_t beginning_size(const struct raft_status *status)

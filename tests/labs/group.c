@@ -30,6 +30,12 @@ struct sim_peer {
     size_t state_size;     /* when it was last up */
 };
 
+/* Who has voted for a peer, in the newest term in which somebody has. */
+struct votes {
+    raft_term term;
+    uint32_t from; /* bits */
+};
+
 struct group {
     struct sim_world world;
     struct sim_wire *wire;
@@ -38,6 +44,7 @@ struct group {
     struct lab_start *starts;
     uint64_t arrives_us[LAB_PEERS_MAX][LAB_PEERS_MAX]; /* the last message */
     struct lab_counts counts;
+    struct votes votes[LAB_PEERS_MAX];
 };
 
 static const struct sim_speed speeds[SPEEDS] = {
@@ -213,6 +220,32 @@ static void count(struct lab *l, const struct sim_letter *letter, bool reply)
     c->chunks += !reply && letter->method == RSM_METHOD_SNAP;
 }
 
+/* When it is sent: it may be lost, so these are at least those that count. */
+static void note_vote(struct lab *l, const struct sim_letter *letter)
+{
+    struct votes *v = &l->group->votes[letter->to];
+    raft_term term = letter->method == RSM_METHOD_RAFT
+                         ? lab_raft_vote_term(letter->body)
+                         : 0;
+    if (term > v->term) {
+        *v = (struct votes){.term = term};
+    }
+    if (term != 0 && term == v->term) {
+        v->from |= UINT32_C(1) << letter->from;
+    }
+}
+
+static void check_votes(struct lab *l, uint32_t leader, raft_term term)
+{
+    const struct votes *v = &l->group->votes[leader];
+    uint32_t from = v->term == term ? v->from : 0;
+    int count = __builtin_popcount(from | UINT32_C(1) << leader);
+    if ((uint32_t)count <= l->peer_count / 2) {
+        lab_fail(l, "n%u leads in term %" PRIu64 " with %d of %u votes", leader,
+                 term, count, l->peer_count);
+    }
+}
+
 void lab_count(struct lab *l, struct lab_counts *counts)
 {
     *counts = l->group->counts;
@@ -239,6 +272,7 @@ static bool fate(void *arg, const struct sim_letter *letter, uint64_t *delay_us)
     struct sim_world *w = &l->group->world;
     bool reply = is_reply(letter);
     count(l, letter, reply);
+    note_vote(l, letter);
     bool unreliable = l->group->unreliable;
     if (!l->peers[letter->from].connected || !l->peers[letter->to].connected ||
         (unreliable && sim_chance(w, 100))) {
@@ -494,6 +528,7 @@ static void after_event(void *arg, struct sim_env *env)
     } else if (rsm_is_leader(p->rsm)) {
         struct raft_status status;
         raft_status(rsm_raft(p->rsm), &status);
+        check_votes(l, p->number, status.term);
         lab_saw_leader(l, p->number, status.term);
     }
 }

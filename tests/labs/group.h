@@ -206,6 +206,8 @@ uint32_t lab_wal_files(struct disk *disk);
 size_t lab_stream_size(struct slice snapshot);
 bool lab_raft_is_reply(struct slice body);   /* of RSM_METHOD_RAFT */
 bool lab_raft_is_refusal(struct slice body); /* the log did not fit */
+/* Of a vote that is given; else 0. */
+raft_term lab_raft_vote_term(struct slice body);
 /* What a peer runs with, but for where it is: env, net, disk, fsm, peers. */
 struct rsm_config lab_rsm_config(unsigned options, uint64_t seed);
 

@@ -51,6 +51,9 @@ struct tally {
     uint64_t *rpcs, *bytes, *entries, *milliseconds;
 };
 
+/* Of all rows and seeds, without the seeds that were run again. */
+static double virtual_seconds;
+
 /* For the handler of a failed check: what is running. */
 static const struct lab_row *current_row;
 static uint64_t current_seed;
@@ -105,6 +108,7 @@ static void tally_add(struct tally *t, const struct lab_run *run)
     t->bytes[t->seeds] = run->bytes;
     t->entries[t->seeds] = run->entries;
     t->milliseconds[t->seeds] = (uint64_t)(run->seconds * 1000);
+    virtual_seconds += run->seconds;
     t->peers = run->peers;
     t->seeds++;
     t->failed += run->failed;
@@ -187,7 +191,8 @@ static int run_all(const struct options *o, char **which, int count)
         fprintf(stderr, "labs: no row has that name; see --list\n");
         return 2;
     }
-    printf("%u passed, %u failed\n", passed, failed);
+    printf("simulated %.3f cluster-hours\n%u passed, %u failed\n",
+           virtual_seconds / 3600, passed, failed);
     return failed > 0 ? 1 : 0;
 }
 

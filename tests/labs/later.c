@@ -93,14 +93,14 @@ static void mem_put(struct lab_run *run)
     memory_end(&m, LINEAR_PUT, MEM_VALUE_SIZE);
 }
 
-/* The value itself grows, on the disk and in its store; as buffers grow, by
- * up to half again. */
+/* The value itself grows, in its store; as buffers grow, by up to half again.
+ * (The labs allow three times what was appended, which hides a copy.) */
 static void mem_append(struct lab_run *run)
 {
     struct memory m;
     memory_begin(&m, run);
-    size_t most = (size_t)MEM_ROUNDS * MEM_CLIENTS * MEM_VALUE_SIZE * 3;
-    memory_end(&m, LINEAR_APPEND, most);
+    size_t appended = (size_t)MEM_ROUNDS * MEM_CLIENTS * MEM_VALUE_SIZE;
+    memory_end(&m, LINEAR_APPEND, appended * 3 / 2);
 }
 
 /* ---- many clients: how much of each stays ---- */

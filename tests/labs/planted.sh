@@ -4,7 +4,7 @@
 # tests/labs/README.md: row, bug, seeds until found, words.
 # A seed counts only if it passes without the patch.
 #   planted.sh [NAME...]     only these
-#   SEEDS=1000               give up after so many
+#   SEEDS=1000               give up after so many; or after those of its `Seeds:` line
 #   ROWS=2C                  these rows, whatever the patch says
 #   REAL=1                   the rows of its `Real:` line, on processes: each seed
 #                            (10 at most) is a run
@@ -77,10 +77,11 @@ make -s $targets || exit 2
 mkdir "$copy"/without
 # shellcheck disable=SC2086
 cp $targets "$copy"/without
-seeds=${SEEDS:-1000}
 for name in "${names[@]}"; do
     patch=$PWD/tests/labs/planted/$name.patch
     rows=${ROWS:-$(sed -n "s/^$lines: //p;/^diff/q" "$patch")}
+    seeds=${SEEDS:-$(sed -n 's/^Seeds: //p;/^diff/q' "$patch")}
+    seeds=${seeds:-1000}
     planted_tree "$patch" || continue
     # shellcheck disable=SC2086
     make -s -C "$copy"/tree $targets WERROR= 2>"$copy"/warnings || exit 2

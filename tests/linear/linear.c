@@ -30,6 +30,12 @@
  *     can tell of them: by the length, which is all of them that shows. With
  *     (7), all others have a place later, or none. Else each wrong turn late in
  *     a history is tried again with every choice of those before it.
+ *  9. A length shrinks by an overwrite only. So when one of the next operations
+ *     reported a shorter one than there would be, something that overwrites the
+ *     key, with no more than that, must still be able to come before it. Else
+ *     writes that nobody shows are heaped up in every combination that has the
+ *     length which one operation reports, and it is the next that shows that
+ *     none of them can be.
  *
  * That (6) and (7) look at the operation taken last, which the memory does not
  * hold, hides nothing: what they leave out here was tried before, without that
@@ -909,11 +915,90 @@ static bool is_pointless(const struct search *s, const struct op *op)
            belongs_before_last(s, op) || is_untold(s, op);
 }
 
+/* (9) The length that `key` had before `op`, as it reports; an append that it
+ * does after another one reports more. False: it tells nothing. */
+static bool op_tells(const struct op *op, uint32_t key, uint64_t *length)
+{
+    for (uint32_t i = 0; i < op->from->part_count; i++) {
+        const struct part *p = &op->parts[i];
+        if (p->key != key || p->kind == LINEAR_GET) {
+            continue;
+        }
+        *length = p->number;
+        return op_is_answered(op->from) &&
+               (p->kind == LINEAR_APPEND || p->kind == LINEAR_CMP_LENGTH);
+    }
+    return false;
+}
+
+/* (9) May `op` leave `key` no longer than `length`? */
+static bool op_shrinks(const struct op *op, uint32_t key, uint64_t length)
+{
+    for (uint32_t i = 0; i < op->from->part_count; i++) {
+        const struct part *p = &op->parts[i];
+        if (p->key == key &&
+            (p->kind == LINEAR_DELETE ||
+             (p->kind == LINEAR_PUT && p->data.size <= length))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool list_shrinks(const struct search *s, const struct entry *first,
+                         const struct entry *taken, uint32_t key,
+                         uint64_t length, uint64_t end)
+{
+    for (const struct entry *e = first; e != NULL && e->time <= end;
+         e = e->next) {
+        if (!e->is_return && e != taken &&
+            op_shrinks(&s->ops[e->op], key, length)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* (9) Would `taken`, which gives `next`, make `teller` impossible? */
+static bool makes_too_long(const struct search *s, const struct entry *taken,
+                           const struct state *next, const struct entry *teller)
+{
+    for (uint32_t key = 0; key < LINEAR_KEYS; key++) {
+        const struct linear_value *v = &next->keys[key];
+        uint64_t length = 0;
+        if (!v->exists || !op_tells(&s->ops[teller->op], key, &length) ||
+            v->length <= length) {
+            continue;
+        }
+        uint64_t end = teller->match->time;
+        if (!list_shrinks(s, s->head.next, taken, key, length, end) &&
+            !list_shrinks(s, s->unknown.next, taken, key, length, end)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool leaves_too_long(const struct search *s, const struct entry *taken,
+                            const struct state *next)
+{
+    enum { AHEAD = 64 }; /* any number is right: farther, less is known */
+    uint32_t seen = 0;
+    for (const struct entry *e = s->head.next; e != NULL && seen < AHEAD;
+         e = e->next, seen++) {
+        if (!e->is_return && e != taken && makes_too_long(s, taken, next, e)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool search_try(struct search *s, struct entry *e, struct state *next)
 {
     const struct op *op = &s->ops[e->op];
     *next = s->state;
-    if (is_pointless(s, op) || !op_step(op, next)) {
+    if (is_pointless(s, op) || !op_step(op, next) ||
+        (op->writes != 0 && leaves_too_long(s, e, next))) {
         return false;
     }
     count_reads(s, op, UINT32_MAX);

@@ -29,8 +29,9 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, i + 1);
         }
     }
-    bool replaces =
-        c->plan.weights[FAULT_MEMBERS] > 0 || c->plan.weights[FAULT_ROT] > 0;
+    bool replaces = c->plan.weights[FAULT_MEMBERS] > 0 ||
+                    c->plan.weights[FAULT_ROT] > 0 ||
+                    c->plan.weights[FAULT_FORK] > 0;
     uint32_t spares = replaces ? SIM_SPARES : 0;
     for (uint32_t g = 1; g <= c->plan.groups; g++) {
         for (uint32_t i = 0; i < spares; i++) {
@@ -219,6 +220,7 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->leader_seen = faults_leader_seen;
     c->move_seen = faults_move_seen;
     c->stream_seen = faults_stream_seen;
+    c->raft_seen = forks_message;
     sim_wire_set_watch(c->wire, cluster_on_message, c);
     world.after = cluster_after_event;
     world.after_arg = c;

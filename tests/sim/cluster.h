@@ -48,10 +48,12 @@ enum fault {
     FAULT_MOVE,    /* an end of a shard's move dies around one of its steps */
     FAULT_STREAM,  /* an end of a snapshot stream dies, or its link */
     FAULT_FULL,    /* a disk is full for a while, or for good */
-    FAULT_FULL_GROUP, /* those of a whole group, or most of it */
-    FAULT_ROT,        /* a bit flips in the log of a replica that is down */
-    FAULT_ROT_GROUP,  /* in those of a whole group: they are repaired */
-    FAULT_PARTIAL,    /* one link of a leader's, for long */
+    FAULT_FULL_GROUP,  /* those of a whole group, or most of it */
+    FAULT_FULL_STRUCK, /* one, and the power goes meanwhile */
+    FAULT_ROT,         /* a bit flips in the log of a replica that is down */
+    FAULT_ROT_GROUP,   /* in those of a whole group: they are repaired */
+    FAULT_PARTIAL,     /* one link of a leader's, for long */
+    FAULT_FORK,        /* two leaders change the members, each in its way */
     FAULTS
 };
 
@@ -73,6 +75,8 @@ struct plan {
     bool lease_reads;
     uint32_t clock_error_ppm; /* clocks run so much too fast or too slow */
     bool cuts;                /* through all shards, and a bank */
+    bool slow_installs; /* leaders come and go while a snapshot is installed */
+    bool slow_apply;    /* and while a state machine goes back */
 };
 
 /* The plan of a seed; `scenario` NULL: the seed's choice. False: no such one.
@@ -149,6 +153,8 @@ struct cluster {
     uint32_t hunted;  /* bit gid: the next leader is to die */
     bool move_hunted; /* somebody who next takes part in a move is to die */
     void (*stream_seen)(struct node *from, struct node *to); /* may be NULL */
+    /* A message of Raft's is sent; may be NULL. */
+    void (*raft_seen)(struct cluster *c, uint32_t from, struct slice body);
     bool stream_hunted;   /* the next stream of a snapshot is to be struck */
     uint32_t stream_from; /* who sends it */
     bool admin_busy;      /* a change is under way */
@@ -163,6 +169,14 @@ struct cluster {
         uint32_t gid;
         raft_term term; /* when it began */
     } partial;
+    struct fork {
+        int stage;
+        uint32_t gid;
+        uint32_t first, second; /* leaders */
+        uint32_t apart;         /* who hears the first, not the second */
+        uint32_t leaver[2], leavers;
+        raft_term term; /* of the first */
+    } fork;
 };
 
 struct result {
@@ -205,7 +219,32 @@ void cluster_end_nodes(struct cluster *c); /* for good */
 /* ---- partial.c ---- */
 void partial_begin(struct cluster *c);
 
+/* ---- forks.c ---- */
+void forks_begin(struct cluster *c);
+void forks_message(struct cluster *c, uint32_t from, struct slice body);
+
+/* ---- links.c ---- */
+void links_partition(struct cluster *c);
+void links_one_way(struct cluster *c);
+void links_leader_cut(struct cluster *c);
+void links_leader_reset(struct cluster *c);
+void links_follower_apart(struct cluster *c);
+void links_mend(struct cluster *c);
+void links_weather(struct cluster *c);
+void links_fair_weather(struct cluster *c);
+
+/* ---- full.c ---- */
+void full_begin(struct cluster *c);
+void full_group(struct cluster *c);
+void full_and_struck(struct cluster *c);
+void full_end(struct node *n);
+
 /* ---- faults.c ---- */
+struct node *faults_any_server(struct cluster *c);
+/* More often one that leads. */
+struct node *faults_pick_server(struct cluster *c);
+uint32_t faults_down_in_group(struct cluster *c, uint32_t gid);
+bool faults_lost_in_group(struct cluster *c, uint32_t gid);
 void faults_begin(struct cluster *c);
 void faults_leader_seen(struct node *n);
 /* `from` asks `to` for a step of a move. */
@@ -221,6 +260,10 @@ void rot_and_repair(struct cluster *c, uint32_t gid);
 void members_change(struct cluster *c);
 /* Asks a leader to hand over, to anybody. */
 void members_transfer(struct cluster *c, struct node *leader);
+/* Once, of this leader: nobody waits for the answer. */
+void members_remove(struct node *leader, struct node *whom);
+/* So many run, none is being changed, and two could be replaced. */
+bool members_may_fork(struct cluster *c, uint32_t gid, uint32_t count);
 void members_wipe(struct cluster *c);
 void members_replace(struct node *n);
 void members_removed(void *node); /* its rsm says so */

@@ -56,6 +56,7 @@ struct sim_disk {
     struct dir dirs[DIRS_MAX]; /* [0] is the root */
     uint32_t dir_count;
     uint32_t die_after;
+    uint32_t die_after_full; /* from the first want of space on */
     bool fail_sync;
     uint64_t sync_failed_us; /* 0: none has, in this life */
     bool full, copies;       /* copies on write */
@@ -417,6 +418,10 @@ static enum err disk_write(struct disk_file *f, uint64_t offset,
     }
     if (!write_fits(f, end)) {
         write_some(f, offset, &parts[0]);
+        if (f->disk->die_after == 0) {
+            f->disk->die_after = f->disk->die_after_full;
+            f->disk->die_after_full = 0;
+        }
         return ERR_NOSPACE;
     }
     change_add(f->inode, false, offset, parts, part_count);
@@ -707,6 +712,11 @@ void sim_disk_die_after(struct sim_disk *d, uint32_t count)
     d->die_after = count;
 }
 
+void sim_disk_die_after_full(struct sim_disk *d, uint32_t count)
+{
+    d->die_after_full = count;
+}
+
 void sim_disk_fail_sync(struct sim_disk *d)
 {
     d->fail_sync = true;
@@ -717,6 +727,11 @@ void sim_disk_fill(struct sim_disk *d, uint64_t slack)
     d->full = true;
     d->copies = sim_chance(d->env->world, 300);
     d->room = disk_used(d) + slack;
+}
+
+void sim_disk_copy(struct sim_disk *d)
+{
+    d->copies = true;
 }
 
 void sim_disk_empty(struct sim_disk *d)
@@ -768,7 +783,7 @@ void sim_disk_unrot(struct sim_disk *d, const struct sim_rot *rot)
 
 void sim_disk_calm(struct sim_disk *d)
 {
-    d->die_after = 0;
+    d->die_after = d->die_after_full = 0;
     d->fail_sync = false;
 }
 

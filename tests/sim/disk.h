@@ -31,10 +31,14 @@ void sim_disk_crash(struct sim_disk *d);
 
 /* The node dies inside its `count`-th call from now that changes anything. */
 void sim_disk_die_after(struct sim_disk *d, uint32_t count);
+/* Likewise, from the first write on that finds no space. */
+void sim_disk_die_after_full(struct sim_disk *d, uint32_t count);
 /* The next sync fails with ERR_IO, and what it should have written is lost. */
 void sim_disk_fail_sync(struct sim_disk *d);
 /* From now on there is room for `slack` more bytes; until sim_disk_empty(). */
 void sim_disk_fill(struct sim_disk *d, uint64_t slack);
+/* This one copies on write: any write may find no space. */
+void sim_disk_copy(struct sim_disk *d);
 void sim_disk_empty(struct sim_disk *d);
 bool sim_disk_is_full(const struct sim_disk *d);
 /* Flips a bit in a file of the directory "wal" of a node that is down, and says

@@ -9,7 +9,7 @@
 #define MS     UINT64_C(1000)
 #define SECOND UINT64_C(1000000)
 
-static struct node *any_server(struct cluster *c)
+struct node *faults_any_server(struct cluster *c)
 {
     for (;;) {
         struct node *n =
@@ -21,14 +21,14 @@ static struct node *any_server(struct cluster *c)
 }
 
 /* A server, more often one that leads. */
-static struct node *pick_server(struct cluster *c)
+struct node *faults_pick_server(struct cluster *c)
 {
-    struct node *n = any_server(c);
+    struct node *n = faults_any_server(c);
     struct node *leader = cluster_leader(c, n->gid);
     return leader != NULL && sim_chance(c->world, 400) ? leader : n;
 }
 
-static uint32_t down_in_group(struct cluster *c, uint32_t gid)
+uint32_t faults_down_in_group(struct cluster *c, uint32_t gid)
 {
     uint32_t down = 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
@@ -42,10 +42,10 @@ static uint32_t down_in_group(struct cluster *c, uint32_t gid)
 
 static void crash(struct cluster *c)
 {
-    struct node *n = pick_server(c);
+    struct node *n = faults_pick_server(c);
     /* A second one down stops the group: seldom, or nothing gets done. */
     if (n->env.dead ||
-        (down_in_group(c, n->gid) > 0 && !sim_chance(c->world, 250))) {
+        (faults_down_in_group(c, n->gid) > 0 && !sim_chance(c->world, 250))) {
         return;
     }
     node_crash(n, "killed");
@@ -66,8 +66,8 @@ static void crash_leader_now(void *arg)
 
 static void crash_leader(struct cluster *c)
 {
-    struct node *n = any_server(c);
-    if (down_in_group(c, n->gid) > c->plan.replicas / 2) {
+    struct node *n = faults_any_server(c);
+    if (faults_down_in_group(c, n->gid) > c->plan.replicas / 2) {
         return;
     }
     c->hunted |= 1u << n->gid;
@@ -100,7 +100,7 @@ static void crash_group(struct cluster *c, uint32_t gid, uint64_t most_us)
 
 static void crash_all(struct cluster *c)
 {
-    crash_group(c, any_server(c)->gid, 2 * SECOND);
+    crash_group(c, faults_any_server(c)->gid, 2 * SECOND);
 }
 
 /* A move has few steps, and each may be the one after which a new leader, of
@@ -147,7 +147,8 @@ static void hunt_stream(struct cluster *c)
 static void strike_stream(struct node *from, struct node *to)
 {
     struct cluster *c = from->cluster;
-    switch (sim_between(c->world, 0, 3)) {
+    bool goes = c->plan.slow_installs && sim_chance(c->world, 700);
+    switch (goes ? 1 : sim_between(c->world, 0, 3)) {
     case 0:
         sim_trace(c->world, "a stream's link breaks: n%u n%u", from->number,
                   to->number);
@@ -175,7 +176,7 @@ static void strike_later(void *arg)
     struct cluster *c = to->cluster;
     struct node *from = &c->nodes[c->stream_from];
     if (!c->healed && !from->env.dead && !to->env.dead &&
-        down_in_group(c, to->gid) == 0) {
+        faults_down_in_group(c, to->gid) == 0) {
         strike_stream(from, to);
     }
 }
@@ -192,8 +193,8 @@ void faults_stream_seen(struct node *from, struct node *to)
 
 static void power(struct cluster *c)
 {
-    struct node *n = pick_server(c);
-    if (!n->env.dead && down_in_group(c, n->gid) == 0) {
+    struct node *n = faults_pick_server(c);
+    if (!n->env.dead && faults_down_in_group(c, n->gid) == 0) {
         n->doomed = true;
         sim_disk_die_after(n->disk, (uint32_t)sim_between(c->world, 1, 40));
     }
@@ -201,8 +202,8 @@ static void power(struct cluster *c)
 
 static void sync_fault(struct cluster *c)
 {
-    struct node *n = pick_server(c);
-    if (!n->env.dead && down_in_group(c, n->gid) == 0) {
+    struct node *n = faults_pick_server(c);
+    if (!n->env.dead && faults_down_in_group(c, n->gid) == 0) {
         n->doomed = true;
         sim_trace(c->world, "n%u: its next sync fails", n->number);
         sim_disk_fail_sync(n->disk);
@@ -211,7 +212,7 @@ static void sync_fault(struct cluster *c)
 
 /* ---- disks ---- */
 
-static bool lost_in_group(struct cluster *c, uint32_t gid)
+bool faults_lost_in_group(struct cluster *c, uint32_t gid)
 {
     bool lost = false;
     for (uint32_t i = 0; i < c->node_count; i++) {
@@ -221,68 +222,14 @@ static bool lost_in_group(struct cluster *c, uint32_t gid)
     return lost;
 }
 
-static void disk_empty(struct node *n)
-{
-    sim_disk_empty(n->disk);
-    n->image.is_full = false;
-}
-
-static void disk_empty_later(void *arg)
-{
-    struct node *n = arg;
-    if (!n->lost && n->cluster->world->now_us >= n->empty_at_us) {
-        sim_trace(n->cluster->world, "n%u: its disk has space", n->number);
-        disk_empty(n);
-    }
-}
-
-static void disk_fill(struct node *n, uint64_t slack, uint64_t time_us)
-{
-    struct sim_world *w = n->cluster->world;
-    sim_disk_fill(n->disk, slack);
-    n->image.is_full = true;
-    n->image.writes_left = (uint32_t)sim_delay(w, 0, 40);
-    n->empty_at_us = w->now_us + time_us;
-    sim_after(w, time_us, disk_empty_later, n);
-}
-
-static void full(struct cluster *c)
-{
-    struct sim_world *w = c->world;
-    struct node *n = pick_server(c);
-    if (n->lost || sim_disk_is_full(n->disk)) {
-        return;
-    }
-    uint64_t slack = sim_delay(w, 0, 40000);
-    n->lost = c->plan.weights[FAULT_WIPE] == 0 && !lost_in_group(c, n->gid) &&
-              sim_chance(w, 50);
-    sim_trace(w, "n%u: its disk is full%s, but for %" PRIu64 " bytes",
-              n->number, n->lost ? " for good" : "", slack);
-    disk_fill(n, slack, sim_delay(w, 100 * MS, 8 * SECOND));
-}
-
-static void full_group(struct cluster *c)
-{
-    struct sim_world *w = c->world;
-    uint32_t gid = any_server(c)->gid;
-    uint64_t time_us = sim_delay(w, 100 * MS, 20 * SECOND);
-    sim_trace(w, "the disks of group %u are full", gid);
-    for (uint32_t i = 0; i < c->node_count; i++) {
-        struct node *n = &c->nodes[i];
-        if (node_is_member(n) && n->gid == gid && !sim_disk_is_full(n->disk) &&
-            sim_chance(w, 800)) {
-            disk_fill(n, sim_delay(w, 0, 40000), time_us);
-        }
-    }
-}
-
 /* One of a group at most, and for good: whoever replaces it is a later step.
  * It comes back when the bit fell where nothing is read. */
 static void rot(struct cluster *c)
 {
-    struct node *n = any_server(c);
+    struct node *n = faults_any_server(c);
     struct sim_rot where;
-    if (lost_in_group(c, n->gid) || down_in_group(c, n->gid) > 0) {
+    if (faults_lost_in_group(c, n->gid) ||
+        faults_down_in_group(c, n->gid) > 0) {
         return;
     }
     node_crash(n, "killed, and its log rots");
@@ -296,8 +243,8 @@ static void rot(struct cluster *c)
 
 static void rot_group(struct cluster *c)
 {
-    uint32_t gid = any_server(c)->gid;
-    if (!lost_in_group(c, gid) && down_in_group(c, gid) == 0) {
+    uint32_t gid = faults_any_server(c)->gid;
+    if (!faults_lost_in_group(c, gid) && faults_down_in_group(c, gid) == 0) {
         rot_and_repair(c, gid);
     }
 }
@@ -312,173 +259,11 @@ static void clerk_crash(struct cluster *c)
     }
 }
 
-/* ---- the net ---- */
-
-static void cut_both(struct cluster *c, uint32_t a, uint32_t b)
-{
-    sim_wire_cut(c->wire, a, b, true);
-    sim_wire_cut(c->wire, b, a, true);
-}
-
-static void partition(struct cluster *c)
-{
-    uint64_t side = rng_next(&c->world->rng);
-    for (uint32_t a = 0; a < c->node_count; a++) {
-        for (uint32_t b = 0; b < a; b++) {
-            if ((side >> a & 1) != (side >> b & 1)) {
-                cut_both(c, a, b);
-            }
-        }
-    }
-    sim_trace(c->world, "partition %016" PRIx64, side);
-}
-
-static void one_way(struct cluster *c)
-{
-    uint32_t per_mille = (uint32_t)sim_between(c->world, 20, 200);
-    for (uint32_t a = 0; a < c->node_count; a++) {
-        for (uint32_t b = 0; b < c->node_count; b++) {
-            if (a != b && sim_chance(c->world, per_mille)) {
-                sim_wire_cut(c->wire, a, b, true);
-            }
-        }
-    }
-    sim_trace(c->world, "cut one way, %u per mille of the links", per_mille);
-}
-
-/* The old leader may keep the clients: it must not answer their reads. */
-static void leader_cut(struct cluster *c)
-{
-    struct node *leader = cluster_leader(c, any_server(c)->gid);
-    if (leader == NULL) {
-        return;
-    }
-    bool keeps_others = sim_chance(c->world, 500);
-    for (uint32_t i = 0; i < c->node_count; i++) {
-        struct node *n = &c->nodes[i];
-        bool same_group = node_is_server(n) && n->gid == leader->gid;
-        if (n != leader && (same_group || !keeps_others)) {
-            cut_both(c, n->number, leader->number);
-        }
-    }
-    sim_trace(c->world, "n%u, leader of group %u, is cut off%s", leader->number,
-              leader->gid, keeps_others ? ", but not from clients" : "");
-}
-
-/* As when something between them resets connections: its peers take it for
- * dead, clients still speak to it, and it has not noticed. */
-static void reset_now(void *arg)
-{
-    struct node *leader = arg;
-    struct cluster *c = leader->cluster;
-    if (c->healed) {
-        return;
-    }
-    for (uint32_t i = 0; i < c->node_count; i++) {
-        struct node *n = &c->nodes[i];
-        if (n != leader && node_is_server(n) && n->gid == leader->gid) {
-            cut_both(c, n->number, leader->number);
-            sim_wire_hint(c->wire, n->number, leader->number,
-                          sim_between(c->world, 50, 5 * MS));
-        }
-    }
-    sim_trace(c->world, "connections of n%u, leader of group %u, break",
-              leader->number, leader->gid);
-}
-
-static void leader_reset(struct cluster *c)
-{
-    struct node *leader = cluster_leader(c, any_server(c)->gid);
-    if (leader == NULL) {
-        return;
-    }
-    if (sim_chance(c->world, 300)) { /* while it hands over */
-        members_transfer(c, leader);
-        sim_after(c->world, sim_between(c->world, MS, 12 * MS), reset_now,
-                  leader);
-    } else {
-        reset_now(leader);
-    }
-}
-
-/* It comes back at once, and does not hear the leader either. */
-static void crash_apart(void *arg)
-{
-    struct node *n = arg;
-    struct node *leader = cluster_leader(n->cluster, n->gid);
-    if (n->env.dead || n->cluster->healed || leader == NULL || leader == n) {
-        return;
-    }
-    cut_both(n->cluster, n->number, leader->number);
-    node_crash(n, "killed for a moment");
-    node_restart_later(n, sim_between(n->cluster->world, MS, 20 * MS));
-}
-
-/* A follower that hears its leader no more asks the others for their votes,
- * again and again; its log is as good as theirs, as nobody writes; then they
- * restart. */
-static void follower_apart(struct cluster *c)
-{
-    struct node *apart = any_server(c);
-    struct node *leader = cluster_leader(c, apart->gid);
-    if (leader == NULL || leader == apart) {
-        return;
-    }
-    cut_both(c, apart->number, leader->number);
-    c->reads_only_until_us = c->world->now_us + 3 * SECOND;
-    for (uint32_t i = 0; i < c->node_count; i++) {
-        struct node *n = &c->nodes[i];
-        if (n != leader && n != apart && node_is_server(n) &&
-            n->gid == leader->gid && !n->spare && !n->retired) {
-            sim_after(c->world, sim_between(c->world, SECOND, 3 * SECOND),
-                      crash_apart, n);
-        }
-    }
-    sim_trace(c->world, "n%u is cut off from n%u, leader of group %u",
-              apart->number, leader->number, leader->gid);
-}
-
-static void mend(struct cluster *c)
-{
-    sim_trace(c->world, "all links mended");
-    sim_wire_mend(c->wire);
-}
-
-static void fair_weather(struct cluster *c)
-{
-    *sim_wire_weather(c->wire) = (struct sim_weather){
-        .delay_low_us = 50,
-        .delay_high_us = c->plan.unreliable ? 27000 : 2000,
-        .loss_per_mille = c->plan.unreliable ? 100 : 0,
-    };
-}
-
-static void weather(struct cluster *c)
-{
-    struct sim_world *w = c->world;
-    struct sim_weather *we = sim_wire_weather(c->wire);
-    fair_weather(c);
-    if (sim_chance(w, 300)) {
-        sim_trace(w, "fair weather");
-        return;
-    }
-    we->delay_high_us = sim_between(w, 2, 200) * MS;
-    we->loss_per_mille = (uint32_t)sim_delay(w, 0, 400);
-    we->twice_per_mille = (uint32_t)sim_delay(w, 0, 200);
-    we->late_per_mille = (uint32_t)sim_delay(w, 0, 200);
-    we->late_us = sim_between(w, 100 * MS, 3 * SECOND);
-    sim_trace(w,
-              "weather: delay up to %" PRIu64 " us, lost %u, twice %u, late %u "
-              "per mille",
-              we->delay_high_us, we->loss_per_mille, we->twice_per_mille,
-              we->late_per_mille);
-}
-
 /* ---- slowness ---- */
 
 static void pause_node(struct cluster *c)
 {
-    struct node *n = pick_server(c);
+    struct node *n = faults_pick_server(c);
     if (!n->env.dead) {
         uint64_t time_us = sim_between(c->world, 100 * MS, 3 * SECOND);
         n->env.paused_until_us = c->world->now_us + time_us;
@@ -489,7 +274,7 @@ static void pause_node(struct cluster *c)
 
 static void slow(struct cluster *c)
 {
-    struct node *n = pick_server(c);
+    struct node *n = faults_pick_server(c);
     n->env.slow_until_us =
         c->world->now_us + sim_between(c->world, SECOND, 4 * SECOND);
     sim_trace(c->world, "n%u has a slow disk", n->number);
@@ -497,7 +282,7 @@ static void slow(struct cluster *c)
 
 static void clock_jump(struct cluster *c)
 {
-    struct node *n = pick_server(c);
+    struct node *n = faults_pick_server(c);
     n->env.wall_offset_us = (int64_t)sim_between(c->world, 0, 7200 * SECOND) -
                             (int64_t)(3600 * SECOND);
     sim_trace(c->world, "n%u: its wall clock jumps", n->number);
@@ -624,27 +409,29 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_CRASH_ALL] = crash_all,
     [FAULT_POWER] = power,
     [FAULT_SYNC] = sync_fault,
-    [FAULT_PARTITION] = partition,
-    [FAULT_ONE_WAY] = one_way,
-    [FAULT_LEADER_CUT] = leader_cut,
-    [FAULT_MEND] = mend,
+    [FAULT_PARTITION] = links_partition,
+    [FAULT_ONE_WAY] = links_one_way,
+    [FAULT_LEADER_CUT] = links_leader_cut,
+    [FAULT_MEND] = links_mend,
     [FAULT_PAUSE] = pause_node,
     [FAULT_SLOW] = slow,
     [FAULT_CLOCK] = clock_jump,
-    [FAULT_WEATHER] = weather,
+    [FAULT_WEATHER] = links_weather,
     [FAULT_ADMIN] = admin,
     [FAULT_CLERK] = clerk_crash,
     [FAULT_MEMBERS] = members_change,
     [FAULT_WIPE] = members_wipe,
     [FAULT_MOVE] = hunt_move,
     [FAULT_STREAM] = hunt_stream,
-    [FAULT_FULL] = full,
+    [FAULT_FULL] = full_begin,
     [FAULT_FULL_GROUP] = full_group,
+    [FAULT_FULL_STRUCK] = full_and_struck,
     [FAULT_ROT] = rot,
     [FAULT_ROT_GROUP] = rot_group,
-    [FAULT_RESET] = leader_reset,
-    [FAULT_APART] = follower_apart,
+    [FAULT_RESET] = links_leader_reset,
+    [FAULT_APART] = links_follower_apart,
     [FAULT_PARTIAL] = partial_begin,
+    [FAULT_FORK] = forks_begin,
 };
 
 static enum fault draw(struct cluster *c)
@@ -677,7 +464,7 @@ static void next_fault(void *arg)
 
 void faults_begin(struct cluster *c)
 {
-    fair_weather(c);
+    links_fair_weather(c);
     sim_after(c->world, c->plan.fault_low_us, next_fault, c);
 }
 
@@ -686,7 +473,7 @@ void faults_heal(struct cluster *c)
     c->healed = true;
     c->plan.unreliable = false;
     sim_wire_mend(c->wire);
-    fair_weather(c);
+    links_fair_weather(c);
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
         if (n->env.paused_until_us > c->world->now_us) {
@@ -694,7 +481,7 @@ void faults_heal(struct cluster *c)
         }
         n->env.slow_until_us = 0;
         if (n->disk != NULL && !n->lost) {
-            disk_empty(n);
+            full_end(n);
         }
         if (n->env.dead) {
             node_start(n);

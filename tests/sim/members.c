@@ -79,6 +79,21 @@ static void change_end(struct members_change *m)
 
 static void wait_told(void *arg);
 
+/* Whom another change is to remove may be there still (forks.c). */
+static uint32_t leave_later(const struct members_change *m,
+                            const struct ctl_group *g)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < m->cluster->node_count; i++) {
+        const struct node *n = &m->cluster->nodes[i];
+        for (uint32_t k = 0; k < g->servers_count; k++) {
+            count += is_of(n, m->gid) && n->leaving && n != m->out &&
+                     g->servers[k].id == n->id;
+        }
+    }
+    return count;
+}
+
 /* The group is in it: nobody asks it to leave meanwhile (faults.c). */
 static bool is_told(struct members_change *m, const struct ctl_config *config)
 {
@@ -97,7 +112,7 @@ static bool is_told(struct members_change *m, const struct ctl_config *config)
             return false;
         }
     }
-    return g->servers_count == count;
+    return g->servers_count == count + leave_later(m, g);
 }
 
 static void heard_config(void *arg, enum err rc,
@@ -201,17 +216,31 @@ static void not_waited_for(void *arg, enum err rc, struct slice body)
     (void)body;
 }
 
-void members_transfer(struct cluster *c, struct node *leader)
+static void wish_once(struct cluster *c, struct node *leader,
+                      struct rsm_wish wish)
 {
     char to[NET_ADDRESS_SIZE_MAX];
     sim_net_address(leader->number, to);
-    struct rsm_wish wish = {.kind = RSM_TRANSFER, .timeout_ms = WISH_MS};
     struct buf body = {0};
     rsm_wish_encode(&body, &wish);
     struct slice part = buf_slice(&body);
     net_call(c->nodes[c->clerk_first - 1].net, to, RSM_METHOD_CHANGE, &part, 1,
              CALL_MS, not_waited_for, NULL);
     buf_free(&body);
+}
+
+void members_transfer(struct cluster *c, struct node *leader)
+{
+    wish_once(c, leader,
+              (struct rsm_wish){.kind = RSM_TRANSFER, .timeout_ms = WISH_MS});
+}
+
+void members_remove(struct node *leader, struct node *whom)
+{
+    whom->leaving = true;
+    wish_once(whom->cluster, leader,
+              (struct rsm_wish){
+                  .kind = RSM_REMOVE, .id = whom->id, .timeout_ms = WISH_MS});
 }
 
 static void change_begin(struct cluster *c, uint32_t gid, struct node *in,
@@ -243,6 +272,21 @@ static bool may_change(const struct cluster *c, uint32_t gid)
 {
     return (c->changing >> gid & 1) == 0 && (c->joined >> gid & 1) != 0 &&
            !c->admin_busy;
+}
+
+bool members_may_fork(struct cluster *c, uint32_t gid, uint32_t count)
+{
+    struct node *members[SIM_NODES_MAX];
+    uint32_t spares = 0;
+    uint32_t found = members_of(c, gid, members);
+    bool all_run = true;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        spares += is_of(&c->nodes[i], gid) && c->nodes[i].spare;
+    }
+    for (uint32_t i = 0; i < found; i++) {
+        all_run = all_run && !members[i]->env.dead;
+    }
+    return may_change(c, gid) && all_run && found == count && spares >= 2;
 }
 
 void members_change(struct cluster *c)

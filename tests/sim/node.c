@@ -19,7 +19,33 @@ static const struct sim_speed server_speeds[SIM_SPEEDS] = {
     {"snap", 50, 20000, 10, 500000},
 };
 
+/* Whoever installs a snapshot waits for what "snap" has to do. */
+static const struct sim_speed slow_install_speeds[SIM_SPEEDS] = {
+    {"wal", 50, 5000, 5, 200000},
+    {"apply", 5, 500, 2, 20000},
+    {"checkpoint", 500, 50000, 50, 2000000},
+    {"snap", 50, 20000, 400, 3000000},
+};
+
+/* It goes back to its checkpoint for as long, and streams begin meanwhile. */
+static const struct sim_speed slow_apply_speeds[SIM_SPEEDS] = {
+    {"wal", 50, 5000, 5, 200000},
+    {"apply", 5, 500, 50, 300000},
+    {"checkpoint", 500, 50000, 50, 2000000},
+    {"snap", 50, 20000, 10, 500000},
+};
+
 /* ---- nodes ---- */
+
+static const struct sim_speed *speeds_of(const struct cluster *c)
+{
+    if (c->speeds != NULL) {
+        return c->speeds;
+    }
+    return c->plan.slow_installs ? slow_install_speeds
+           : c->plan.slow_apply  ? slow_apply_speeds
+                                 : server_speeds;
+}
 
 bool node_is_server(const struct node *n)
 {
@@ -86,7 +112,7 @@ struct node *node_add(struct cluster *c, enum node_kind kind, uint32_t gid,
                          kind == NODE_CONTROLLER ? 0 : gid, name);
     if (node_is_server(n)) {
         n->disk = sim_disk_new(&n->env);
-        n->env.speeds = c->speeds != NULL ? c->speeds : server_speeds;
+        n->env.speeds = speeds_of(c);
         n->env.speed_count = SIM_SPEEDS;
     }
     return n;
@@ -115,6 +141,14 @@ static void controllers_of(const struct node *n,
     }
 }
 
+/* Where installs are slow, some logs reach far back: a leader streams its state
+ * to a follower that the next leader can serve from its log. */
+static size_t log_keep_size(const struct node *n)
+{
+    const struct plan *p = &n->cluster->plan;
+    return p->slow_installs && n->id % 2 == 0 ? 65536 : p->log_keep_size;
+}
+
 static enum err controller_start(struct node *n)
 {
     struct ctl_server_config config = {
@@ -125,7 +159,7 @@ static enum err controller_start(struct node *n)
         .shard_count = n->cluster->plan.shards,
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
-        .log_keep_size = n->cluster->plan.log_keep_size,
+        .log_keep_size = log_keep_size(n),
         .append_size_max = n->cluster->plan.append_size_max,
         .snap_piece_size = n->cluster->plan.snap_piece_size,
         .log_hold_size = n->cluster->plan.log_hold_size,
@@ -153,7 +187,7 @@ static enum err server_start(struct node *n)
         .batch_size = n->cluster->plan.batch_size,
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
-        .log_keep_size = n->cluster->plan.log_keep_size,
+        .log_keep_size = log_keep_size(n),
         .append_size_max = n->cluster->plan.append_size_max,
         .snap_piece_size = n->cluster->plan.snap_piece_size,
         .log_hold_size = n->cluster->plan.log_hold_size,
@@ -384,6 +418,9 @@ void cluster_on_message(void *arg, uint32_t from, uint32_t to,
 {
     struct cluster *c = arg;
     verify_message(c->verify, from, method, body);
+    if (method == RSM_METHOD_RAFT && c->raft_seen != NULL) {
+        c->raft_seen(c, from, body);
+    }
     bool moves = method == SKV_METHOD_PULL || method == SKV_METHOD_FREEZE ||
                  method == SKV_METHOD_SETTLE;
     if (moves && c->move_seen != NULL) {

@@ -57,6 +57,16 @@ static const struct scenario scenarios[] = {
       [FAULT_FULL_GROUP] = 2,
       [FAULT_ROT] = 2,
       [FAULT_WEATHER] = 1}},
+    {"space",
+     50 * MS,
+     1000 * MS,
+     {[FAULT_FULL_STRUCK] = 10,
+      [FAULT_FULL] = 4,
+      [FAULT_FULL_GROUP] = 1,
+      [FAULT_CRASH] = 3,
+      [FAULT_CRASH_LEADER] = 2,
+      [FAULT_LEADER_CUT] = 2,
+      [FAULT_MEND] = 4}},
     {"rot",
      300 * MS,
      3000 * MS,
@@ -93,6 +103,7 @@ static const struct scenario scenarios[] = {
       [FAULT_WEATHER] = 2,
       [FAULT_ADMIN] = 2,
       [FAULT_CLERK] = 1}},
+    {"forks", 300 * MS, 2000 * MS, {[FAULT_FORK] = 1}},
     {"leases",
      50 * MS,
      1200 * MS,
@@ -126,6 +137,15 @@ static const struct scenario scenarios[] = {
       [FAULT_WEATHER] = 3,
       [FAULT_FULL] = 1,
       [FAULT_SLOW] = 1}},
+    {"installs",
+     50 * MS,
+     600 * MS,
+     {[FAULT_STREAM] = 10,
+      [FAULT_LEADER_CUT] = 3,
+      [FAULT_CRASH] = 3,
+      [FAULT_PARTITION] = 3,
+      [FAULT_MEND] = 6,
+      [FAULT_WEATHER] = 1}},
     {"slow",
      100 * MS,
      2000 * MS,
@@ -195,6 +215,27 @@ static void plan_streams(struct plan *p, struct rng *rng)
     p->keys = SIM_KEYS_MAX;
 }
 
+/* A stream of one piece, whose install takes long: the leader that sent it
+ * goes, and the next one may have a log that reaches further back. */
+static void plan_installs(struct plan *p, struct rng *rng)
+{
+    p->slow_installs = true;
+    p->snap_piece_size = 65536;
+    p->log_keep_size = rng_chance(rng, 500) ? 1 : 4096; /* of some: node.c */
+    p->log_hold_size = 1;
+}
+
+/* Segments that are full all the time, snapshots in half of the seeds. */
+static void plan_space(struct plan *p, struct rng *rng)
+{
+    if (rng_chance(rng, 500)) {
+        plan_streams(p, rng);
+        p->slow_apply = true;
+    }
+    p->wal_segment_size = 4096;
+    p->space_low = 1;
+}
+
 /* Moves that take long enough to be struck: many keys in few shards, a few of
  * them at a time. */
 static void plan_moves(struct plan *p, struct rng *rng)
@@ -248,11 +289,23 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
         p->unreliable = false; /* what is lost may end a leader's term */
         p->duration_us = 40000 * MS;
     }
+    if (p->weights[FAULT_FORK] > 0) {
+        p->unreliable = false;
+        p->groups = 1;
+        p->replicas = 4;
+        p->duration_us = 30000 * MS;
+    }
     if (p->weights[FAULT_MOVE] > 1) {
         plan_moves(p, &rng);
     }
     if (p->weights[FAULT_STREAM] > 2) {
         plan_streams(p, &rng);
+    }
+    if (strcmp(s->name, "installs") == 0) {
+        plan_installs(p, &rng);
+    }
+    if (p->weights[FAULT_FULL_STRUCK] > 0) {
+        plan_space(p, &rng);
     }
     if (p->cuts && p->batch_size < 400) {
         p->batch_size = 400; /* else a move never catches up with the bank */

@@ -153,14 +153,16 @@ struct head {
 
 static bool head_decode(struct slice body, struct head *h)
 {
-    struct dec d = dec_of(body);
-    h->type = dec_u8(&d);
-    h->from = dec_u64(&d);
-    h->to = dec_u64(&d);
-    h->term = dec_u64(&d);
-    dec_raw(&d, 4 * sizeof(uint64_t)); /* log_index, log_term, commit, match */
-    h->reject = (dec_u8(&d) & 1) != 0;
-    return !d.failed;
+    enum { FROM = 1, TO = 9, TERM = 17, FLAGS = 57 };
+    if (body.size <= FLAGS) {
+        return false;
+    }
+    h->type = body.data[0];
+    h->from = get_u64(body.data + FROM);
+    h->to = get_u64(body.data + TO);
+    h->term = get_u64(body.data + TERM);
+    h->reject = (body.data[FLAGS] & 1) != 0;
+    return true;
 }
 
 void verify_message(struct verify *v, uint32_t from, net_method method,
@@ -556,9 +558,10 @@ bool verify_locks_gone(struct cluster *c)
 {
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
-        for (uint32_t s = 0; n->skv != NULL && !n->lost && s < c->plan.shards;
+        const struct skv_fsm *fsm = n->skv != NULL ? n->skv->fsm : NULL;
+        for (uint32_t s = 0; fsm != NULL && !n->lost && s < fsm->shards_count;
              s++) {
-            if (n->skv->fsm->shards[s].prepared != NULL) {
+            if (fsm->shards[s].prepared != NULL) {
                 return false;
             }
         }

@@ -98,7 +98,7 @@ static inline uint64_t sim_between(struct sim_world *w, uint64_t low,
 }
 static inline bool sim_chance(struct sim_world *w, uint32_t per_mille)
 {
-    return rng_chance(&w->rng, per_mille);
+    return per_mille > 0 && rng_chance(&w->rng, per_mille);
 }
 
 #endif

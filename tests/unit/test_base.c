@@ -87,6 +87,29 @@ static void both_implementations_agree_however_it_is_cut(void **state)
     }
 }
 
+/* Runs that are done three at a time, and what is left over behind them; in
+ * pieces, as the log does it. */
+static void a_long_run_has_the_same_sum_in_one_and_in_pieces(void **state)
+{
+    (void)state;
+    enum { SIZE = 2 * 3 * 4096 + 2 * 3 * 256 + 100 };
+    static uint8_t bytes[SIZE];
+    struct rng r = {.state = 2};
+    for (size_t i = 0; i < SIZE; i++) {
+        bytes[i] = (uint8_t)rng_next(&r);
+    }
+    for (size_t round = 0; round < 300; round++) {
+        size_t from = rng_below(&r, 16);
+        size_t size = rng_below(&r, SIZE - 16);
+        size_t cut = rng_below(&r, (uint32_t)size + 1);
+        const uint8_t *p = bytes + from;
+        uint32_t whole = ~crc_portable(~0u, p, size);
+        assert_int_equal(crc32c(0, slice_of(p, size)), whole);
+        uint32_t first = crc32c(0, slice_of(p, cut));
+        assert_int_equal(crc32c(first, slice_of(p + cut, size - cut)), whole);
+    }
+}
+
 /* --- cursors --- */
 
 static void what_is_encoded_is_decoded(void **state)
@@ -432,6 +455,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(crc32c_gives_the_rfcs_values),
         cmocka_unit_test(both_implementations_agree_however_it_is_cut),
+        cmocka_unit_test(a_long_run_has_the_same_sum_in_one_and_in_pieces),
         cmocka_unit_test(what_is_encoded_is_decoded),
         cmocka_unit_test(a_cursor_remembers_the_first_failure),
         cmocka_unit_test(a_size_that_lies_is_refused),

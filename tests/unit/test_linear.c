@@ -5,6 +5,7 @@
 
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/rng.h"
@@ -269,6 +270,33 @@ static void what_nobody_shows_is_told_by_a_length(void **state)
     assert_int_equal(check(ops, 4), LINEAR_BAD);
 }
 
+/* (9) The delete comes after the append that overlaps it. Before it, any of 24
+ * of three sizes could make up the 20 bytes that the append reports, and all in
+ * vain: the next one landed at 0. */
+static void a_length_shrinks_by_an_overwrite_only(void **state)
+{
+    (void)state;
+    struct linear_op ops[29];
+    for (uint32_t i = 0; i < 24; i++) {
+        static char tokens[24][6];
+        snprintf(tokens[i], sizeof tokens[i], "<%c%.*s", (char)('A' + i),
+                 (int)(i % 3 + 1), ">>>");
+        ops[i] = unknown(append(3 + i, 0, tokens[i], 0));
+    }
+    ops[24] = put(1, 2, "twenty bytes, or so.");
+    ops[25] = op_of(LINEAR_DELETE, 100, 110, NULL);
+    ops[26] = append(101, 111, "x", 20);
+    ops[27] = append(105, 115, "end", 0);
+    ops[28] = get(120, 121, "end");
+    struct buf why = {0};
+    assert_int_equal(linear_check(ops, 29, 1000, &why), LINEAR_OK);
+    ops[25].ret = 100; /* now it came before, and 20 bytes cannot be gone */
+    assert_int_equal(linear_check(ops, 29, 1000, &why), LINEAR_BAD);
+    ops[0] = unknown(op_of(LINEAR_DELETE, 3, 0, NULL));
+    assert_int_equal(linear_check(ops, 29, 1000000, &why), LINEAR_OK);
+    buf_free(&why);
+}
+
 static void no_budget_is_no_answer(void **state)
 {
     (void)state;
@@ -526,6 +554,7 @@ int main(void)
         cmocka_unit_test(anomalies_of_transactions),
         cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(what_nobody_shows_is_told_by_a_length),
+        cmocka_unit_test(a_length_shrinks_by_an_overwrite_only),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
         cmocka_unit_test(as_a_search_of_every_order_decides),

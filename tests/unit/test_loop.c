@@ -523,6 +523,51 @@ static void a_brief_job_waits_for_the_one_that_runs(void **state)
     env_worker_free(env, worker);
 }
 
+static void brief_done_submits(struct env_job *job)
+{
+    uint32_t next = ((struct brief *)job)->number + 1;
+    if (next < brief_end) {
+        struct brief *b = brief_make(next, 0);
+        b->job.done = brief_done_submits;
+        env_worker_submit_brief(env, worker, &b->job);
+    }
+    brief_done(job);
+}
+
+static uint32_t done_at_turn;
+
+static void next_turn(struct env_timer *timer)
+{
+    (void)timer;
+    done_at_turn = done_count;
+}
+
+static struct env_timer turn_timer;
+
+static void turn_then_submit(struct env_timer *timer)
+{
+    (void)timer;
+    struct brief *b = brief_make(0, 0);
+    b->job.done = brief_done_submits;
+    env_worker_submit_brief(env, worker, &b->job);
+    turn_timer.fire = next_turn;
+    env_timer_start(env, &turn_timer, 0);
+}
+
+/* Wrong if the answer to a write waits for a turn between its sync and its
+ * execution, or if jobs that follow each other keep the loop from the net. */
+static void two_brief_jobs_end_in_one_turn(void **state)
+{
+    (void)state;
+    briefs_begin(5);
+    done_at_turn = 0;
+    turn_timer = (struct env_timer){.fire = turn_then_submit};
+    env_timer_start(env, &turn_timer, 0);
+    net_loop_run(loop);
+    assert_int_equal(done_at_turn, 2);
+    env_worker_free(env, worker);
+}
+
 /* Wrong if a slow disk holds up the loop again and again. */
 static void a_job_that_was_not_brief_sends_the_next_to_the_thread(void **state)
 {
@@ -619,6 +664,7 @@ int main(void)
         T(a_brief_job_of_an_idle_worker_runs_here),
         T(brief_jobs_keep_their_place),
         T(a_brief_job_waits_for_the_one_that_runs),
+        T(two_brief_jobs_end_in_one_turn),
         T(a_job_that_was_not_brief_sends_the_next_to_the_thread),
         T(a_signal_is_called_on_the_loop),
         T(fatal_ends_the_process_with_status_70),

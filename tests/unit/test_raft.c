@@ -1397,6 +1397,54 @@ static enum err decode(const struct buf *b, size_t size)
     return rc;
 }
 
+/* `b` with the cuts in their places. */
+static struct bytes *joined(const struct buf *b, const struct raft_cut *cuts,
+                            uint32_t count)
+{
+    struct buf all = {0};
+    size_t at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        buf_append(&all, b->data + at, cuts[i].at - at);
+        buf_append(&all, cuts[i].data->data, cuts[i].data->size);
+        at = cuts[i].at;
+    }
+    buf_append(&all, b->data + at, b->size - at);
+    struct bytes *bytes = bytes_copy(buf_slice(&all));
+    buf_free(&all);
+    return bytes;
+}
+
+/* What is cut out of a message and put in again is the same message, and its
+ * entries, parts of it or copies, outlive what it was read from. */
+static void a_message_is_the_same_in_parts(void **state)
+{
+    (void)state;
+    for (size_t size = 1; size <= 8192; size = size * 3 + 1) {
+        struct bytes *data = bytes_new(size);
+        memset(data->data, (int)size, size);
+        struct raft_msg m = full_message(data), back;
+        struct raft_cut cuts[3];
+        struct buf whole = {0}, heads = {0};
+        struct arena a = {0};
+        raft_msg_encode(&whole, &m);
+        uint32_t count = raft_msg_encode_cut(&heads, &m, 100, cuts);
+        assert_int_equal(count, size >= 100 ? 1 : 0);
+        struct bytes *from = joined(&heads, cuts, count);
+        assert_int_equal(slice_compare(bytes_slice(from), buf_slice(&whole)),
+                         0);
+        assert_int_equal(raft_msg_decode_parts(from, &a, &back), ERR_OK);
+        bool is_part = back.entries[1].data->whole == from;
+        assert_int_equal(is_part, from->size / 3 >= 2048);
+        bytes_unref(from);
+        check_same(&m, &back);
+        raft_msg_release(&back);
+        arena_free(&a);
+        bytes_unref(data);
+        buf_free(&whole);
+        buf_free(&heads);
+    }
+}
+
 static void a_message_survives_its_bytes(void **state)
 {
     (void)state;
@@ -1561,6 +1609,7 @@ int main(void)
         cmocka_unit_test(an_installed_snapshot_replaces_the_log),
         cmocka_unit_test(a_broken_stored_log_is_refused),
         cmocka_unit_test(a_message_survives_its_bytes),
+        cmocka_unit_test(a_message_is_the_same_in_parts),
         cmocka_unit_test(the_bytes_do_not_change),
         cmocka_unit_test(nonsense_is_refused),
         cmocka_unit_test(a_configuration_survives_its_bytes),

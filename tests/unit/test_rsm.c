@@ -33,6 +33,7 @@ struct event {
 static struct {
     uint64_t now_us;
     uint64_t order;
+    uint64_t fired;       /* events so far */
     struct event *events; /* by time */
     struct rng rng;
 } world;
@@ -72,6 +73,7 @@ static bool run_one(void)
     }
     world.events = e->next;
     world.now_us = e->at_us;
+    world.fired++;
     void (*fire)(void *) = e->fire;
     void *arg = e->arg;
     mem_free(e);
@@ -90,9 +92,13 @@ static void run_ms(uint64_t ms)
 
 /* --- The env of one replica */
 
-static uint32_t slow_per_mille; /* jobs that take long */
+static uint32_t slow_per_mille;          /* jobs that take long */
+static uint64_t apply_us, checkpoint_us; /* these workers' take so much more */
 
 struct env_worker {
+    struct node *node;
+    bool is_wal;
+    const uint64_t *more_us;
     struct env_job *head, *tail;
     struct event *event; /* the next run or done */
 };
@@ -108,6 +114,8 @@ struct node {
     bool cut; /* from the network */
     bool leader;
     uint32_t leader_calls;
+    uint32_t brief_syncs; /* jobs of "wal" that the loop might run itself */
+    uint64_t sent_in, brief_in; /* of `fired`: the last time */
 
     /* The state machine: now, and on its disk. */
     struct list {
@@ -115,7 +123,7 @@ struct node {
         uint32_t count, capacity;
         raft_index index;
         raft_term term;
-    } now, stored;
+    } now, stored, frozen;
     uint32_t installs;
     uint32_t snapshots;
 };
@@ -153,9 +161,14 @@ static void t_timer_start(struct env *env, struct env_timer *t,
 
 static struct env_worker *t_worker_new(struct env *env, const char *name)
 {
-    (void)env;
-    (void)name;
-    return mem_alloc(sizeof(struct env_worker));
+    struct env_worker *w = mem_alloc(sizeof *w);
+    w->node = (struct node *)env;
+    w->is_wal = strcmp(name, "wal") == 0;
+    static const uint64_t nothing;
+    w->more_us = strcmp(name, "apply") == 0        ? &apply_us
+                 : strcmp(name, "checkpoint") == 0 ? &checkpoint_us
+                                                   : &nothing;
+    return w;
 }
 
 static void worker_next(struct env_worker *w);
@@ -188,7 +201,7 @@ static void worker_next(struct env_worker *w)
         if (rng_chance(&world.rng, slow_per_mille)) {
             delay_us *= 30;
         }
-        w->event = schedule(delay_us, job_run, w);
+        w->event = schedule(delay_us + *w->more_us, job_run, w);
     }
 }
 
@@ -202,6 +215,13 @@ static void t_worker_submit(struct env_worker *w, struct env_job *job)
     }
     w->tail = job;
     worker_next(w);
+}
+
+static void t_worker_submit_brief(struct env_worker *w, struct env_job *job)
+{
+    w->node->brief_syncs += w->is_wal;
+    w->node->brief_in = w->is_wal ? world.fired : w->node->brief_in;
+    t_worker_submit(w, job);
 }
 
 static void t_worker_free(struct env_worker *w)
@@ -235,7 +255,7 @@ static const struct env_ops env_ops = {
     .timer_stop = t_timer_stop,
     .worker_new = t_worker_new,
     .worker_submit = t_worker_submit,
-    .worker_submit_brief = t_worker_submit,
+    .worker_submit_brief = t_worker_submit_brief,
     .worker_free = t_worker_free,
     .fatal = t_fatal,
     .random = t_random,
@@ -340,6 +360,7 @@ static void t_send(struct net *net, const char *address, net_method method,
     struct packet p = {.from = node_of_net(net)->at,
                        .to = (uint32_t)(address[0] - '1'),
                        .method = method};
+    nodes[p.from].sent_in = world.fired;
     send_packet(p, parts, part_count);
 }
 
@@ -487,7 +508,29 @@ static uint64_t unsaved_each;
 static uint64_t l_unsaved(struct rsm_fsm *fsm)
 {
     const struct node *n = node_of_fsm(fsm);
-    return (n->now.count - n->stored.count) * unsaved_each;
+    uint32_t saved =
+        n->frozen.count > n->stored.count ? n->frozen.count : n->stored.count;
+    return (n->now.count - saved) * unsaved_each;
+}
+
+static enum err l_checkpoint_begin(struct rsm_fsm *fsm)
+{
+    struct node *n = node_of_fsm(fsm);
+    list_copy(&n->frozen, &n->now);
+    return ERR_OK;
+}
+
+static enum err l_checkpoint_write(struct rsm_fsm *fsm)
+{
+    (void)fsm;
+    return ERR_OK;
+}
+
+static enum err l_checkpoint_end(struct rsm_fsm *fsm)
+{
+    struct node *n = node_of_fsm(fsm);
+    list_copy(&n->stored, &n->frozen);
+    return ERR_OK;
 }
 
 static enum err l_snap_begin(struct rsm_fsm *fsm, void **view)
@@ -573,6 +616,17 @@ static const struct rsm_fsm_ops fsm_ops = {
     .snap_install = l_snap_install,
 };
 
+/* Without snapshots. */
+static const struct rsm_fsm_ops stepping_ops = {
+    .durable = l_durable,
+    .apply = l_apply,
+    .checkpoint = l_checkpoint,
+    .checkpoint_begin = l_checkpoint_begin,
+    .checkpoint_write = l_checkpoint_write,
+    .checkpoint_end = l_checkpoint_end,
+    .unsaved = l_unsaved,
+};
+
 /* --- The cluster */
 
 static size_t keep_size;
@@ -638,6 +692,7 @@ static void cluster_new(uint64_t seed)
     keep_size = 10000;
     snap_rate = 0;
     unsaved_each = 0;
+    apply_us = checkpoint_us = 0;
     checkpoint_ms = 300;
     slow_per_mille = 0;
     loss_per_mille = 0;
@@ -671,6 +726,7 @@ static void cluster_free(void)
         faultdisk_free(nodes[i].disk);
         mem_free(nodes[i].now.numbers);
         mem_free(nodes[i].stored.numbers);
+        mem_free(nodes[i].frozen.numbers);
     }
     assert_null(calls);
 }
@@ -923,6 +979,37 @@ static void test_what_is_unsaved_bounds_checkpoints(void **state)
     await_all_equal();
     for (uint32_t i = 0; i < NODES; i++) {
         assert_true(nodes[i].stored.count >= 150);
+    }
+    cluster_free();
+}
+
+/* Could be wrong: what makes a checkpoint due still counts when it has begun,
+ * and applying waits until it is written. */
+static void test_applying_goes_on_when_a_checkpoint_has_begun(void **state)
+{
+    (void)state;
+    cluster_new(13);
+    checkpoint_ms = 1000000;
+    for (uint32_t i = 0; i < NODES; i++) {
+        nodes[i].fsm.ops = &stepping_ops;
+        node_start(i);
+    }
+    struct node *leader = await_leader();
+    unsaved_each = 1 << 20;
+    apply_us = 200000;
+    checkpoint_us = 2000000;
+    propose_many(leader, 0, 60); /* due more than twice over */
+    propose_many(leader, 60, 8); /* come while it begins */
+    struct rsm_status status;
+    rsm_status(leader->rsm, &status);
+    assert_true(status.checkpointing);
+    assert_int_equal(status.stall.count, 0);
+    await_all_equal();
+    run_ms(5000);
+    for (uint32_t i = 0; i < NODES; i++) {
+        rsm_status(nodes[i].rsm, &status);
+        assert_true(status.stall.count > 0);
+        assert_true(status.stall.max_us < 1000000);
     }
     cluster_free();
 }
@@ -1365,6 +1452,113 @@ static void test_wishes_wait_for_a_leader_that_is_one(void **state)
     cluster_free();
 }
 
+/* Wrong if a leader that others wait for syncs on its loop, or if one whose
+ * caller is alone does so before its messages have left. */
+static void test_a_leader_syncs_itself_when_callers_come_alone(void **state)
+{
+    (void)state;
+    cluster_start(31);
+    struct node *leader = await_leader();
+    propose_many(leader, 0, 50);
+    uint32_t before = leader->brief_syncs;
+    struct client c[3];
+    for (uint32_t i = 0; i < 100; i++) {
+        propose(leader, &c[0], 100 + i);
+        await_client(&c[0]);
+    }
+    assert_in_range(leader->brief_syncs - before, 80, 90);
+    propose(leader, &c[0], 200);
+    uint32_t first = leader->brief_syncs;
+    while (leader->brief_syncs == first) {
+        assert_true(run_one());
+    }
+    assert_true(leader->sent_in < leader->brief_in);
+    await_client(&c[0]);
+
+    /* A second caller, and a reader. */
+    propose(leader, &c[1], 300);
+    propose(leader, &c[2], 301);
+    await_client(&c[1]);
+    await_client(&c[2]);
+    before = leader->brief_syncs;
+    for (uint32_t i = 0; i < 60; i++) {
+        struct reader reader;
+        if (i < 30) {
+            propose(leader, &c[0], 400 + i);
+            read_begin(leader, &reader);
+        } else {
+            read_begin(leader, &reader);
+            propose(leader, &c[0], 400 + i);
+        }
+        await_client(&c[0]);
+        while (!reader.ended) {
+            run_ms(1);
+        }
+    }
+    assert_int_equal(leader->brief_syncs, before);
+    cluster_free();
+}
+
+static uint32_t space_looks;
+static uint64_t space_left;
+
+static enum err counted_space(struct disk *d, uint64_t *free)
+{
+    (void)d;
+    space_looks++;
+    *free = space_left;
+    return ERR_OK;
+}
+
+/* Wrong if the disk is asked for its space at each write, or too late. */
+static void test_space_is_looked_at_now_and_then(void **state)
+{
+    (void)state;
+    cluster_start(32);
+    struct node *leader = await_leader();
+    struct disk *disk = faultdisk_disk(leader->disk);
+    const struct disk_ops *before = disk->ops;
+    struct disk_ops counted = *before;
+    counted.space = counted_space;
+    disk->ops = &counted;
+    space_left = UINT64_MAX;
+    struct client c;
+    propose(leader, &c, 0);
+    await_client(&c);
+    run_ms(10);
+    space_looks = 0;
+    uint64_t began = world.now_us;
+    for (uint32_t i = 1; i <= 200; i++) {
+        propose(leader, &c, i);
+        await_client(&c);
+    }
+    uint64_t most = (world.now_us - began) / 5000 + 10;
+    assert_true(most < 180 && space_looks > 0 && space_looks <= most);
+
+    /* As many bytes as count, in less time than counts. */
+    static struct client big[8];
+    space_looks = 0;
+    began = world.now_us;
+    for (uint32_t i = 0; i < 8; i++) {
+        propose_sized(leader, &big[i], 300 + i, 300 << 10);
+        run_ms(1);
+    }
+    for (uint32_t i = 0; i < 8; i++) {
+        await_client(&big[i]);
+    }
+    assert_true(space_looks > (world.now_us - began) / 5000);
+
+    space_left = 1000;
+    run_ms(10);
+    propose(leader, &c, 400);
+    await_client(&c);
+    struct rsm_status status;
+    rsm_status(leader->rsm, &status);
+    assert_true(status.full);
+    disk->ops = before;
+    cluster_free();
+}
+
 static void note_done(void *arg)
 {
     *(bool *)arg = true;
@@ -1529,6 +1723,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_reads_see_what_was_acknowledged),
         cmocka_unit_test(test_reads_wait_for_the_log),
         cmocka_unit_test(test_what_is_unsaved_bounds_checkpoints),
+        cmocka_unit_test(test_applying_goes_on_when_a_checkpoint_has_begun),
         cmocka_unit_test(test_followers_refuse),
         cmocka_unit_test(test_restart_of_all),
         cmocka_unit_test(test_snapshot_for_one_that_lags),
@@ -1543,6 +1738,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_failed_sync_is_final),
         cmocka_unit_test(test_proposals_do_not_wait_for_ever),
         cmocka_unit_test(test_wishes_wait_for_a_leader_that_is_one),
+        cmocka_unit_test(test_a_leader_syncs_itself_when_callers_come_alone),
+        cmocka_unit_test(test_space_is_looked_at_now_and_then),
         cmocka_unit_test(test_step_down),
         cmocka_unit_test(test_strangers_are_not_heard),
         cmocka_unit_test(test_chaos),

@@ -120,11 +120,18 @@ static void group_new(struct group *g)
     assert_int_equal(configure(g, 1, ALL_ONE), ERR_OK);
 }
 
+static struct bytes *command_of(uint64_t stamp_us, struct slice request)
+{
+    struct bytes *b = bytes_new(SKV_COMMAND_ROOM + request.size);
+    memcpy(b->data + SKV_COMMAND_ROOM, request.data, request.size);
+    return skv_command_request(stamp_us, b);
+}
+
 static void send(struct group *g, const struct skv_request *q)
 {
     struct buf b = {0};
     skv_request_encode(&b, q);
-    struct bytes *command = skv_command_request(++g->clock_us, buf_slice(&b));
+    struct bytes *command = command_of(++g->clock_us, buf_slice(&b));
     apply_entry(g, RAFT_ENTRY_COMMAND, bytes_slice(command));
     bytes_unref(command);
     buf_free(&b);
@@ -469,8 +476,7 @@ static void nonsense_is_answered_and_changes_nothing(void **state)
     struct group g;
     (void)state;
     group_new(&g);
-    struct bytes *command =
-        skv_command_request(1, slice_text("not a request at all"));
+    struct bytes *command = command_of(1, slice_text("not a request at all"));
     apply_entry(&g, RAFT_ENTRY_COMMAND, bytes_slice(command));
     bytes_unref(command);
     struct dec d = dec_of(buf_slice(&g.answer));

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
@@ -355,6 +356,48 @@ static void power_may_go_at_any_moment_of_a_checkpoint(void **state)
     temp_dir_remove(dir);
 }
 
+/* ---- a large value that an earlier process cut ---- */
+
+static ino_t inode_of_only_blob(const char *dir)
+{
+    char *pattern = mem_printf("%s/state.1/blobs/*/*", dir);
+    glob_t found;
+    struct stat st;
+    assert_int_equal(glob(pattern, 0, NULL, &found), 0);
+    assert_int_equal(found.gl_pathc, 1);
+    assert_int_equal(stat(found.gl_pathv[0], &st), 0);
+    globfree(&found);
+    mem_free(pattern);
+    return st.st_ino;
+}
+
+/* Could be wrong: the file is as long already as the replayed entry wants it,
+ * and so nobody syncs it: its end comes back when the power goes behind the
+ * checkpoint, and a later growth shows it. */
+static void a_cut_that_is_replayed_is_synced(void **state)
+{
+    (void)state;
+    static uint8_t bytes[4 * SKV_INLINE_SIZE_MAX];
+    struct slice key = slice_text("key");
+    char *dir = temp_dir();
+    struct skv_store *s = store_open(dir);
+    assert_int_equal(s->ops->put(s, key, slice_of(bytes, sizeof bytes)),
+                     ERR_OK);
+    assert_int_equal(s->ops->checkpoint(s, 1, 1), ERR_OK);
+    assert_int_equal(s->ops->truncate(s, key, sizeof bytes / 2), ERR_OK);
+    s->ops->close(s); /* as a kill would: there was no checkpoint */
+    s = store_open(dir);
+    assert_int_equal(durable_of(s), 1);
+    assert_int_equal(s->ops->truncate(s, key, sizeof bytes / 2), ERR_OK);
+    disk.inode = inode_of_only_blob(dir);
+    disk.syncs = 0;
+    assert_int_equal(s->ops->checkpoint(s, 2, 1), ERR_OK);
+    assert_true(disk.syncs > 0);
+    disk.inode = 0;
+    s->ops->close(s);
+    temp_dir_remove(dir);
+}
+
 /* ---- kill -9 ---- */
 
 struct writer {
@@ -438,6 +481,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(power_may_go_at_any_moment_of_a_checkpoint),
+        cmocka_unit_test(a_cut_that_is_replayed_is_synced),
         cmocka_unit_test(kill_9_leaves_the_last_checkpoint),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -719,6 +720,63 @@ static void test_full_disk_long_writes(void **state)
     }
 }
 
+enum { MIXED = 700 }; /* more than one pwritev() takes */
+
+static size_t mixed_size(uint32_t i)
+{
+    return i % 5 == 0 ? i % 90 : 2000 + 7 * (i % 40);
+}
+
+static void mixed_append(struct wal *w)
+{
+    static uint8_t text[3000];
+    struct raft_entry entries[MIXED];
+    for (uint32_t i = 0; i < MIXED; i++) {
+        memset(text, (int)i, sizeof text);
+        entries[i] = (struct raft_entry){
+            .term = 1,
+            .index = i + 1,
+            .type = RAFT_ENTRY_COMMAND,
+            .data = bytes_copy(slice_of(text, mixed_size(i))),
+        };
+    }
+    assert_int_equal(wal_append(w, NULL, entries, MIXED), ERR_OK);
+    for (uint32_t i = 0; i < MIXED; i++) {
+        bytes_unref(entries[i].data); /* nothing of it is needed any more */
+    }
+}
+
+/* Payloads around the size from which they are written from their own place,
+ * by as many system calls as it takes. */
+static void test_many_payloads_in_one_write(void **state)
+{
+    (void)state;
+    char root[] = "/tmp/test_wal_XXXXXX", command[64];
+    struct disk *disk = NULL;
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    assert_non_null(mkdtemp(root));
+    assert_int_equal(disk_real_open(root, &disk), ERR_OK);
+    assert_int_equal(wal_open(disk, "wal", 0, 0, &w, &r), ERR_OK);
+    wal_recovery_free(&r);
+    mixed_append(w);
+    wal_close(w);
+    assert_int_equal(wal_open(disk, "wal", 0, 0, &w, &r), ERR_OK);
+    assert_int_equal(r.entry_count, MIXED);
+    for (uint32_t i = 0; i < MIXED; i++) {
+        struct slice got = bytes_slice(r.entries[i].data);
+        assert_int_equal(got.size, mixed_size(i));
+        for (size_t at = 0; at < got.size; at++) {
+            assert_int_equal(got.data[at], (uint8_t)i);
+        }
+    }
+    wal_recovery_free(&r);
+    wal_close(w);
+    disk_real_close(disk);
+    snprintf(command, sizeof command, "rm -r %s", root);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
     log_set_level(LOG_LEVEL_OFF);
@@ -727,6 +785,7 @@ int main(void)
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_full_disk_votes_and_compacts),
         cmocka_unit_test(test_full_disk_long_writes),
+        cmocka_unit_test(test_many_payloads_in_one_write),
         cmocka_unit_test(test_crash_while_recovering),
         cmocka_unit_test(test_flipped_bytes),
         cmocka_unit_test(test_lost_sector_in_the_middle),
