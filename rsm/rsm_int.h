@@ -43,8 +43,8 @@ enum {
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 2000,
-    RSM_BACKLOG_LEADER = 200, /* percent of a checkpoint, while one is made */
-    RSM_BACKLOG_FOLLOWER = 100,
+    RSM_BACKLOG_LOG = 400, /* percent of what makes a checkpoint due */
+    RSM_BACKLOG_UNSAVED = 200,
     RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,
