@@ -24,9 +24,12 @@ static unsigned percent(const struct ctl_move *m)
     if (m->stage >= CTL_MOVE_CHANGES) {
         return 100;
     }
+    if (m->bytes_all == 0) {
+        return 0; /* not counted yet */
+    }
     /* More may be copied than was counted: it is in use. */
     uint64_t all = m->bytes_all > m->bytes ? m->bytes_all : m->bytes;
-    return all == 0 ? 0 : (unsigned)(m->bytes * 100 / all);
+    return (unsigned)(m->bytes * 100 / all);
 }
 
 static void print_one(const struct ctl_move *m, ctl_gid to)

@@ -105,7 +105,8 @@ static void encode_head(struct buf *b, const struct raft_msg *msg)
     at = put(at, msg->conflict_term);
     at = put(at, msg->conflict_index);
     at = put(at, msg->last_index);
-    (void)put(at, msg->read_round);
+    at = put(at, msg->read_round);
+    CHECK(at == b->data + b->size);
     enc_u32(b, msg->entry_count);
 }
 

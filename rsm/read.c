@@ -3,7 +3,10 @@
  * waking a thread costs more than most reads.
  *
  *   queued --flush--> batch, asked --granted at index i--> held until the apply
- *   worker was given entries up to i --> its job --> done()               */
+ *   worker was given entries up to i --> its job --> done()
+ *
+ * A job ends when its answers hold RSM_READ_HELD_SIZE, and what is left is the
+ * next one: in between the loop sends them, or finds that nobody takes them. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -18,7 +21,8 @@ struct rsm_read_batch {
 struct read_job {
     struct env_job job;
     struct rsm *rsm;
-    struct rsm_read_list reads;
+    struct rsm_read_list reads; /* once it has run: those that did */
+    struct rsm_read_list left;
 };
 
 static void append(struct rsm_read_list *list, struct rsm_read *rd)
@@ -31,6 +35,15 @@ static void append(struct rsm_read_list *list, struct rsm_read *rd)
     }
     list->tail = rd;
     list->count++;
+}
+
+static struct rsm_read *take(struct rsm_read_list *list)
+{
+    struct rsm_read *rd = list->head;
+    list->head = rd->next;
+    list->tail = list->head == NULL ? NULL : list->tail;
+    list->count--;
+    return rd;
 }
 
 static void join(struct rsm_read_list *to, struct rsm_read_list *from)
@@ -48,14 +61,19 @@ static void join(struct rsm_read_list *to, struct rsm_read_list *from)
     *from = (struct rsm_read_list){0};
 }
 
+static void set_rc(struct rsm_read_list *list, enum err rc)
+{
+    for (struct rsm_read *rd = list->head; rd != NULL; rd = rd->next) {
+        rd->rc = rc;
+    }
+}
+
 static void fail_list(struct rsm *r, struct rsm_read_list *list, enum err rc)
 {
     if (list->head == NULL) {
         return; /* or a flush that has none to fail asks for the next one */
     }
-    for (struct rsm_read *rd = list->head; rd != NULL; rd = rd->next) {
-        rd->rc = rc;
-    }
+    set_rc(list, rc);
     join(&r->reads_failed, list);
     rsm_flush_later(r);
 }
@@ -74,17 +92,25 @@ static void answer_list(struct rsm *r, struct rsm_read_list *list)
 
 /* --- The job */
 
+static void submit(struct rsm *r, struct rsm_read_list *reads);
+
 static void on_run(struct env_job *job)
 {
     struct read_job *j = (struct read_job *)job;
     enum err rc = ERR_OK;
     bool whole = rsm_space_enter(j->rsm, &rc);
-    for (struct rsm_read *rd = j->reads.head; rd != NULL; rd = rd->next) {
+    size_t held = 0;
+    j->left = j->reads;
+    j->reads = (struct rsm_read_list){0};
+    while (j->left.head != NULL && held < RSM_READ_HELD_SIZE) {
+        struct rsm_read *rd = take(&j->left);
         if (whole) {
             rd->run(rd);
         } else {
             rd->rc = ERR_BUSY;
         }
+        held += rd->held;
+        append(&j->reads, rd);
     }
 }
 
@@ -92,6 +118,11 @@ static void on_done(struct env_job *job)
 {
     struct read_job *j = (struct read_job *)job;
     struct rsm *r = j->rsm;
+    if (rsm_stopped(r)) {
+        set_rc(&j->left, ERR_CLOSED);
+        join(&j->reads, &j->left);
+    }
+    submit(r, &j->left); /* first: the worker should not wait for the answers */
     if (r->dead) {
         fail_list(r, &j->reads, ERR_CLOSED);
     } else {

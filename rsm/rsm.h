@@ -222,6 +222,9 @@ struct rsm_proposal {
  * inside. */
 void rsm_propose(struct rsm *r, struct rsm_proposal *p, struct bytes *command);
 
+/* Of answers to reads, in bytes, before the loop sends them. */
+enum { RSM_READ_HELD_SIZE = 8 << 20 };
+
 /* A linearizable read, embedded by the caller until done(): once a majority has
  * confirmed that we lead, and the state machine has caught up, run() is called
  * on the "apply" worker between two entries, then done() on the loop. With an
@@ -229,6 +232,7 @@ void rsm_propose(struct rsm *r, struct rsm_proposal *p, struct bytes *command);
 struct rsm_read {
     void (*run)(struct rsm_read *rd);
     void (*done)(struct rsm_read *rd, enum err rc);
+    size_t held; /* run() says how many bytes wait for done() */
     /* The rest is rsm's. */
     enum err rc;
     struct rsm_read *next;

@@ -165,6 +165,7 @@ static void read_run(struct rsm_read *rd)
 {
     struct call *c = call_of_read(rd);
     c->rc = skv_apply_read(c->server->fsm, bytes_slice(c->body), &c->out);
+    rd->held = c->out.capacity;
 }
 
 static void pull_run(struct rsm_read *rd)
@@ -180,6 +181,7 @@ static void pull_run(struct rsm_read *rd)
     if (fault != ERR_OK) {
         c->rc = fault;
     }
+    rd->held = c->out.capacity;
     arena_free(&f->arena);
 }
 

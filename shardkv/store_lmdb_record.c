@@ -58,11 +58,11 @@ enum err skv_lmdb_begin(struct skv_lmdb *s)
     MDB_stat st = {0};
     int code = mdb_txn_begin(s->gen->env, NULL, MDB_RDONLY, &txn);
     if (code == 0) {
-        code = mdb_cursor_open(txn, s->gen->keys, &s->cursor);
-    }
-    if (code == 0) {
         code = mdb_stat(txn, s->gen->keys, &st);
         s->leaves = st.ms_leaf_pages;
+    }
+    if (code == 0) {
+        code = mdb_cursor_open(txn, s->gen->keys, &s->cursor);
     }
     if (code != 0) {
         mdb_txn_abort(txn);

@@ -163,6 +163,7 @@ static struct bytes *rpc_keep(struct net *net, struct slice body, size_t room)
     if (whole == NULL) {
         return NULL;
     }
+    rpc_of(net)->body = NULL; /* once: the room before it has one owner */
     CHECK(room <= NET_ROOM_MAX && body.data == whole->data + NET_ROOM_MAX);
     return bytes_part(whole, slice_of(body.data - room, body.size + room));
 }

@@ -178,6 +178,7 @@ static void put_start(struct wal *w, struct wal_out *out, uint64_t batch)
 {
     struct buf conf = {0};
     raft_conf_encode(&conf, &w->start_conf);
+    CHECK(conf.size < WAL_REFER_SIZE); /* so `out` copies it */
     struct wal_record record = {
         .type = WAL_START,
         .batch = (uint32_t)batch,

@@ -313,16 +313,22 @@ static bool write_fits(struct disk_file *f, uint64_t end)
     return end <= size || disk_has_room(d, end - size);
 }
 
-/* As pwrite() does: what fits is written. */
+/* As pwritev() does: what fits is written, and ends in any of the parts. */
 static void write_some(struct disk_file *f, uint64_t offset,
-                       const struct slice *part)
+                       const struct slice *parts, uint64_t size_all)
 {
-    uint64_t size = sim_between(f->disk->env->world, 0, part->size);
-    struct slice some = slice_of(part->data, (size_t)size);
-    if (size > 0 &&
-        (offset + size <= f->inode->live.size ||
-         disk_has_room(f->disk, offset + size - f->inode->live.size))) {
+    uint64_t size = sim_between(f->disk->env->world, 0, size_all);
+    uint64_t end = offset + size;
+    if (end > f->inode->live.size &&
+        !disk_has_room(f->disk, end - f->inode->live.size)) {
+        return;
+    }
+    for (uint32_t i = 0; offset < end; i++) {
+        uint64_t left = end - offset;
+        struct slice some = slice_of(
+            parts[i].data, left < parts[i].size ? (size_t)left : parts[i].size);
         change_add(f->inode, false, offset, &some, 1);
+        offset += some.size;
     }
 }
 
@@ -417,7 +423,7 @@ static enum err disk_write(struct disk_file *f, uint64_t offset,
         end += parts[i].size;
     }
     if (!write_fits(f, end)) {
-        write_some(f, offset, &parts[0]);
+        write_some(f, offset, parts, end - offset);
         if (f->disk->die_after == 0) {
             f->disk->die_after = f->disk->die_after_full;
             f->disk->die_after_full = 0;

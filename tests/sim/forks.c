@@ -152,7 +152,11 @@ void forks_message(struct cluster *c, uint32_t from, struct slice body)
     struct arena a = {0};
     struct raft_msg m;
     if ((f->stage != ASKED && f->stage != CUT_OFF) ||
-        !is_in(c, &c->nodes[from]) || raft_msg_decode(body, &a, &m) != ERR_OK) {
+        !is_in(c, &c->nodes[from])) {
+        return;
+    }
+    if (raft_msg_decode(body, &a, &m) != ERR_OK) {
+        arena_free(&a);
         return;
     }
     if (m.type == RAFT_MSG_APPEND && f->stage == ASKED && from == f->first &&

@@ -835,14 +835,22 @@ struct reader {
     struct rsm_read read;
     struct node *node;
     uint32_t count; /* the length of the list that it saw */
+    size_t holds;   /* its answer */
     bool ended;
     enum err rc;
 };
+
+static struct {
+    size_t now, most;
+} held; /* by the answers of all readers */
 
 static void reader_run(struct rsm_read *rd)
 {
     struct reader *reader = (struct reader *)rd;
     reader->count = reader->node->now.count;
+    rd->held = reader->holds;
+    held.now += rd->held;
+    held.most = held.now > held.most ? held.now : held.most;
 }
 
 static void reader_done(struct rsm_read *rd, enum err rc)
@@ -851,6 +859,7 @@ static void reader_done(struct rsm_read *rd, enum err rc)
     assert_false(reader->ended);
     reader->ended = true;
     reader->rc = rc;
+    held.now -= rd->held;
 }
 
 static void read_begin(struct node *n, struct reader *rd)
@@ -927,6 +936,30 @@ static void test_reads_see_what_was_acknowledged(void **state)
     assert_int_equal(stale.rc, ERR_NOTLEADER);
     leader->cut = false;
     await_all_equal();
+    cluster_free();
+}
+
+/* Who asks for much at once does not make us hold all of it at once. */
+static void test_reads_hold_a_bounded_number_of_bytes(void **state)
+{
+    (void)state;
+    enum { COUNT = 500, EACH = 1 << 20 };
+    cluster_start(4);
+    struct node *leader = await_leader();
+    static struct reader rd[COUNT];
+    held.most = 0;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        read_begin(leader, &rd[i]);
+        rd[i].holds = EACH;
+    }
+    run_ms(1000);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        assert_true(rd[i].ended);
+        assert_int_equal(rd[i].rc, ERR_OK);
+    }
+    assert_int_equal(held.now, 0);
+    assert_true(held.most >= RSM_READ_HELD_SIZE);
+    assert_true(held.most <= 2 * (RSM_READ_HELD_SIZE + EACH));
     cluster_free();
 }
 
@@ -1721,6 +1754,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_proposals_are_applied_once_in_order),
         cmocka_unit_test(test_reads_see_what_was_acknowledged),
+        cmocka_unit_test(test_reads_hold_a_bounded_number_of_bytes),
         cmocka_unit_test(test_reads_wait_for_the_log),
         cmocka_unit_test(test_what_is_unsaved_bounds_checkpoints),
         cmocka_unit_test(test_applying_goes_on_when_a_checkpoint_has_begun),
