@@ -223,7 +223,8 @@ static bool write_shard(struct backup *b, struct view_cursor *at,
                                         .key = buf_slice(&at->key),
                                         .offset = at->offset}};
         view_ask(b->view, &ask, 1, LOOK_MS, &arena);
-        bool half = ask.rc == ERR_OK && is_being_restored(&ask.seen);
+        bool half = ask.rc == ERR_OK && shard == CLAIM_SHARD &&
+                    is_being_restored(&ask.seen);
         if (ask.rc == ERR_OK && !half) {
             struct skv_archive_data data = {.shard = shard,
                                             .records = ask.seen.records,

@@ -27,7 +27,9 @@ struct claim {
     bool stop;
 };
 
-/* The key, of shard 0; no command can name it. */
+enum { CLAIM_SHARD = 0 };
+
+/* The key; no command can name it. */
 void claim_key(struct buf *key);
 
 /* These say on standard error why not. `writing` is true when a restore was

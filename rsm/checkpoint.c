@@ -24,13 +24,13 @@
  *     checkpoint_size_max bytes of the log were applied, and also when the
  *     state machine has half as much again unsaved: a small change of a value
  *     may take much more memory than of the log.
- *  6. A disk that is too slow makes applying wait, when twice that came since
- *     the checkpoint began; on a follower, whom nobody waits for, half of it.
+ *  6. A disk that is too slow makes a leader's applying wait, when four times
+ *     that of the log came since the checkpoint began, or twice that unsaved; a
+ *     follower's, for which nobody waits, when once either came.
  *  7. A full disk keeps nothing that is durable but what a follower that
  * answers does not have, log_keep_size bytes of that at most; and when that has
  * not given it space in ten seconds, not even that. A segment of which nothing
- *     is needed is given back, also the last one.
- */
+ *     is needed is given back, also the last one. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -294,19 +294,27 @@ void rsm_checkpoint_busy(struct rsm *r, uint64_t us)
 }
 
 /* How near the next one is (5), in percent. */
-static uint64_t due_percent(const struct rsm *r)
+static uint64_t log_percent(const struct rsm *r)
 {
     uint64_t size = r->applied_size - r->checkpoint_size;
-    uint64_t size_max = r->config.checkpoint_size_max;
-    uint64_t by_log = size * 100 / size_max;
-    uint64_t by_memory = r->unsaved * 200 / 3 / size_max;
-    return by_log > by_memory ? by_log : by_memory;
+    return size * 100 / r->config.checkpoint_size_max;
+}
+
+static uint64_t unsaved_percent(const struct rsm *r)
+{
+    return r->unsaved * 200 / 3 / r->config.checkpoint_size_max;
+}
+
+static bool is_late(const struct rsm *r)
+{
+    return r->leading ? log_percent(r) >= RSM_BACKLOG_LOG ||
+                            unsaved_percent(r) >= RSM_BACKLOG_UNSAVED
+                      : log_percent(r) >= 100 || unsaved_percent(r) >= 100;
 }
 
 bool rsm_checkpoint_holds(struct rsm *r)
 {
-    uint64_t most = r->leading ? RSM_BACKLOG_LEADER : RSM_BACKLOG_FOLLOWER;
-    if (!r->checkpoint_running || due_percent(r) < most) {
+    if (!r->checkpoint_running || !is_late(r)) {
         return false;
     }
     if (r->held_us == 0) {
@@ -321,7 +329,8 @@ void rsm_checkpoint_pump(struct rsm *r)
         r->space.checkpoint_held || r->applied <= r->durable) {
         return;
     }
-    if (r->checkpoint_due || due_percent(r) >= 100) {
+    if (r->checkpoint_due || log_percent(r) >= 100 ||
+        unsaved_percent(r) >= 100) {
         begin(r);
     } else if (!r->checkpoint_set) {
         r->checkpoint_set = true;

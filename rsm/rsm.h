@@ -152,7 +152,7 @@ struct rsm_config {
     size_t wal_segment_size;                                 /* 0: 64 MiB */
     /* Log bytes between checkpoints, 0: 16 MiB; a checkpoint is also made when
      * the state machine has half as much again unsaved. When the disk cannot
-     * keep up with twice as much, applying waits for it. */
+     * keep up, applying waits for it (rsm/checkpoint.c, 6). */
     size_t checkpoint_size_max;
     uint32_t checkpoint_ms_max; /* time between; 0: 2000 */
     size_t append_size_max;     /* of a message with entries; 0: default */

@@ -14,9 +14,9 @@ enum {
     RSM_PROPOSALS_MAX = 65536,
     RSM_READS_MAX = 65536,
     RSM_APPLY_COUNT_MAX = 1024,
-    RSM_APPLY_SIZE_MAX = 2 << 20,
+    RSM_APPLY_SIZE_MAX = 512 << 10,
     RSM_APPLY_JOBS_MAX = 2,
-    RSM_APPLY_LOAD_SIZE = 1 << 20, /* read from disk at a time */
+    RSM_APPLY_LOAD_SIZE = 512 << 10, /* read from disk at a time */
     RSM_APPLY_LAZY_US = 5000,
     RSM_APPLY_LAZY_COUNT = 256,
     RSM_BRIEF_SIZE = 16 << 10,
@@ -43,8 +43,8 @@ enum {
     RSM_KEEP_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_SIZE_DEFAULT = 16 << 20,
     RSM_CHECKPOINT_MS_DEFAULT = 2000,
-    RSM_BACKLOG_LEADER = 200, /* percent of a checkpoint, while one is made */
-    RSM_BACKLOG_FOLLOWER = 50,
+    RSM_BACKLOG_LOG = 400, /* percent of what makes a checkpoint due */
+    RSM_BACKLOG_UNSAVED = 200,
     RSM_SAMPLES = 1024,
     RSM_MARK_SIZE = 64 << 10,
     RSM_SPACE_LOW_DEFAULT = 32 << 20,

@@ -4,7 +4,7 @@
 # group (`flotilla status --json`). Prints one JSON object a size: the worst
 # replica's figures, in ms, and what the clients saw. `applier_job` bounds what
 # the applier could have waited for otherwise, as in the kernel: it is the
-# longest job, of up to 1024 entries or 2 MiB, that it had during a checkpoint.
+# longest job, of up to 1024 entries or 512 KiB, that it had during a checkpoint.
 #   SIZES=100,65536 CLIENTS=256 LOAD=30   bytes; clients; seconds of each
 set -eu
 cd "$(dirname "$0")/../.."
