@@ -26,6 +26,10 @@
  *     may take much more memory than of the log.
  *  6. A disk that is too slow makes applying wait, when twice that came since
  *     the checkpoint began; on a follower, whom nobody waits for, half of it.
+ *  7. A full disk keeps nothing that is durable but what a follower that
+ * answers does not have, log_keep_size bytes of that at most; and when that has
+ * not given it space in ten seconds, not even that. A segment of which nothing
+ *     is needed is given back, also the last one.
  */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
@@ -119,6 +123,15 @@ static raft_index hold_from(struct rsm *r)
                                  : lower(streams, lower(active, silent));
 }
 
+/* What of the durable log a full disk keeps all the same (7). */
+static raft_index squeeze_to(struct rsm *r)
+{
+    raft_index active = rsm_outgoing_oldest(r, false);
+    raft_index silent = UINT64_MAX;
+    needed_by_followers(r, &active, &silent);
+    return rsm_space_is_patient(r) ? lower(active, r->durable) : r->durable;
+}
+
 /* From memory goes all that is durable but for the end; from the disk what
  * nobody needs. */
 static void compact(struct rsm *r)
@@ -127,6 +140,9 @@ static void compact(struct rsm *r)
     index = lower(index, r->durable);
     raft_evict(r->raft, index);
     index = lower(index, hold_from(r));
+    if (r->space.full) {
+        index = higher(index, squeeze_to(r));
+    }
     if (index <= r->compacted) {
         return;
     }
@@ -326,6 +342,19 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size)
         r->applied_size - r->marks[r->mark_count - 1].size >= step) {
         add_mark(r, index);
     }
+}
+
+/* Entries that would make checkpoints due are not taken: without this the log
+ * would stay as it is, and the disk full, for ever. */
+void rsm_checkpoint_squeeze(struct rsm *r)
+{
+    if (rsm_stopped(r) || r->installing) {
+        return;
+    }
+    r->checkpoint_due = r->applied > r->durable;
+    rsm_checkpoint_pump(r);
+    compact(r);
+    rsm_log_shrink(r);
 }
 
 /* Else the log would be cut only when log_keep_size bytes have been applied

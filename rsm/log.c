@@ -38,6 +38,7 @@ static enum err write_job(struct rsm_log_job *j)
                           j->entries, j->entry_count);
     case RSM_LOG_VOTE: return wal_append(wal, &j->hard_state, NULL, 0);
     case RSM_LOG_COMPACT: return wal_compact(wal, j->index, j->term, &j->conf);
+    case RSM_LOG_SHRINK: return wal_shrink(wal);
     case RSM_LOG_RESET: return wal_reset(wal, j->index, j->term, &j->conf);
     }
     return ERR_INVALID;
@@ -148,7 +149,9 @@ static bool cutting_first(struct rsm *r)
         before = j;
         j = j->next;
     }
-    if (j == NULL || j->kind != RSM_LOG_COMPACT || j->tried) {
+    bool cuts =
+        j != NULL && (j->kind == RSM_LOG_COMPACT || j->kind == RSM_LOG_SHRINK);
+    if (!cuts || j->tried) {
         return false;
     }
     if (before != NULL) {
@@ -314,6 +317,17 @@ void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
     j->index = index;
     j->term = term;
     j->conf = *conf;
+    rsm_log_pump(r);
+}
+
+void rsm_log_shrink(struct rsm *r)
+{
+    for (struct rsm_log_job *j = r->log_head; j != NULL; j = j->next) {
+        if (j->kind != RSM_LOG_APPEND && j->kind != RSM_LOG_VOTE) {
+            return; /* one after the other */
+        }
+    }
+    push(r, RSM_LOG_SHRINK);
     rsm_log_pump(r);
 }
 

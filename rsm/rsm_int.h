@@ -53,9 +53,10 @@ enum {
     RSM_SPACE_PATIENCE_MS_DEFAULT = 10000,
     RSM_SPACE_PAUSE_MIN_MS = 100,
     RSM_SPACE_PAUSE_MAX_MS = 5000,
-    RSM_MEMORY_SIZE = 8 << 20, /* of the log in memory, or twice */
-    RSM_MEMORY_FACTOR = 2,     /* log_keep_size, if that is less */
-    RSM_HOLD_FACTOR = 8,       /* times log_keep_size, for a slow follower */
+    RSM_SPACE_SQUEEZE_MS = 10000, /* then followers' wants count no more */
+    RSM_MEMORY_SIZE = 8 << 20,    /* of the log in memory, or twice */
+    RSM_MEMORY_FACTOR = 2,        /* log_keep_size, if that is less */
+    RSM_HOLD_FACTOR = 8,          /* times log_keep_size, for a slow follower */
     RSM_BOOK_MAX = 16,
     RSM_KNOWN_MAX = 3 * RAFT_PEERS_MAX + RSM_BOOK_MAX + RAFT_PEERS_MAX,
     RSM_ENTRY_OVERHEAD =
@@ -107,6 +108,7 @@ enum rsm_log_kind {
     RSM_LOG_APPEND,
     RSM_LOG_VOTE, /* the hard state of an APPEND that waits for space */
     RSM_LOG_COMPACT,
+    RSM_LOG_SHRINK, /* gives back the last segment, if that is possible */
     RSM_LOG_RESET
 };
 
@@ -183,6 +185,7 @@ struct rsm_space {
     raft_index replay;       /* nobody reads until this is applied again */
     uint32_t pause_ms;       /* grows with each failure */
     uint64_t well_ms;        /* when space was found last */
+    uint64_t full_ms;        /* when it became full last */
     uint64_t group_since_ms; /* leader: no majority has space; 0: one has */
     struct env_timer timer;
     bool timer_set;
@@ -334,6 +337,7 @@ MUST_USE enum err rsm_identity_started(struct rsm *r);
 void rsm_log_update(struct rsm *r, const struct raft_update *update);
 void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
                      const struct raft_conf *conf);
+void rsm_log_shrink(struct rsm *r);
 void rsm_log_reset(struct rsm *r, const struct snap_label *label);
 void rsm_log_asked(struct rsm *r); /* a proposal or a read comes */
 void rsm_log_init(struct rsm *r);
@@ -365,6 +369,7 @@ void rsm_space_close(struct rsm *r);
 /* On a worker, before bytes that need room. */
 bool rsm_space_is_low(const struct rsm *r);
 bool rsm_space_is_tight(const struct rsm *r); /* on the loop */
+bool rsm_space_is_patient(const struct rsm *r);
 /* On the loop: it got ERR_NOSPACE; it got room. */
 void rsm_space_wait(struct rsm *r, enum rsm_space_user user);
 void rsm_space_found(struct rsm *r, enum rsm_space_user user);
@@ -393,6 +398,8 @@ void rsm_checkpoint_applied(struct rsm *r, raft_index index, uint64_t size);
 /* At start: what the log still has of what the state machine has stored. */
 void rsm_checkpoint_recovered(struct rsm *r);
 void rsm_checkpoint_pump(struct rsm *r);
+/* The disk is full: gives back what of the log can be. */
+void rsm_checkpoint_squeeze(struct rsm *r);
 /* Must applying wait for the checkpoint that is being made? */
 bool rsm_checkpoint_holds(struct rsm *r);
 void rsm_checkpoint_busy(struct rsm *r, uint64_t us); /* so long was a job */

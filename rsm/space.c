@@ -13,7 +13,9 @@
  *     then on (`half`, the apply worker's) nothing looks at it until it has
  *     gone back to its last checkpoint; and until it has come again to where it
  *     was, nobody reads: bytes of blobs may be newer than the checkpoint.
- *  4. A failed sync is no want of space: it ends the replica (E21). */
+ *  4. What of its own the log can give back it does, at once and at each pause:
+ *     nobody's entries would make that happen (checkpoint.c, 7).
+ *  5. A failed sync is no want of space: it ends the replica (E21). */
 #include "base/check.h"
 #include "base/log.h"
 #include "rsm/rsm_int.h"
@@ -46,6 +48,12 @@ bool rsm_space_is_low(const struct rsm *r)
 bool rsm_space_is_tight(const struct rsm *r)
 {
     return r->space.full || free_bytes(r) / 4 < r->config.space_low;
+}
+
+/* Has it been full for a short time only? */
+bool rsm_space_is_patient(const struct rsm *r)
+{
+    return env_now_ms(r->env) - r->space.full_ms < RSM_SPACE_SQUEEZE_MS;
 }
 
 /* --- On the apply worker */
@@ -106,6 +114,7 @@ static void tell(struct rsm *r)
     }
     s->full = full;
     if (full) {
+        s->full_ms = env_now_ms(r->env);
         log_warn("rsm",
                  "the disk is full: this replica waits for space group=%u "
                  "id=%" PRIu64 " path=%s free=%" PRIu64 " needed=%" PRIu64,
@@ -119,6 +128,9 @@ static void tell(struct rsm *r)
     }
     struct raft_event event = {.type = RAFT_EV_FULL, .u.full = full};
     (void)!rsm_step(r, &event, NULL);
+    if (full) {
+        rsm_checkpoint_squeeze(r);
+    }
 }
 
 static void on_rewound(struct env_job *job)
@@ -245,6 +257,7 @@ static void on_timer(struct env_timer *t)
     hand_over(r);
     if (s->full) {
         set_timer(r);
+        rsm_checkpoint_squeeze(r);
     }
     rsm_apply_pump(r);
 }

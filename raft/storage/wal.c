@@ -104,21 +104,29 @@ static enum err write_short(struct wal *w, struct wal_out *out, size_t keep)
     return w->disk->ops->write(w->file, w->end, parts, count);
 }
 
-/* Writes what was gathered, without a sync. `keep`: zeros behind it that must
- * be there afterwards. */
-static enum err flush(struct wal *w, struct wal_out *out, size_t keep)
+typedef enum err write_fn(struct wal *w, struct wal_out *out, size_t keep);
+
+static enum err flush_by(struct wal *w, struct wal_out *out, size_t keep,
+                         write_fn *write)
 {
     if (out->size == 0) {
         return ERR_OK;
     }
-    enum err rc = out->size < WAL_FILL_UNDER ? write_short(w, out, keep)
-                                             : write_long(w, out, keep);
+    enum err rc = write(w, out, keep);
     if (rc == ERR_OK) {
         w->end += out->size;
         w->stats.bytes += out->size;
         wal_out_clear(out);
     }
     return rc;
+}
+
+/* Writes what was gathered, without a sync. `keep`: zeros behind it that must
+ * be there afterwards. */
+static enum err flush(struct wal *w, struct wal_out *out, size_t keep)
+{
+    return flush_by(w, out, keep,
+                    out->size < WAL_FILL_UNDER ? write_short : write_long);
 }
 
 /* Never ERR_NOSPACE: after a failed sync nobody knows what is on the disk. */
@@ -253,13 +261,14 @@ static void push_segment(struct wal *w, uint64_t sequence)
 }
 
 /* Head, hard state and start marker, synced with the directory. */
-static enum err write_beginning(struct wal *w, const struct wal_head *head)
+static enum err write_beginning(struct wal *w, const struct wal_head *head,
+                                write_fn *write)
 {
     struct wal_out out = {0};
     wal_head_write(wal_out_bytes(&out, WAL_HEAD_SIZE), head);
     put_hard_state(w, &out, WAL_HEAD_SIZE);
     put_start(w, &out, WAL_HEAD_SIZE);
-    enum err rc = flush(w, &out, w->reserve);
+    enum err rc = flush_by(w, &out, w->reserve, write);
     wal_out_free(&out);
     if (rc == ERR_OK) {
         rc = sync_file(w);
@@ -306,7 +315,7 @@ static enum err drop_segment(struct wal *w)
 
 /* Goes on in a new segment. What is in the old one is synced. With
  * ERR_NOSPACE it goes on in the old one. */
-static enum err roll(struct wal *w, bool reset)
+static enum err roll(struct wal *w, bool reset, write_fn *write)
 {
     struct wal_head head = {.sequence = 1, .reset = reset};
     struct disk_file *file = w->file;
@@ -319,7 +328,7 @@ static enum err roll(struct wal *w, bool reset)
     if (rc != ERR_OK) {
         return rc;
     }
-    rc = write_beginning(w, &head);
+    rc = write_beginning(w, &head, write);
     if (rc == ERR_NOSPACE) {
         rc = drop_segment(w);
         w->file = file;
@@ -348,7 +357,7 @@ static enum err make_room(struct wal *w, struct wal_out *out, size_t size,
     }
     if (rc == ERR_OK) {
         *batch = w->end; /* what is before it stays, whatever comes */
-        rc = roll(w, false);
+        rc = roll(w, false, write_short);
     }
     *batch = rc == ERR_OK ? w->end : *batch;
     return rc;
@@ -415,6 +424,16 @@ static enum err delete_oldest(struct wal *w)
     return sync_names(w);
 }
 
+static enum err delete_unneeded(struct wal *w)
+{
+    enum err rc = ERR_OK;
+    while (rc == ERR_OK && w->segment_count > 1 &&
+           w->segments[0].index_max <= w->start_index) {
+        rc = delete_oldest(w);
+    }
+    return rc;
+}
+
 static void set_start(struct wal *w, raft_index index, raft_term term,
                       const struct raft_conf *conf)
 {
@@ -451,11 +470,35 @@ enum err wal_compact(struct wal *w, raft_index index, raft_term term,
     }
     set_start(w, index, term, conf);
     enum err rc = write_start(w);
-    while (rc == ERR_OK && w->segment_count > 1 &&
-           w->segments[0].index_max <= index) {
-        rc = delete_oldest(w);
+    if (rc == ERR_OK) {
+        rc = delete_unneeded(w);
     }
     return broke(w, rc);
+}
+
+/* Would a new segment be so much smaller that it is worth beginning? The next
+ * entry fills it ahead. */
+static bool shrinks(struct wal *w)
+{
+    uint64_t least = 3 * (uint64_t)WAL_FILL_SIZE;
+    least = least < w->segment_size / 2 ? least : w->segment_size / 2;
+    return last_segment(w)->index_max <= w->start_index && w->filled >= least;
+}
+
+enum err wal_shrink(struct wal *w)
+{
+    if (w->broken) {
+        return ERR_IO;
+    }
+    if (!shrinks(w)) {
+        return ERR_OK;
+    }
+    enum err rc = roll(w, false, write_long); /* no more than it needs */
+    if (rc == ERR_OK) {
+        rc = delete_unneeded(w); /* the start marker is in the new one */
+    }
+    /* Want of space is no failure: the log goes on where it was. */
+    return rc == ERR_NOSPACE ? ERR_OK : broke(w, rc);
 }
 
 enum err wal_reset(struct wal *w, raft_index index, raft_term term,
@@ -468,7 +511,7 @@ enum err wal_reset(struct wal *w, raft_index index, raft_term term,
     raft_term old_term = w->start_term;
     struct raft_conf old_conf = w->start_conf;
     set_start(w, index, term, conf);
-    enum err rc = roll(w, true);
+    enum err rc = roll(w, true, write_short);
     if (rc == ERR_NOSPACE) {
         set_start(w, old_index, old_term, &old_conf);
     }
@@ -509,7 +552,7 @@ enum err wal_open(struct disk *disk, const char *dir, size_t segment_size,
         rc = wal_recover(w, applied, recovery);
     }
     if (rc == ERR_OK && w->segment_count == 0) {
-        rc = roll(w, false);
+        rc = roll(w, false, write_short);
     }
     if (rc != ERR_OK) {
         wal_close(w);

@@ -52,6 +52,10 @@ MUST_USE enum err wal_append(struct wal *w,
 MUST_USE enum err wal_compact(struct wal *w, raft_index index, raft_term term,
                               const struct raft_conf *conf);
 
+/* If no entry is needed any more, goes on in a new segment when that is
+ * smaller, and frees the last one. Finding no room for that is no error. */
+MUST_USE enum err wal_shrink(struct wal *w);
+
 /* A snapshot replaced the state machine: the log now begins after `index`,
  * empty. Atomic: a crash leaves the old log or the new one. Keeps the hard
  * state. */

@@ -1684,6 +1684,147 @@ static void test_space_is_looked_at_now_and_then(void **state)
     cluster_free();
 }
 
+/* Bytes of its log, and what others leave of its disk. */
+static uint64_t log_size(struct node *n)
+{
+    uint64_t size = 0;
+    const char *path = NULL;
+    for (uint32_t i = 0; (path = faultdisk_path(n->disk, i)) != NULL; i++) {
+        if (strncmp(path, "wal/", 4) == 0) {
+            size += faultdisk_bytes(n->disk, path)->size;
+        }
+    }
+    return size;
+}
+
+static uint64_t disk_sizes[NODES];
+
+static enum err space_behind_log(struct disk *d, uint64_t *free)
+{
+    uint32_t at = 0;
+    while (faultdisk_disk(nodes[at].disk) != d) {
+        at++;
+    }
+    uint64_t used = log_size(&nodes[at]);
+    *free = used < disk_sizes[at] ? disk_sizes[at] - used : 0;
+    return ERR_OK;
+}
+
+static void assert_full(bool full)
+{
+    for (uint32_t i = 0; i < NODES; i++) {
+        struct rsm_status status;
+        rsm_status(nodes[i].rsm, &status);
+        if (status.full != full) {
+            fail_msg("%u: full %d, free %d of %d", i + 1, status.full,
+                     (int)status.space_free, (int)status.space_low);
+        }
+    }
+}
+
+static struct disk_ops small_ops;
+static const struct disk_ops *ops_before;
+
+static void small_disks_begin(uint64_t seed)
+{
+    cluster_new(seed);
+    keep_size = 100000; /* more than there is */
+    for (uint32_t i = 0; i < NODES; i++) {
+        struct disk *disk = faultdisk_disk(nodes[i].disk);
+        ops_before = disk->ops;
+        small_ops = *ops_before;
+        small_ops.space = space_behind_log;
+        disk_sizes[i] = UINT64_MAX;
+    }
+    for (uint32_t i = 0; i < NODES; i++) {
+        faultdisk_disk(nodes[i].disk)->ops = &small_ops;
+        node_start(i);
+    }
+}
+
+static void small_disks_end(void)
+{
+    for (uint32_t i = 0; i < NODES; i++) {
+        faultdisk_disk(nodes[i].disk)->ops = ops_before;
+    }
+    cluster_free();
+}
+
+/* Others fill the disks to `lack` bytes under the bound, no entry comes, and
+ * what the log gives back must do. */
+static void full_is_over(uint32_t count, uint64_t lack, bool restarted)
+{
+    struct client c = {0};
+    small_disks_begin(count);
+    for (uint32_t i = 0; i < count; i++) {
+        propose(await_leader(), &c, i);
+        await_client(&c);
+    }
+    run_ms(2000);
+    for (uint32_t i = 0; i < NODES; i++) {
+        if (restarted) {
+            node_stop(i);
+        }
+        disk_sizes[i] = log_size(&nodes[i]) + (32 << 20) - lack;
+    }
+    for (uint32_t i = 0; i < NODES && restarted; i++) {
+        node_start(i);
+    }
+    if (!restarted) {
+        propose(await_leader(), &c, count);
+        await_client(&c);
+        assert_full(true);
+    }
+    run_ms(20000);
+    assert_full(false);
+    propose(await_leader(), &c, count + 1);
+    await_client(&c);
+    small_disks_end();
+}
+
+/* A follower that answers, and takes nothing: for a while the log is kept for
+ * it. */
+static void full_is_over_after(uint32_t count)
+{
+    struct client c = {0};
+    struct rsm_status status;
+    small_disks_begin(count);
+    struct node *leader = await_leader();
+    uint32_t other = (leader->at + 1) % NODES;
+    disk_sizes[other] = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        propose(leader, &c, i);
+        await_client(&c);
+    }
+    run_ms(2000);
+    assert_true(nodes[other].now.count < 20);
+    disk_sizes[leader->at] = log_size(leader) + (32 << 20) - 30000;
+    propose(leader, &c, count);
+    await_client(&c);
+    run_ms(5000);
+    rsm_status(leader->rsm, &status);
+    assert_true(status.full);
+    run_ms(15000);
+    rsm_status(leader->rsm, &status);
+    assert_true(!status.full);
+    disk_sizes[other] = UINT64_MAX;
+    run_ms(20000);
+    assert_true(all_equal() && nodes[other].installs == 1);
+    small_disks_end();
+}
+
+/* Wrong if a full disk keeps what a follower might need one day, or the segment
+ * that is being written. */
+static void test_full_disk_gives_back_log(void **state)
+{
+    (void)state;
+    for (int restarted = 0; restarted < 2; restarted++) {
+        full_is_over(300, 30000, restarted); /* older segments */
+        full_is_over(40, 5000, restarted);   /* the only one */
+    }
+    full_is_over_after(300);
+}
+
 static void note_done(void *arg)
 {
     *(bool *)arg = true;
@@ -1868,6 +2009,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_wishes_wait_for_a_leader_that_is_one),
         cmocka_unit_test(test_a_leader_syncs_itself_when_callers_come_alone),
         cmocka_unit_test(test_space_is_looked_at_now_and_then),
+        cmocka_unit_test(test_full_disk_gives_back_log),
         cmocka_unit_test(test_step_down),
         cmocka_unit_test(test_strangers_are_not_heard),
         cmocka_unit_test(test_chaos),

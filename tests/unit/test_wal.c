@@ -96,6 +96,7 @@ static struct operation choose(const struct model *m, struct rng *rng)
     if (dice < 10 && m->count > 0) {
         op.kind = COMPACT;
         op.index = m->start + 1 + rng_below(rng, m->count);
+        op.index = rng_chance(rng, 300) ? model_last(m) : op.index;
         op.term = model_term(m, op.index);
         return op;
     }
@@ -127,7 +128,8 @@ static enum err execute(struct wal *w, const struct operation *op)
 {
     struct raft_conf conf = conf_at(op->index);
     if (op->kind == COMPACT) {
-        return wal_compact(w, op->index, op->term, &conf);
+        enum err rc = wal_compact(w, op->index, op->term, &conf);
+        return rc == ERR_OK ? wal_shrink(w) : rc;
     }
     if (op->kind == RESET) {
         return wal_reset(w, op->index, op->term, &conf);
