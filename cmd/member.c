@@ -9,10 +9,12 @@
 
 #include "base/log.h"
 #include "cmd/args.h"
+#include "cmd/arrival.h"
 #include "cmd/ask.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "cmd/process.h"
+#include "cmd/progress.h"
 #include "rsm/rsm.h"
 
 enum {
@@ -32,6 +34,7 @@ struct change {
     struct skv_client *client;
     uint32_t gid;
     const char *address; /* --address, or NULL */
+    uint64_t replaces;   /* the replica that goes afterwards; 0: none */
     bool json;
     struct arena arena; /* of `members` */
     struct rsm_members members;
@@ -164,18 +167,84 @@ static enum err ask_wish(struct change *ch, const struct rsm_wish *wish)
     return rc;
 }
 
+/* Waiting for a new replica, and what is shown of that. */
+struct watch {
+    struct arrival arrival;
+    struct progress progress;
+    uint8_t phase; /* that the line is of */
+};
+
+static const char *const phase_lines[] = {
+    [RSM_SNAP_MAKING] = "  making its snapshot",
+    [RSM_SNAP_SENDING] = "  snapshot",
+    [RSM_SNAP_INSTALLING] = "  installing the snapshot",
+};
+
+static uint8_t snap_phase(const struct rsm_member *m)
+{
+    return m->snap_phase <= RSM_SNAP_INSTALLING ? m->snap_phase : RSM_SNAP_NONE;
+}
+
+static void watch_end(struct watch *w)
+{
+    if (w->phase != RSM_SNAP_NONE) {
+        progress_end(&w->progress);
+    }
+    w->phase = RSM_SNAP_NONE;
+}
+
+static void watch_show(struct watch *w, const struct rsm_member *m,
+                       uint64_t last_index)
+{
+    uint8_t phase = snap_phase(m);
+    if (phase != w->phase) {
+        watch_end(w);
+    }
+    if (phase == RSM_SNAP_NONE) {
+        char words[ARRIVAL_WORDS_SIZE];
+        printf("  %s\n", arrival_words(m, last_index, words));
+        return;
+    }
+    if (phase != w->phase) {
+        progress_begin(&w->progress, phase_lines[phase], 0);
+        w->progress.unit = "MiB";
+        w->phase = phase;
+    }
+    w->progress.total_bytes = m->snap_all >> 20;
+    progress_show(&w->progress, m->snap_done >> 20, 0);
+}
+
 /* A new replica's progress is a reason to wait on; that others get what clients
  * write is none. */
-static bool advances(const struct change *ch, uint64_t id, uint64_t *match)
+static bool advances(const struct change *ch, uint64_t id, struct watch *w)
 {
     const struct rsm_member *m = member_of(ch, id);
-    bool grew = m != NULL && m->match > *match;
-    if (grew) {
-        *match = m->match;
-        printf("  it has %" PRIu64 " of %" PRIu64 " log entries\n", *match,
-               ch->members.last_index);
+    if (m == NULL || !arrival_moves(&w->arrival, ch->members.term, m)) {
+        return false;
     }
-    return grew;
+    watch_show(w, m, ch->members.last_index);
+    return true;
+}
+
+static void say_failure(const struct change *ch, enum rsm_change_kind kind,
+                        uint64_t id, enum err rc)
+{
+    char name[32], who[32] = "another replica", words[ARRIVAL_WORDS_SIZE];
+    const struct rsm_member *m = member_of(ch, id);
+    if (id != 0) {
+        snprintf(who, sizeof who, "replica %" PRIu64, id);
+    }
+    fprintf(stderr, "flotilla: cannot %s %s of %s: ", step_names[kind], who,
+            group_name(ch->gid, name));
+    if (kind == RSM_PROMOTE && rc == ERR_TIMEDOUT && m != NULL) {
+        fprintf(stderr, "nothing has moved for %d s: %s\n", PATIENCE_MS / 1000,
+                arrival_words(m, ch->members.last_index, words));
+    } else {
+        fprintf(stderr, "%s\n",
+                rc == ERR_NOTLEADER ? "no leader answers: is a majority "
+                                      "running?"
+                                    : refusal(kind, rc));
+    }
 }
 
 /* Asks until it is done; false with words on standard error. */
@@ -188,10 +257,11 @@ static bool step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
                                   .timeout_ms = WISH_MS};
     enum err rc = ERR_OK;
     char name[32];
-    uint64_t match = 0;
+    struct watch watch = {0};
     for (uint32_t waited = 0; waited < PATIENCE_MS; waited += PAUSE_MS) {
         rc = ask_wish(ch, &wish);
         if (rc == ERR_OK) {
+            watch_end(&watch);
             return true;
         }
         if (rc != ERR_NOTLEADER && rc != ERR_TIMEDOUT && rc != ERR_CLOSED &&
@@ -203,18 +273,12 @@ static bool step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
                    group_name(ch->gid, name), PATIENCE_MS / 1000);
         }
         bool catches_up = kind == RSM_PROMOTE && rc == ERR_TIMEDOUT;
-        waited = catches_up && advances(ch, id, &match) ? 0 : waited;
+        waited = catches_up && advances(ch, id, &watch) ? 0 : waited;
         waited += rc == ERR_TIMEDOUT ? WISH_MS : 0;
         pause_ms(PAUSE_MS);
     }
-    char who[32] = "another replica";
-    if (id != 0) {
-        snprintf(who, sizeof who, "replica %" PRIu64, id);
-    }
-    fprintf(stderr, "flotilla: cannot %s %s of %s: %s\n", step_names[kind], who,
-            group_name(ch->gid, name),
-            rc == ERR_NOTLEADER ? "no leader answers: is a majority running?"
-                                : refusal(kind, rc));
+    watch_end(&watch);
+    say_failure(ch, kind, id, rc);
     return false;
 }
 
@@ -355,6 +419,27 @@ static bool make_replica(struct change *ch, struct cluster_replica **out)
            cluster_make_identity(c, r, true) && cluster_save(c);
 }
 
+static bool make_voter(struct change *ch, uint64_t id)
+{
+    if (step(ch, RSM_PROMOTE, id, "")) {
+        wait_told(ch);
+        return true;
+    }
+    const struct rsm_member *m = member_of(ch, id);
+    if (m != NULL && m->role == RSM_LEARNER) {
+        fprintf(stderr,
+                "flotilla: it stays a learner and goes on catching up; finish "
+                "with `flotilla member promote %u %" PRIu64 "`",
+                ch->gid, id);
+        if (ch->replaces != 0) {
+            fprintf(stderr, ", then `flotilla member remove %u %" PRIu64 "`",
+                    ch->gid, ch->replaces);
+        }
+        fprintf(stderr, "\n");
+    }
+    return false;
+}
+
 static bool add(struct change *ch, uint64_t *id)
 {
     struct cluster_replica *r = NULL;
@@ -379,14 +464,9 @@ static bool add(struct change *ch, uint64_t *id)
     }
     printf("It is a learner and catches up.\n");
     fflush(stdout);
-    if (!step(ch, RSM_PROMOTE, r->id, "")) {
-        fprintf(stderr,
-                "flotilla: it stays a learner; go on with `flotilla "
-                "member promote %u %" PRIu64 "`\n",
-                ch->gid, r->id);
+    if (!make_voter(ch, r->id)) {
         return false;
     }
-    wait_told(ch);
     printf("Replica %" PRIu64 " is a voter of %s.\n", r->id,
            group_name(ch->gid, name));
     return true;
@@ -462,15 +542,15 @@ static bool replace(struct change *ch, uint64_t dead)
                 group_name(ch->gid, name), dead);
         return false;
     }
+    ch->replaces = dead;
     return add(ch, &id) && remove_one(ch, dead);
 }
 
 static bool promote(struct change *ch, uint64_t id)
 {
-    if (!step(ch, RSM_PROMOTE, id, "")) {
+    if (!make_voter(ch, id)) {
         return false;
     }
-    wait_told(ch);
     printf("Replica %" PRIu64 " is a voter.\n", id);
     return true;
 }
@@ -518,6 +598,11 @@ static const char *const role_names[] = {[RSM_VOTER] = "voter",
                                          [RSM_ARRIVING] = "arriving",
                                          [RSM_LEAVING] = "leaving"};
 
+static const char *const phase_words[] = {[RSM_SNAP_NONE] = "none",
+                                          [RSM_SNAP_MAKING] = "making",
+                                          [RSM_SNAP_SENDING] = "sending",
+                                          [RSM_SNAP_INSTALLING] = "installing"};
+
 static const char *role_text(uint8_t role)
 {
     return role >= RSM_VOTER && role <= RSM_LEAVING ? role_names[role] : "?";
@@ -536,6 +621,10 @@ static void list_text(const struct change *ch)
                (int)one->address.size, (const char *)one->address.data,
                one->id == m->leader ? "leader" : role_text(one->role),
                one->match, one->active != 0 ? "" : "does not answer");
+        if (snap_phase(one) != RSM_SNAP_NONE) {
+            char words[ARRIVAL_WORDS_SIZE];
+            printf("       %s\n", arrival_words(one, m->last_index, words));
+        }
     }
 }
 
@@ -548,10 +637,13 @@ static json_t *list_json(const struct change *ch)
         json_array_append_new(
             members,
             json_pack(
-                "{s:I, s:s%, s:s, s:b, s:I, s:b}", "id", (json_int_t)one->id,
-                "address", (const char *)one->address.data, one->address.size,
-                "role", role_text(one->role), "leader", one->id == m->leader,
-                "match", (json_int_t)one->match, "active", one->active != 0));
+                "{s:I, s:s%, s:s, s:b, s:I, s:b, s:{s:s, s:I, s:I}}", "id",
+                (json_int_t)one->id, "address", (const char *)one->address.data,
+                one->address.size, "role", role_text(one->role), "leader",
+                one->id == m->leader, "match", (json_int_t)one->match, "active",
+                one->active != 0, "snapshot", "phase",
+                phase_words[snap_phase(one)], "done",
+                (json_int_t)one->snap_done, "all", (json_int_t)one->snap_all));
     }
     return json_pack("{s:i, s:I, s:b, s:o}", "group", (int)ch->gid, "term",
                      (json_int_t)m->term, "settled", m->settled != 0, "members",

@@ -55,7 +55,9 @@ static void say(struct progress *p, double now)
     if (p->terminal && p->total_bytes > 0) {
         print_bar(share);
     }
-    if (p->unit != NULL) {
+    if (p->unit != NULL && p->total_bytes == 0) {
+        fprintf(stderr, "%" PRIu64 " %s", p->bytes, p->unit);
+    } else if (p->unit != NULL) {
         fprintf(stderr, "%" PRIu64 " of %" PRIu64 " %s", p->bytes,
                 p->total_bytes, p->unit);
     } else {

@@ -455,6 +455,7 @@ uint32_t rsm_member_list(const struct rsm *r,
                                  : 0,
             .active = is_self || (p != NULL && p->active),
         };
+        rsm_outgoing_show(r, &members[i]);
     }
     return count;
 }

@@ -53,12 +53,23 @@ enum rsm_member_role {
     RSM_ARRIVING = 3, /* a voter of the new set only, while it is joint */
     RSM_LEAVING = 4,  /* of the old set only */
 };
+/* The leader's snapshot for a member, on its way; what its bytes are of. */
+enum rsm_snap_phase {
+    RSM_SNAP_NONE = 0,
+    RSM_SNAP_MAKING = 1,     /* written at the leader; how many is not known */
+    RSM_SNAP_SENDING = 2,    /* stored at the member */
+    RSM_SNAP_INSTALLING = 3, /* put in the place of its state */
+};
 #define RSM_MEMBER_FIELDS(F)                                                   \
     F(U64, id)                                                                 \
     F(BYTES, address)                                                          \
     F(U8, role)                                                                \
     F(U64, match) /* on its disk, as the leader knows */                       \
-    F(U8, active)
+    F(U8, active)                                                              \
+    F(U8, snap_phase)                                                          \
+    F(U64, snap_index) /* of the snapshot that it is sent; 0: none */          \
+    F(U64, snap_done)  /* bytes, in this phase */                              \
+    F(U64, snap_all)   /* 0: not known yet */
 MSG_STRUCT(rsm_member, RSM_MEMBER_FIELDS);
 #define RSM_MEMBERS_FIELDS(F)                                                  \
     F(U64, leader)                                                             \

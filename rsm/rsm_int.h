@@ -86,12 +86,13 @@ enum rsm_chunk_kind {
 MSG_STRUCT(rsm_chunk, RSM_CHUNK_FIELDS);
 
 enum rsm_chunk_status {
-    RSM_CHUNK_MORE = 1,    /* of the manifest, from byte `at` on */
-    RSM_CHUNK_MISSING = 2, /* these pieces: bit i of byte i/8 of `missing` */
-    RSM_CHUNK_STORED = 3,  /* that piece */
-    RSM_CHUNK_WAIT = 4,    /* nothing is needed now; ask again */
-    RSM_CHUNK_DONE = 5,    /* installed, or not needed any more */
-    RSM_CHUNK_REFUSED = 6, /* give up */
+    RSM_CHUNK_MORE = 1,       /* of the manifest, from byte `at` on */
+    RSM_CHUNK_MISSING = 2,    /* these pieces: bit i of byte i/8 of `missing` */
+    RSM_CHUNK_STORED = 3,     /* that piece */
+    RSM_CHUNK_WAIT = 4,       /* nothing is needed now; ask again */
+    RSM_CHUNK_DONE = 5,       /* installed, or not needed any more */
+    RSM_CHUNK_REFUSED = 6,    /* give up */
+    RSM_CHUNK_INSTALLING = 7, /* its first `at` pieces; ask again */
 };
 #define RSM_CHUNK_REPLY_FIELDS(F) F(U8, status) F(U64, at) F(BYTES, missing)
 MSG_STRUCT(rsm_chunk_reply, RSM_CHUNK_REPLY_FIELDS);
@@ -443,6 +444,8 @@ void rsm_outgoing_start(struct rsm *r, raft_id peer);
 raft_index rsm_outgoing_oldest(const struct rsm *r, bool silent);
 /* The log is cut up to `index`: what is of no use without it ends. */
 void rsm_outgoing_cut(struct rsm *r, raft_index index);
+/* How far the one for `m->id` is, if there is one. */
+void rsm_outgoing_show(const struct rsm *r, struct rsm_member *m);
 void rsm_outgoing_stop(struct rsm *r); /* ends all; jobs may still come back */
 void rsm_outgoing_close(struct rsm *r);
 

@@ -53,7 +53,7 @@ struct rsm_outgoing {
     void *view;
     bool has_view;
     struct disk_file *file; /* the packed pieces, one after the other */
-    uint64_t file_size;
+    uint64_t file_size;     /* set with atomics: the loop shows it meanwhile */
     struct snap_id *ids;
     uint64_t *ends; /* of each piece in the file */
     uint32_t count, capacity;
@@ -69,6 +69,9 @@ struct rsm_outgoing {
     uint32_t timeout_ms;
     uint64_t called_us;
     uint64_t manifest_at;
+    uint64_t stored;    /* bytes that the peer has, as it said */
+    uint64_t installed; /* of these, while `installing` */
+    bool installing;
     uint8_t *todo; /* bit i of byte i/8: piece i is to be sent */
     uint32_t todo_from;
     struct rsm_slot slots[RSM_WINDOW_COUNT];
@@ -112,6 +115,8 @@ MUST_USE enum err rsm_pieces_sync(struct rsm_pieces *p);
 struct snap_source *rsm_pieces_source(struct rsm_pieces *p,
                                       const struct snap_id *ids,
                                       uint32_t count);
+/* How many of them were read; from any thread. */
+uint32_t rsm_pieces_position(const struct rsm_pieces *p);
 void rsm_pieces_free(struct rsm_pieces *p); /* the file stays */
 void rsm_pieces_forget(struct disk *disk);  /* the file goes */
 

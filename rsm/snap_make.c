@@ -80,7 +80,8 @@ static enum err write_piece(void *arg, const struct snap_id *id,
         o->rc = disk->ops->write(o->file, o->file_size, &packed, 1);
     }
     if (o->rc == ERR_OK) {
-        o->file_size += packed.size;
+        __atomic_store_n(&o->file_size, o->file_size + packed.size,
+                         __ATOMIC_RELAXED);
         add_piece(o, id);
     }
     return o->rc;

@@ -46,7 +46,8 @@ struct rsm_pieces {
     struct buf packed;
     /* The source */
     const struct snap_id *ids;
-    uint32_t count, next;
+    uint32_t count;
+    uint32_t next; /* set with atomics */
     struct slice left;
 };
 
@@ -202,9 +203,10 @@ enum err rsm_pieces_add(struct rsm_pieces *p, const struct snap_id *id,
 
 static enum err next_piece(struct rsm_pieces *p)
 {
-    const struct snap_id *id = &p->ids[p->next++];
+    const struct snap_id *id = &p->ids[p->next];
     const struct place *at = find(p, id);
     CHECK(at != NULL);
+    __atomic_store_n(&p->next, p->next + 1, __ATOMIC_RELAXED);
     buf_clear(&p->packed);
     enum err rc = p->disk->ops->read(
         p->file, at->offset, buf_extend(&p->packed, at->size), at->size);
@@ -238,7 +240,12 @@ struct snap_source *rsm_pieces_source(struct rsm_pieces *p,
     p->source.read = source_read;
     p->ids = ids;
     p->count = count;
-    p->next = 0;
+    __atomic_store_n(&p->next, 0, __ATOMIC_RELAXED);
     p->left = slice_of(NULL, 0);
     return &p->source;
+}
+
+uint32_t rsm_pieces_position(const struct rsm_pieces *p)
+{
+    return __atomic_load_n(&p->next, __ATOMIC_RELAXED);
 }

@@ -392,6 +392,14 @@ static void answer_status(struct rsm *r, struct net_request *request,
     answer(r, request, &reply);
 }
 
+static void answer_installing(const struct rsm_incoming *in,
+                              struct net_request *request)
+{
+    struct rsm_chunk_reply reply = {.status = RSM_CHUNK_INSTALLING,
+                                    .at = rsm_pieces_position(in->pieces)};
+    answer(in->rsm, request, &reply);
+}
+
 static enum rsm_chunk_status failed(struct rsm_incoming *in, enum err rc)
 {
     struct rsm *r = in->rsm;
@@ -424,7 +432,7 @@ static void on_arrived(struct env_job *job)
     } else if (r->incoming != in) {
         answer_status(r, a->request, RSM_CHUNK_WAIT); /* it ended meanwhile */
     } else if (in->installing) {
-        answer_status(r, a->request, RSM_CHUNK_WAIT);
+        answer_installing(in, a->request);
     } else if (a->complete) {
         answer_status(r, a->request, begin_install(in));
     } else {
@@ -494,7 +502,7 @@ static void arrive(struct rsm *r, struct net_request *request,
     if (m->term < status.term) {
         answer_status(r, request, RSM_CHUNK_REFUSED); /* a leader of old */
     } else if (in != NULL && in->installing) {
-        answer_status(r, request, RSM_CHUNK_WAIT);
+        answer_installing(in, request);
     } else if (!raft_wants_snapshot(r->raft, m->index, m->snap_term)) {
         answer_status(r, request, RSM_CHUNK_DONE);
     } else if (in == NULL && r->space.full) {

@@ -172,6 +172,16 @@ static uint64_t call(struct rsm_outgoing *o, enum rsm_chunk_kind kind,
 
 /* --- Questions and the manifest */
 
+static bool is_todo(const struct rsm_outgoing *o, uint32_t piece)
+{
+    return (o->todo[piece / 8] >> piece % 8 & 1) != 0;
+}
+
+static uint64_t piece_size(const struct rsm_outgoing *o, uint32_t piece)
+{
+    return o->ends[piece] - (piece > 0 ? o->ends[piece - 1] : 0);
+}
+
 static void begin_pieces(struct rsm_outgoing *o, struct slice missing)
 {
     size_t size = (o->count + 7) / 8;
@@ -183,13 +193,27 @@ static void begin_pieces(struct rsm_outgoing *o, struct slice missing)
     for (size_t i = 0; i < size; i++) {
         o->todo[i] = missing.data[i];
     }
+    o->stored = 0;
+    for (uint32_t i = 0; i < o->count; i++) {
+        o->stored += is_todo(o, i) ? 0 : piece_size(o, i);
+    }
     o->todo_from = 0;
     o->phase = RSM_OUT_PIECES;
     go_on(o);
 }
 
+/* The pieces may be those of the stream before; it is only shown. */
+static void note_installed(struct rsm_outgoing *o,
+                           const struct rsm_chunk_reply *m)
+{
+    uint64_t pieces = m->at < o->count ? m->at : o->count;
+    o->installing = m->status == RSM_CHUNK_INSTALLING;
+    o->installed = pieces > 0 ? o->ends[pieces - 1] : 0;
+}
+
 static void on_answer(struct rsm_outgoing *o, const struct rsm_chunk_reply *m)
 {
+    note_installed(o, m);
     switch ((enum rsm_chunk_status)m->status) {
     case RSM_CHUNK_DONE: rsm_outgoing_finish(o, true); return;
     case RSM_CHUNK_MORE:
@@ -201,6 +225,7 @@ static void on_answer(struct rsm_outgoing *o, const struct rsm_chunk_reply *m)
         go_on(o);
         return;
     case RSM_CHUNK_MISSING: begin_pieces(o, m->missing); return;
+    case RSM_CHUNK_INSTALLING:
     case RSM_CHUNK_WAIT:
         /* It may take as long as it takes; the peer is there. */
         o->phase = RSM_OUT_ASKING;
@@ -252,11 +277,6 @@ static void send_manifest(struct rsm_outgoing *o)
 
 /* --- Pieces */
 
-static bool is_todo(const struct rsm_outgoing *o, uint32_t piece)
-{
-    return (o->todo[piece / 8] >> piece % 8 & 1) != 0;
-}
-
 static bool is_on_its_way(const struct rsm_outgoing *o, uint32_t piece)
 {
     for (uint32_t i = 0; i < RSM_WINDOW_COUNT; i++) {
@@ -297,6 +317,7 @@ static void piece_stored(struct rsm_slot *s)
 {
     struct rsm_outgoing *o = s->o;
     struct rsm *r = o->rsm;
+    o->stored += is_todo(o, s->piece) ? s->bytes.size : 0;
     o->todo[s->piece / 8] &= (uint8_t) ~(1u << s->piece % 8);
     o->window += s->bytes.size;
     o->window = o->window < RSM_WINDOW_SIZE ? o->window : RSM_WINDOW_SIZE;
@@ -381,8 +402,7 @@ static void on_read(struct env_job *job)
 
 static bool start_piece(struct rsm_outgoing *o, uint32_t piece)
 {
-    size_t size =
-        (size_t)(o->ends[piece] - (piece > 0 ? o->ends[piece - 1] : 0));
+    size_t size = (size_t)piece_size(o, piece);
     size_t window = is_busy(o->rsm) && o->window > RSM_WINDOW_BUSY
                         ? RSM_WINDOW_BUSY
                         : o->window;
@@ -514,6 +534,26 @@ void rsm_outgoing_cut(struct rsm *r, raft_index index)
             o = o->next;
         }
     }
+}
+
+void rsm_outgoing_show(const struct rsm *r, struct rsm_member *m)
+{
+    const struct rsm_outgoing *o = r->outgoing;
+    while (o != NULL && (o->peer != m->id || o->stopped)) {
+        o = o->next;
+    }
+    if (o == NULL) {
+        return;
+    }
+    m->snap_index = o->label.index;
+    if (o->phase == RSM_OUT_MAKING) {
+        m->snap_phase = RSM_SNAP_MAKING;
+        m->snap_done = __atomic_load_n(&o->file_size, __ATOMIC_RELAXED);
+        return;
+    }
+    m->snap_phase = o->installing ? RSM_SNAP_INSTALLING : RSM_SNAP_SENDING;
+    m->snap_done = o->installing ? o->installed : o->stored;
+    m->snap_all = o->file_size;
 }
 
 void rsm_outgoing_stop(struct rsm *r)

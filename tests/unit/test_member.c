@@ -1,5 +1,6 @@
 /* Who is in a group: the bytes of a configuration, the identity of a data
- * directory. Changes under faults are in tests/sim (scenario members). */
+ * directory; when a command waits on for a new one. Changes under faults are in
+ * tests/sim (scenario members). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -7,6 +8,7 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "cmd/arrival.h"
 #include "raft/raft.h"
 #include "rsm/rsm_int.h"
 #include "tests/lib/faultdisk.h"
@@ -165,6 +167,91 @@ static void an_identity_is_made_whole_or_not(void **state)
     }
 }
 
+/* Does the command wait on after this answer of the leader's? */
+static bool moves(struct arrival *a, uint64_t term, uint64_t match,
+                  enum rsm_snap_phase phase, uint64_t index, uint64_t done)
+{
+    struct rsm_member m = {.id = 6,
+                           .role = RSM_LEARNER,
+                           .active = 1,
+                           .match = match,
+                           .snap_phase = (uint8_t)phase,
+                           .snap_index = index,
+                           .snap_done = done,
+                           .snap_all = 100};
+    return arrival_moves(a, term, &m);
+}
+
+/* Wrong if a command gives up a new replica whose snapshot is on its way: its
+ * match stands still meanwhile. */
+static void a_snapshot_on_its_way_is_progress(void **state)
+{
+    (void)state;
+    struct arrival a = {0};
+    assert_false(moves(&a, 2, 0, RSM_SNAP_NONE, 0, 0));
+    for (enum rsm_snap_phase p = RSM_SNAP_MAKING; p <= RSM_SNAP_INSTALLING;
+         p++) {
+        assert_true(moves(&a, 2, 0, p, 50, 0));
+        assert_false(moves(&a, 2, 0, p, 50, 0));
+        assert_true(moves(&a, 2, 0, p, 50, 40));
+        assert_false(moves(&a, 2, 0, p, 50, 40));
+        assert_true(moves(&a, 2, 0, p, 50, 100));
+    }
+    assert_true(moves(&a, 2, 50, RSM_SNAP_NONE, 0, 0));
+    assert_false(moves(&a, 2, 50, RSM_SNAP_NONE, 0, 0));
+    assert_true(moves(&a, 2, 51, RSM_SNAP_NONE, 0, 0));
+}
+
+/* What has arrived is not sent again: the next stream makes a snapshot of its
+ * own, and goes on from there. */
+static void a_stream_that_goes_on_is_progress(void **state)
+{
+    (void)state;
+    struct arrival a = {0};
+    assert_true(moves(&a, 2, 0, RSM_SNAP_MAKING, 50, 100));
+    assert_true(moves(&a, 2, 0, RSM_SNAP_SENDING, 50, 60));
+    assert_false(moves(&a, 2, 0, RSM_SNAP_NONE, 0, 0)); /* broken */
+    assert_true(moves(&a, 2, 0, RSM_SNAP_MAKING, 70, 10));
+    assert_false(moves(&a, 2, 0, RSM_SNAP_SENDING, 70, 0)); /* not asked yet */
+    assert_true(moves(&a, 2, 0, RSM_SNAP_SENDING, 70, 61));
+    /* Another leader, whose index may be the same. */
+    assert_true(moves(&a, 3, 0, RSM_SNAP_MAKING, 70, 5));
+    assert_true(moves(&a, 3, 0, RSM_SNAP_SENDING, 70, 61));
+    assert_true(moves(&a, 3, 0, RSM_SNAP_INSTALLING, 70, 1));
+}
+
+/* Wrong if a command waits for ever for a replica that takes no snapshot. */
+static void snapshots_that_do_not_arrive_are_no_progress(void **state)
+{
+    (void)state;
+    struct arrival a = {0};
+    uint32_t moved = 0;
+    for (uint64_t index = 50; index < 90; index++) {
+        moved += moves(&a, 2, 0, RSM_SNAP_MAKING, index, 0);
+        moved += moves(&a, 2, 0, RSM_SNAP_MAKING, index, 100);
+        moved += moves(&a, 2, 0, RSM_SNAP_SENDING, index, 0);
+        moved += moves(&a, 2, 0, RSM_SNAP_NONE, 0, 0);
+    }
+    assert_in_range(moved, 1, 5);
+}
+
+static void what_stands_still_is_named(void **state)
+{
+    (void)state;
+    char words[ARRIVAL_WORDS_SIZE];
+    struct rsm_member m = {.active = 1, .match = 7};
+    assert_string_equal(arrival_words(&m, 9, words),
+                        "it has 7 of 9 log entries");
+    m.snap_phase = RSM_SNAP_SENDING;
+    m.snap_done = UINT64_C(512) << 20;
+    m.snap_all = UINT64_C(1900) << 20;
+    assert_string_equal(arrival_words(&m, 9, words),
+                        "512 of 1900 MiB of its snapshot have arrived");
+    m.active = 0;
+    assert_string_equal(arrival_words(&m, 9, words),
+                        "it does not answer: does its process run?");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -173,6 +260,10 @@ int main(void)
         cmocka_unit_test(without_its_identity_nobody_starts),
         cmocka_unit_test(who_joined_and_lost_its_log_does_not_begin_anew),
         cmocka_unit_test(an_identity_is_made_whole_or_not),
+        cmocka_unit_test(a_snapshot_on_its_way_is_progress),
+        cmocka_unit_test(a_stream_that_goes_on_is_progress),
+        cmocka_unit_test(snapshots_that_do_not_arrive_are_no_progress),
+        cmocka_unit_test(what_stands_still_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

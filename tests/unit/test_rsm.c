@@ -1356,6 +1356,98 @@ static void test_stream_keeps_to_its_rate(void **state)
     cluster_free();
 }
 
+static struct rsm_member shown(const struct node *leader, uint64_t id)
+{
+    struct rsm_member members[RAFT_PEERS_MAX];
+    uint32_t count = rsm_member_list(leader->rsm, members);
+    for (uint32_t i = 0; i < count; i++) {
+        if (members[i].id == id) {
+            return members[i];
+        }
+    }
+    fail_msg("no such member");
+    return (struct rsm_member){0};
+}
+
+/* Of each phase, what was shown of it. */
+struct shown_phase {
+    uint64_t first, last; /* bytes */
+    uint32_t seen;
+    uint32_t steps; /* how often it had grown */
+};
+
+static void watch_stream(const struct node *leader, const struct node *behind,
+                         struct shown_phase phases[RSM_SNAP_INSTALLING + 1])
+{
+    uint8_t before = RSM_SNAP_NONE;
+    for (uint32_t ms = 0; ms < 60000 && behind->installs == 0; ms++) {
+        struct rsm_member m = shown(leader, behind->at + 1);
+        struct shown_phase *p = &phases[m.snap_phase];
+        assert_true(m.snap_phase >= before);
+        assert_true(m.snap_index > 0 || m.snap_phase == RSM_SNAP_NONE);
+        assert_true(m.snap_done <= m.snap_all ||
+                    m.snap_phase == RSM_SNAP_MAKING);
+        if (m.snap_phase != before) {
+            before = m.snap_phase;
+            p->first = p->last = m.snap_done;
+        }
+        assert_true(m.snap_done >= p->last);
+        p->steps += m.snap_done > p->last;
+        p->last = m.snap_done;
+        p->seen++;
+        run_ms(1);
+    }
+}
+
+/* Wrong if a snapshot on its way looks as if it stood still, from one second
+ * to the next: whoever waits for it would give up. */
+static void test_how_far_a_stream_is_is_shown(void **state)
+{
+    (void)state;
+    struct node *behind;
+    struct node *leader = begin_stream(6, 100000, &behind);
+    struct shown_phase phases[RSM_SNAP_INSTALLING + 1] = {0};
+    behind->cut = false;
+    apply_us = 500000; /* an install takes long, too */
+    watch_stream(leader, behind, phases);
+    apply_us = 0;
+    struct shown_phase *sent = &phases[RSM_SNAP_SENDING];
+    assert_int_equal(sent->first, 0);
+    assert_true(sent->last > 900000);
+    assert_true(sent->steps > 50);
+    assert_in_range(phases[RSM_SNAP_INSTALLING].seen, 200, 1000);
+    await_installed(behind);
+    run_ms(1000);
+    assert_int_equal(shown(leader, behind->at + 1).snap_index, 0);
+    cluster_free();
+}
+
+/* What the first stream has brought counts for the next leader's. */
+static void test_a_stream_that_goes_on_is_shown_so(void **state)
+{
+    (void)state;
+    struct node *behind;
+    struct node *old = begin_stream(7, 100000, &behind);
+    behind->cut = false;
+    run_until_sent(old, 60);
+    uint64_t done = shown(old, behind->at + 1).snap_done;
+    assert_true(done > 400000);
+    old->cut = true;
+    /* It cannot commit anything before the snapshot is there. */
+    struct node *new = &nodes[NODES - old->at - behind->at];
+    struct rsm_member m = shown(new, behind->at + 1);
+    for (uint32_t ms = 0; ms < 10000 && m.snap_done < done; ms++) {
+        run_ms(1);
+        m = shown(new, behind->at + 1);
+    }
+    assert_int_equal(m.snap_phase, RSM_SNAP_SENDING);
+    assert_in_range(m.snap_done, done, done + 100000);
+    assert_true(snap_stats(new).bytes_sent < 100000);
+    old->cut = false;
+    await_installed(behind);
+    cluster_free();
+}
+
 /* The receiver dies at some moment of an install, over and over. */
 static void test_crash_while_installing(void **state)
 {
@@ -1908,6 +2000,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_follower_catches_up_from_the_stored_log),
         cmocka_unit_test(test_log_is_there_when_a_snapshot_lands),
         cmocka_unit_test(test_stream_keeps_to_its_rate),
+        cmocka_unit_test(test_how_far_a_stream_is_is_shown),
+        cmocka_unit_test(test_a_stream_that_goes_on_is_shown_so),
         cmocka_unit_test(test_crash_while_installing),
         cmocka_unit_test(test_damaged_log_is_refused),
         cmocka_unit_test(test_failed_sync_is_final),
