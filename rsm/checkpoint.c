@@ -28,9 +28,9 @@
  *     that of the log came since the checkpoint began, or twice that unsaved; a
  *     follower's, for which nobody waits, when once either came.
  *  7. A full disk keeps nothing that is durable but what a follower that
- * answers does not have, log_keep_size bytes of that at most; and when that has
- * not given it space in ten seconds, not even that. A segment of which nothing
- *     is needed is given back, also the last one. */
+ *     answers does not have, log_keep_size bytes of that at most; and when that
+ *     has not given it space in ten seconds, not even that. A segment of which
+ *     nothing is needed is given back, also the last one. */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
