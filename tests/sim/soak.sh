@@ -18,7 +18,7 @@ rate() {
               if (labs > 0) printf "; labs %.1f hours: %.1f together", labs, (hours + labs) / minutes
               printf "\n" }'
     cat build/soak.*.log 2>/dev/null | grep -hE 'FAILED|^--- FAIL|died of|replay' \
-        >build/soak-failures.txt && echo "soak: failures: see build/soak-failures.txt"
+        >build/soak-failures.txt && echo "soak: failures, of this and of earlier runs: see build/soak-failures.txt"
 }
 simulate() { # NUMBER AT SEEDS
     "$out/simulate" --first "$2" --seeds "$3" --keep-going |
