@@ -24,9 +24,9 @@
  *     checkpoint_size_max bytes of the log were applied, and also when the
  *     state machine has half as much again unsaved: a small change of a value
  *     may take much more memory than of the log.
- *  6. A disk that is too slow makes a leader's applying wait, when four times
- *     that of the log came since the checkpoint began, or twice that unsaved; a
- *     follower's, for which nobody waits, when once either came.
+ *  6. A disk that is too slow makes applying wait, when four times that of the
+ *     log came since the checkpoint began, or twice that unsaved; on a
+ *     follower, for which nobody waits, once that.
  *  7. A full disk keeps nothing that is durable but what a follower that
  *     answers does not have, log_keep_size bytes of that at most; and when that
  *     has not given it space in ten seconds, not even that. A segment of which
@@ -307,9 +307,8 @@ static uint64_t unsaved_percent(const struct rsm *r)
 
 static bool is_late(const struct rsm *r)
 {
-    return r->leading ? log_percent(r) >= RSM_BACKLOG_LOG ||
-                            unsaved_percent(r) >= RSM_BACKLOG_UNSAVED
-                      : log_percent(r) >= 100 || unsaved_percent(r) >= 100;
+    return log_percent(r) >= RSM_BACKLOG_LOG ||
+           unsaved_percent(r) >= (r->leading ? RSM_BACKLOG_UNSAVED : 100);
 }
 
 bool rsm_checkpoint_holds(struct rsm *r)
