@@ -151,6 +151,7 @@ keep_filled() { # keep_filled FILL ID ID: until the writer has ended
         sleep 0.1
     done
 }
+still_says_full() { $fill "$1"; says_full "$1"; }
 full_most() { # full_most FILL
     local a b pids began fill=$1
     a=$(leader) b=$((a % 3 + 1)) pids="$(pid_of g1-1) $(pid_of g1-2) $(pid_of g1-3)"
@@ -162,8 +163,8 @@ full_most() { # full_most FILL
     writer=
     cat "$W/error"
     echo "note: writers waited $((SECONDS - began)) s before ENOSPC"
-    grep -q 'No space left on device' "$W/error" && wait_for 20 says_full "$a" &&
-        wait_for 20 says_full "$b" || return 1
+    grep -q 'No space left on device' "$W/error" && wait_for 20 still_says_full "$a" &&
+        wait_for 20 still_says_full "$b" || return 1
     [ $fill = fill ] || timeout 20 cat "$M/lines" >/dev/null || { echo "no reads"; return 1; }
     rm "$W/go"
     empty "$a" && empty "$b" && wait_for 30 well &&
