@@ -24,7 +24,9 @@
  *     last segment, and are zeros, durably, before another follows it. Its
  *     sequence was never theirs, so no record of theirs is valid.
  * 10. At most one file, the spare, waits for that, and only on a disk with much
- *     room; what is in it counts for nothing, whatever happens to it. */
+ *     room; what is in it counts for nothing, whatever happens to it. One that
+ *     is there at start goes: the segment that would be begun in it may have
+ *     been before a crash, whose name is lost, and its bytes are not. */
 #include "raft/storage/wal_int.h"
 
 #include <stdio.h>

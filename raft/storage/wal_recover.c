@@ -546,6 +546,9 @@ enum err wal_recover(struct wal *w, raft_index applied,
     if (rc == ERR_OK) {
         rc = replay_all(&r, &b);
     }
+    if (rc == ERR_OK) {
+        rc = wal_drop_spare(w); /* which may have been begun (wal.c, 10) */
+    }
     buf_free(&b);
     if (rc != ERR_OK) {
         return rc;
