@@ -171,6 +171,8 @@ bool wal_has_later_batch(struct slice bytes, uint64_t sequence,
                          uint64_t offset);
 /* Was the segment's beginning written whole (wal.c, invariant 3)? */
 bool wal_is_begun(struct slice bytes, uint64_t sequence);
+/* Is it whole, and of a format that is not this one's? */
+bool wal_is_foreign(struct slice bytes);
 /* Fills segments, file, end, filled and what is repeated, and `out`. With no
  * usable segment, segment_count is 0. */
 MUST_USE enum err wal_recover(struct wal *w, raft_index applied,
