@@ -873,6 +873,42 @@ static void test_a_spare_goes_when_space_is_short(void **state)
     faultdisk_free(d);
 }
 
+/* An entry that found no space is not one that the log still needs. */
+static void test_shrinks_after_a_refusal(void **state)
+{
+    (void)state;
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    raft_index last = 0;
+    while (last < 50) {
+        const char *text[] = {"some text that is in an older segment"};
+        append_text(w, ++last, text, 1);
+    }
+    struct raft_conf conf = conf_at(last);
+    assert_int_equal(wal_compact(w, last, 1, &conf), ERR_OK);
+    size_t before = last_file(d)->size;
+    struct raft_entry large = {.term = 1,
+                               .index = last + 1,
+                               .type = RAFT_ENTRY_COMMAND,
+                               .data = bytes_new(3000)};
+    memset(large.data->data, 'x', large.data->size);
+    faultdisk_fill(d, 2000, false);
+    assert_int_equal(wal_append(w, NULL, &large, 1), ERR_NOSPACE);
+    bytes_unref(large.data);
+    assert_int_equal(wal_shrink(w), ERR_OK);
+    assert_true(last_file(d)->size < before / 2);
+    wal_close(w);
+    open_ok(d, &w, &r);
+    assert_int_equal(r.start_index, last);
+    assert_int_equal(r.entry_count, 0);
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
 /* Somebody tidied up while the log was open. */
 static void test_a_spare_that_is_gone(void **state)
 {
@@ -1092,6 +1128,7 @@ int main(void)
         cmocka_unit_test(test_a_used_file_keeps_nothing),
         cmocka_unit_test(test_a_segment_begun_twice),
         cmocka_unit_test(test_a_spare_goes_when_space_is_short),
+        cmocka_unit_test(test_shrinks_after_a_refusal),
         cmocka_unit_test(test_a_spare_that_is_gone),
         cmocka_unit_test(test_bytes_like_heads_cost_little),
         cmocka_unit_test(test_another_format_is_refused),
