@@ -30,6 +30,7 @@ enum {
     CALL_MS = 1000,
     LOOK_CALL_MS = 10000,
     ATTEMPT_US = 3000000,
+    LOOK_US = 5000000, /* a new leader has been found meanwhile */
     ROUND_PAUSE_US = 50000,
     DRAIN_PAUSE_MIN_US = 5000, /* doubled each time: each is in the log */
     DRAIN_PAUSE_MAX_US = 160000,
@@ -308,6 +309,21 @@ static void attempt_failed(struct skv_cutter *c, enum err rc, const char *words,
     env_timer_start(c->env, &c->attempt_timer, CALL_MS * 1000);
 }
 
+/* Views that need not be of one moment can do without a group: true if there
+ * are any. */
+static bool go_on_without(struct skv_cutter *c)
+{
+    if (c->step != SKV_CUT_LOOK || c->failing || c->running == c->group_count) {
+        return false;
+    }
+    for (uint32_t i = 0; i < c->group_count; i++) {
+        c->groups[i].absent = c->legs[i].running;
+        leg_end(&c->legs[i]);
+    }
+    stage_done(c);
+    return true;
+}
+
 static void attempt_late(struct env_timer *timer)
 {
     struct skv_cutter *c =
@@ -315,6 +331,9 @@ static void attempt_late(struct env_timer *timer)
                                       offsetof(struct skv_cutter,
                                                attempt_timer));
     const struct leg *waits = NULL;
+    if (go_on_without(c)) {
+        return;
+    }
     /* Perhaps it is long gone, and needed no more. */
     c->back = 0;
     for (uint32_t i = 0; i < c->group_count && waits == NULL; i++) {
@@ -382,7 +401,7 @@ static void stage_done(struct skv_cutter *c)
         return;
     }
     for (uint32_t i = 0; i < c->group_count; i++) {
-        c->groups[i].index = c->legs[i].reply.index;
+        c->groups[i].index = c->legs[i].reply.index; /* of one absent: 0 */
     }
     take_end(c, ERR_OK);
 }
@@ -402,6 +421,7 @@ static bool owns_some(const struct ctl_config *config, ctl_gid gid)
 static bool group_take(struct skv_cut_group *to, const struct ctl_group *from)
 {
     to->gid = from->gid;
+    to->absent = false;
     to->server_count = from->servers_count;
     for (uint32_t i = 0; i < from->servers_count; i++) {
         struct slice address = from->servers[i].address;
@@ -486,7 +506,7 @@ static void look_back(struct skv_cutter *c)
                          ATTEMPT_US / 1000, on_config, c);
         return;
     }
-    env_timer_start(c->env, &c->attempt_timer, ATTEMPT_US);
+    env_timer_start(c->env, &c->attempt_timer, c->hold ? ATTEMPT_US : LOOK_US);
     stage_start(c, c->hold ? SKV_CUT_HOLD : SKV_CUT_LOOK);
 }
 
