@@ -86,10 +86,30 @@ static bool choose_address(const struct change *ch,
     return port < 65535;
 }
 
+/* One that an `add` before this one made, whose group never heard of it: that
+ * was killed, or found no majority. NULL: none. */
+static struct cluster_replica *begun(struct change *ch)
+{
+    for (uint32_t i = 0; i < ch->c.replica_count; i++) {
+        struct cluster_replica *r = &ch->c.replicas[i];
+        if (r->gid == ch->gid && r->id > ch->members.last_id &&
+            (ch->address == NULL || strcmp(ch->address, r->address) == 0)) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
 /* Its name, address, certificate, data directory and identity. */
 static bool make_replica(struct change *ch, struct cluster_replica **out)
 {
     struct cluster *c = &ch->c;
+    *out = begun(ch);
+    if (*out != NULL) {
+        printf("Taking over %s, which an `add` before this one has begun.\n",
+               (*out)->name);
+        return true;
+    }
     if (c->replica_count == CLUSTER_REPLICAS_MAX) {
         fprintf(stderr, "flotilla: a cluster has at most %d processes here\n",
                 CLUSTER_REPLICAS_MAX);
@@ -100,7 +120,7 @@ static bool make_replica(struct change *ch, struct cluster_replica **out)
     r->id = ch->members.last_id + 1;
     for (uint32_t i = 0; i < c->replica_count; i++) {
         if (c->replicas[i].gid == ch->gid && c->replicas[i].id >= r->id) {
-            r->id = c->replicas[i].id + 1; /* begun, and never added */
+            r->id = c->replicas[i].id + 1; /* begun, at another address */
         }
     }
     cluster_replica_name(r);

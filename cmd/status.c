@@ -13,6 +13,7 @@
 #include "cmd/cmd.h"
 #include "cmd/health.h"
 #include "cmd/moves.h"
+#include "cmd/process.h"
 #include "raft/raft.h"
 
 enum { CONFIG_MS = 2000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
@@ -138,6 +139,42 @@ static void judge_replica(struct report *r, const struct ask_replica *one,
     }
 }
 
+/* The group's leader says who is in it. */
+static bool may_belong(const struct report *r,
+                       const struct cluster_replica *one)
+{
+    struct health_group g = health_of(&r->health, one->gid);
+    if (g.leader == NULL) {
+        return true; /* nobody can tell */
+    }
+    for (uint32_t i = 0; i < g.leader->status.peers_count; i++) {
+        if (g.leader->status.peers[i].id == one->id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* `member add` starts a process before the group hears of it, and may have been
+ * killed in between. */
+static void judge_strays(struct report *r, const struct cluster *c)
+{
+    char path[PATH_MAX];
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        const struct cluster_replica *one = &c->replicas[i];
+        if (!may_belong(r, one) &&
+            process_alive(cluster_path(c, "run", one->name, ".pid", path)) !=
+                0) {
+            add_problem(
+                r, mem_printf(
+                       "%s at %s runs, and is no member of its group: "
+                       "`flotilla member add %u` makes it one, `flotilla "
+                       "member remove %u %" PRIu64 "` takes it away",
+                       one->name, one->address, one->gid, one->gid, one->id));
+        }
+    }
+}
+
 static void judge(struct report *r)
 {
     uint64_t now_s = (uint64_t)time(NULL);
@@ -156,21 +193,20 @@ static void judge(struct report *r)
     }
 }
 
-/* `access` finds the replicas when no controller can say who they are. */
+/* `c`: the cluster's directory, or NULL; it finds the replicas when no
+ * controller can say who they are. */
 static void collect(struct report *r, struct skv_client *client,
                     const struct skv_client_config *config,
-                    const struct cluster_access *access)
+                    const struct cluster *c)
 {
-    struct cluster c;
     health_add_controllers(&r->health, config);
     r->config_rc =
         ask_config(client, CTL_LATEST, CONFIG_MS, &r->arena, &r->config);
     if (r->config_rc == ERR_OK) {
         r->mounts_rc = ask_mounts(client, REPLICA_MS, &r->arena, &r->mounts);
         health_add_all(&r->health, &r->config);
-    } else if (access->controllers == NULL &&
-               cluster_load(cluster_dir(access->cluster), &c)) {
-        add_by_directory(r, &c);
+    } else if (c != NULL) {
+        add_by_directory(r, c);
     }
     health_ask_all(&r->health, client, &r->config, REPLICA_MS);
     for (uint32_t i = 0; i < r->health.count; i++) {
@@ -179,6 +215,9 @@ static void collect(struct report *r, struct skv_client *client,
         }
     }
     judge(r);
+    if (c != NULL) {
+        judge_strays(r, c);
+    }
 }
 
 static uint32_t shards_of(const struct report *r, ctl_gid gid)
@@ -396,7 +435,10 @@ int cmd_status(int argc, char **argv)
         return EXIT_FAILED;
     }
     struct report *r = mem_alloc(sizeof *r);
-    collect(r, client, &config, &access);
+    struct cluster c;
+    bool here = access.controllers == NULL &&
+                cluster_load(cluster_dir(access.cluster), &c);
+    collect(r, client, &config, here ? &c : NULL);
     json ? print_json(r) : print_text(r);
     status = r->problem_count == 0 ? EXIT_DONE : EXIT_UNWELL;
     report_free(r);
