@@ -108,6 +108,7 @@ $(OUT)/unit/%: $(OUT)/tests/unit/%.o $(TESTLIB) $(LIB)
 $(OUT)/unit/test_store $(OUT)/unit/test_store_twins: $(OUT)/tests/unit/store_ops.o
 $(OUT)/unit/test_store_twins: $(OUT)/tests/unit/dying_disk.o
 $(OUT)/unit/test_member: $(OUT)/cmd/arrival.o
+$(OUT)/unit/test_cmd: $(filter-out %/main.o,$(CMD_OBJ))
 $(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
 $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 $(OUT)/unit/test_move_rate: $(filter-out %/labs.o,$(LABS_OBJ))

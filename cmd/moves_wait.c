@@ -13,6 +13,7 @@
 
 enum {
     ASK_MS = 2000,
+    ASK_MIN_MS = 300, /* also at the end: who is alive shall not seem dead */
     LOOK_MS = 200,
     PATIENCE_MS = 60000, /* in which nothing moves */
 };
@@ -245,8 +246,8 @@ static bool watch_all(struct watch *w)
     const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
     for (;;) {
         uint64_t ms = left_ms(w);
-        health_ask(&w->health, w->client,
-                   ms < ASK_MS ? (uint32_t)ms + 1 : ASK_MS);
+        ms = ms < ASK_MIN_MS ? ASK_MIN_MS : ms;
+        health_ask(&w->health, w->client, ms < ASK_MS ? (uint32_t)ms : ASK_MS);
         bool over = is_over(w);
         note_movement(w);
         show(w);

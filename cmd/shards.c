@@ -494,7 +494,9 @@ int cmd_shards(int argc, char **argv)
                  "so much may arrive\nat each group in a second, of moves on "
                  "their way, too; off: no limit, but for clients.\nShards are "
                  "in use while they move; `flotilla status` shows how far they "
-                 "are.",
+                 "are.\nA change that concerns a group without a majority is "
+                 "refused: what is in its shards\ncannot move, and who waits "
+                 "for it follows no later change (--force).",
         .options = options,
         .positional_min = 1,
         .positional_max = 1 + CTL_GROUPS_MAX};

@@ -30,7 +30,6 @@ enum {
     CALL_MS = 1000,
     LOOK_CALL_MS = 10000,
     ATTEMPT_US = 3000000,
-    LOOK_US = 5000000, /* a new leader has been found meanwhile */
     ROUND_PAUSE_US = 50000,
     DRAIN_PAUSE_MIN_US = 5000, /* doubled each time: each is in the log */
     DRAIN_PAUSE_MAX_US = 160000,
@@ -309,8 +308,8 @@ static void attempt_failed(struct skv_cutter *c, enum err rc, const char *words,
     env_timer_start(c->env, &c->attempt_timer, CALL_MS * 1000);
 }
 
-/* Views that need not be of one moment can do without a group: true if there
- * are any. */
+/* Views that need not be of one moment can do without a group that has found no
+ * leader by now: true if there are any others. */
 static bool go_on_without(struct skv_cutter *c)
 {
     if (c->step != SKV_CUT_LOOK || c->failing || c->running == c->group_count) {
@@ -506,7 +505,7 @@ static void look_back(struct skv_cutter *c)
                          ATTEMPT_US / 1000, on_config, c);
         return;
     }
-    env_timer_start(c->env, &c->attempt_timer, c->hold ? ATTEMPT_US : LOOK_US);
+    env_timer_start(c->env, &c->attempt_timer, ATTEMPT_US);
     stage_start(c, c->hold ? SKV_CUT_HOLD : SKV_CUT_LOOK);
 }
 
