@@ -13,7 +13,7 @@
 #include "cmd/health.h"
 #include "cmd/moves.h"
 
-enum { TIMEOUT_MS = 10000, LOOK_MS = 1500 };
+enum { TIMEOUT_MS = 10000, LOOK_MS = 1500, GLANCE_MS = 500 };
 
 /* One use of the command. */
 struct shards {
@@ -56,12 +56,13 @@ static uint32_t count_of(const struct ctl_config *c, ctl_gid gid)
 }
 
 /* The groups of a configuration, and the controllers, say how they are. */
-static struct health *look(const struct shards *s, const struct ctl_config *c)
+static struct health *look(const struct shards *s, const struct ctl_config *c,
+                           uint32_t ms)
 {
     struct health *h = mem_alloc(sizeof *h);
     health_add_controllers(h, &s->where);
     health_add_all(h, c);
-    health_ask_all(h, s->client, c, least(LOOK_MS, left_ms(s, LOOK_MS)));
+    health_ask_all(h, s->client, c, least(ms, left_ms(s, ms)));
     return h;
 }
 
@@ -149,7 +150,7 @@ static void print_json(const struct ctl_config *c, const struct health *h)
 static void query_print(const struct shards *s, const struct ctl_config *c,
                         bool newest)
 {
-    struct health *h = newest ? look(s, c) : NULL;
+    struct health *h = newest ? look(s, c, GLANCE_MS) : NULL;
     s->json ? print_json(c, h) : print_text(c);
     for (uint32_t i = 0; h != NULL && !s->json && i < h->count;
          i = health_next(h, i)) {
@@ -222,7 +223,7 @@ static bool all_can_move(const struct shards *s, const struct ctl_change *what)
         ask_config(s->client, CTL_LATEST, left_ms(s, TIMEOUT_MS), &arena, &c);
     uint32_t dead = 0;
     if (rc == ERR_OK) {
-        struct health *h = look(s, &c);
+        struct health *h = look(s, &c, LOOK_MS);
         for (uint32_t i = 0; i < h->count; i = health_next(h, i)) {
             ctl_gid gid = h->replicas[i].gid;
             if (gid != 0 && concerns(what, h, gid) && health_is_dead(h, gid)) {

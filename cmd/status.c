@@ -155,8 +155,24 @@ static bool may_belong(const struct report *r,
     return false;
 }
 
-/* `member add` starts a process before the group hears of it, and may have been
- * killed in between. */
+static char *stray_words(const struct cluster_replica *one)
+{
+    char goes_on[96] = "";
+    if (one->unfinished && one->replaces == 0) {
+        snprintf(goes_on, sizeof goes_on,
+                 "`flotilla member add %u` makes it one, ", one->gid);
+    } else if (one->unfinished) {
+        snprintf(goes_on, sizeof goes_on,
+                 "`flotilla member replace %u %" PRIu64 "` makes it one, ",
+                 one->gid, one->replaces);
+    }
+    return mem_printf("%s at %s runs, and is no member of its group: "
+                      "%s`flotilla member remove %u %" PRIu64 "` takes it away",
+                      one->name, one->address, goes_on, one->gid, one->id);
+}
+
+/* `member` starts a process before the group hears of it, and ends it after the
+ * group has forgotten it: it may have been killed in between. */
 static void judge_strays(struct report *r, const struct cluster *c)
 {
     char path[PATH_MAX];
@@ -165,12 +181,7 @@ static void judge_strays(struct report *r, const struct cluster *c)
         if (!may_belong(r, one) &&
             process_alive(cluster_path(c, "run", one->name, ".pid", path)) !=
                 0) {
-            add_problem(
-                r, mem_printf(
-                       "%s at %s runs, and is no member of its group: "
-                       "`flotilla member add %u` makes it one, `flotilla "
-                       "member remove %u %" PRIu64 "` takes it away",
-                       one->name, one->address, one->gid, one->gid, one->id));
+            add_problem(r, stray_words(one));
         }
     }
 }

@@ -4,11 +4,12 @@
  * that finds no space stays the first, and is tried again (space.c): what is
  * behind it is not acknowledged either.
  *
- * Who has nothing else to do syncs on the loop, because waking a thread and
- * being woken cost more: a follower always, a leader while its callers come one
- * at a time. Such a proposal is not committed here without our own disk, so
- * that no acknowledgement is of use before; but its messages must have left
- * first, or else the disks would work one after the other (`log_late`). */
+ * Who has nothing else to do syncs a small write on the loop, because waking a
+ * thread and being woken cost more: a follower always, a leader while its
+ * callers come one at a time. Such a proposal is not committed here without our
+ * own disk, so that no acknowledgement is of use before; but its messages must
+ * have left first, or else the disks would work one after the other
+ * (`log_late`). */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -249,12 +250,13 @@ static struct rsm_log_job *push(struct rsm *r, enum rsm_log_kind kind)
     return j;
 }
 
-/* The job that an update can still join. */
+/* The job that an update can still join. Not one that is written and waits for
+ * space for the identity: what joined it would not be. */
 static struct rsm_log_job *open_job(struct rsm *r)
 {
     struct rsm_log_job *j = r->log_tail;
     bool running = r->log_running && j == r->log_head;
-    if (j == NULL || running || j->kind != RSM_LOG_APPEND) {
+    if (j == NULL || running || j->written || j->kind != RSM_LOG_APPEND) {
         j = push(r, RSM_LOG_APPEND);
     }
     return j;

@@ -235,7 +235,8 @@ static void describe(void)
         strcpy(c.replicas[i].address, w.fakes[i].address);
         cluster_replica_name(&c.replicas[i]);
     }
-    c.replicas[3] = (struct cluster_replica){.gid = 1, .id = 2};
+    c.replicas[3] =
+        (struct cluster_replica){.gid = 1, .id = 2, .unfinished = true};
     strcpy(c.replicas[3].address, NOBODY);
     cluster_replica_name(&c.replicas[3]);
     assert_true(cluster_save(&c));
@@ -628,7 +629,8 @@ static void status_names_a_process_that_is_no_member(void **state)
     o = run("status", NULL);
     assert_int_equal(o.status, EXIT_UNWELL);
     has(o.out, "PROBLEM g1-2 at " NOBODY " runs, and is no member");
-    has(o.out, "`flotilla member remove 1 2`");
+    has(o.out, "`flotilla member add 1` makes it one");
+    has(o.out, "`flotilla member remove 1 2` takes it away");
     assert_null(strstr(o.out, "g1-1"));
     outcome_free(&o);
 }
