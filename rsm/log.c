@@ -325,8 +325,8 @@ void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
 void rsm_log_shrink(struct rsm *r)
 {
     for (struct rsm_log_job *j = r->log_head; j != NULL; j = j->next) {
-        if (j->kind != RSM_LOG_APPEND && j->kind != RSM_LOG_VOTE) {
-            return; /* one after the other */
+        if (j->kind == RSM_LOG_SHRINK || j->kind == RSM_LOG_RESET) {
+            return; /* which does it */
         }
     }
     push(r, RSM_LOG_SHRINK);
