@@ -229,6 +229,38 @@ kill_minority() {
     lines_intact
 }
 check "kill -9 of one replica of each group, three times, mid-write" kill_minority
+# A halted process keeps its connections, and answers nothing: a command begins
+# with it as likely as not.
+halted() {
+    local names="ctl-1 g1-1 g2-1" name i began took rc=0
+    "$F" kv --cluster "$C" put halted x || return 1
+    for name in $names; do kill -STOP "$(pid_of $name)"; done
+    sleep 2 # until others lead
+    for i in 1 2 3 4 5; do
+        began=$(date +%s%N)
+        [ "$("$F" kv --cluster "$C" get halted)" = x ] || rc=1
+        took=$((($(date +%s%N) - began) / 1000000))
+        echo "$took ms"
+        [ $took -lt 1500 ] || rc=1
+    done
+    for name in $names; do kill -CONT "$(pid_of $name)"; done
+    return $rc
+}
+check "one replica of each group halted: kv get takes no seconds" halted
+# Group 2 is dead: what is refused, what is said, what goes on.
+dead_group() {
+    local names="g2-1 g2-2 g2-3" name took rc
+    for name in $names; do kill -9 "$(pid_of $name)"; done
+    ! "$F" shards --cluster "$C" leave 2 2>"$W/err" && grep -q 'group 2: only 0 of 3' "$W/err" || return 1
+    "$F" fsck --kv --cluster "$C" >"$W/fsck"; rc=$?
+    cat "$W/fsck"
+    [ $rc = 1 ] && grep -q '^group 1: OK' "$W/fsck" && grep -q '^INCOMPLETE: 1 of 2' "$W/fsck" || return 1
+    "$F" shards --cluster "$C" --force --wait --timeout 2000 move 0 2 2>"$W/err"; rc=$?
+    cat "$W/err"
+    [ $rc = 1 ] && grep -q 'from group 1 to group 2: 0$' "$W/err" && up &&
+        "$F" shards --cluster "$C" --wait --timeout 30000 move 0 1 && diff -r "$W/tree" "$M/tree"
+}
+check "a dead group: named, compared without, waited for no longer than said" dead_group
 # Two of three controllers are down: files go on, and status says what is wrong.
 no_controllers() {
     local began took
