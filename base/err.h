@@ -31,7 +31,7 @@
     X(ERR_INTERRUPTED,17, EINTR,        "the caller gave up")                 \
     X(ERR_LOCKED,     18, EAGAIN,       "a prepared transaction holds the key") \
     X(ERR_ABORTED,    19, EAGAIN,       "the transaction was aborted")        \
-    X(ERR_VERSION,    20, EPROTO,       "the peer speaks another protocol version") \
+    X(ERR_VERSION,    20, EPROTO,       "the peer speaks another version of the protocol or the format") \
     X(ERR_ELSEWHERE,  21, EAGAIN,       "the key an indirect item names is in another shard") \
     /* What POSIX asks of a filesystem; fs/ returns these. */                 \
     X(ERR_PERM,       32, EPERM,        "operation not permitted")            \

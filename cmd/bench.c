@@ -48,6 +48,12 @@ struct bench_client {
     struct env_timer timer;
 };
 
+/* Of all servers; it means nothing once one of them is another process. */
+struct used_cpu {
+    uint64_t ticks;
+    uint64_t pids; /* a sum of who they are */
+};
+
 struct bench {
     struct skv_client_task task; /* first */
     struct bench_row row;
@@ -68,21 +74,21 @@ struct bench {
     uint32_t *latencies_us;
     uint64_t done_count, error_count;
     enum err last_error;
-    uint64_t cpu_before;
-    uint64_t cpu_ticks;
+    struct used_cpu cpu_before, cpu_after;
 };
 
-static uint64_t servers_cpu(const struct bench *b)
+static struct used_cpu servers_cpu(const struct bench *b)
 {
-    uint64_t ticks = 0;
+    struct used_cpu used = {0};
     for (uint32_t i = 0; i < b->cluster.replica_count; i++) {
         char path[PATH_MAX];
         cluster_path(&b->cluster, "run", b->cluster.replicas[i].name, ".pid",
                      path);
         pid_t pid = process_alive(path);
-        ticks += pid == 0 ? 0 : process_cpu_ticks(pid);
+        used.ticks += pid == 0 ? 0 : process_cpu_ticks(pid);
+        used.pids = used.pids * 31 + (uint64_t)pid;
     }
-    return ticks;
+    return used;
 }
 
 /* ---- on the loop ---- */
@@ -234,7 +240,7 @@ static void tick(struct env_timer *timer)
     } else {
         b->over = true;
         b->over_at_us = env_now_us(b->env);
-        b->cpu_ticks = servers_cpu(b) - b->cpu_before;
+        b->cpu_after = servers_cpu(b);
     }
 }
 
@@ -273,7 +279,6 @@ static void print_row(struct bench *b)
         b->done_count < LATENCIES_MAX ? b->done_count : LATENCIES_MAX;
     qsort(b->latencies_us, kept, sizeof *b->latencies_us, compare_u32);
     double seconds = (double)(b->over_at_us - b->warm_at_us) / 1e6;
-    double cpu_s = (double)b->cpu_ticks / (double)sysconf(_SC_CLK_TCK);
     json_t *j = json_pack(
         "{s:s, s:i, s:i, s:f, s:f, s:f, s:f, s:I}", "op",
         b->row.is_get ? "get" : "put", "size", (int)b->row.value_size,
@@ -281,7 +286,10 @@ static void print_row(struct bench *b)
         (double)b->done_count / seconds, "p50_ms", percentile_ms(b, 0.5),
         "p99_ms", percentile_ms(b, 0.99), "max_ms", percentile_ms(b, 1.0),
         "errors", (json_int_t)b->error_count);
-    if (b->cluster.replica_count > 0 && b->done_count > 0) {
+    if (b->cluster.replica_count > 0 && b->done_count > 0 &&
+        b->cpu_before.pids == b->cpu_after.pids) {
+        double cpu_s = (double)(b->cpu_after.ticks - b->cpu_before.ticks) /
+                       (double)sysconf(_SC_CLK_TCK);
         json_object_set_new(j, "server_cpu_s_per_1000",
                             json_real(cpu_s * 1000 / (double)b->done_count));
     }

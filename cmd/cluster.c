@@ -58,18 +58,21 @@ static bool name_is_plain(const char *name)
 static bool replica_from_json(json_t *j, struct cluster_replica *r)
 {
     const char *name = NULL, *address = NULL;
-    int gid = 0, id = 0;
-    if (json_unpack(j, "{s:s, s:i, s:i, s:s}", "name", &name, "group", &gid,
-                    "id", &id, "address", &address) != 0 ||
+    int gid = 0, id = 0, replaces = 0;
+    if (json_unpack(j, "{s:s, s:i, s:i, s:s, s?i}", "name", &name, "group",
+                    &gid, "id", &id, "address", &address, "replaces",
+                    &replaces) != 0 ||
         strlen(name) >= sizeof r->name || !name_is_plain(name) ||
         strlen(address) >= sizeof r->address || strchr(address, ':') == NULL ||
-        gid < 0 || id < 1) {
+        gid < 0 || id < 1 || replaces < 0) {
         return false;
     }
     strcpy(r->name, name);
     strcpy(r->address, address);
     r->gid = (uint32_t)gid;
     r->id = (uint64_t)id;
+    r->replaces = (uint64_t)replaces;
+    r->unfinished = json_is_true(json_object_get(j, "unfinished"));
     return true;
 }
 
@@ -145,10 +148,17 @@ static json_t *to_json(const struct cluster *c)
     json_t *replicas = json_array();
     for (uint32_t i = 0; i < c->replica_count; i++) {
         const struct cluster_replica *r = &c->replicas[i];
-        json_array_append_new(replicas,
-                              json_pack("{s:s, s:i, s:i, s:s}", "name", r->name,
-                                        "group", (int)r->gid, "id", (int)r->id,
-                                        "address", r->address));
+        json_t *one =
+            json_pack("{s:s, s:i, s:i, s:s}", "name", r->name, "group",
+                      (int)r->gid, "id", (int)r->id, "address", r->address);
+        if (r->replaces != 0) {
+            json_object_set_new(one, "replaces",
+                                json_integer((json_int_t)r->replaces));
+        }
+        if (r->unfinished) {
+            json_object_set_new(one, "unfinished", json_true());
+        }
+        json_array_append_new(replicas, one);
     }
     return json_pack("{s:i, s:i, s:b, s:o}", "version", 1, "shards",
                      (int)c->shard_count, "lease_reads", (int)c->lease_reads,

@@ -20,6 +20,8 @@ struct cluster_replica {
     uint32_t gid;                     /* 0: a controller */
     uint64_t id;                      /* in its group, from 1 */
     char address[NET_ADDRESS_SIZE_MAX];
+    uint64_t replaces; /* it was made for the place of this one; 0: of none */
+    bool unfinished;   /* `flotilla member` has begun to add it */
 };
 
 struct cluster {

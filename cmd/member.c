@@ -96,7 +96,8 @@ static bool make_replica(struct change *ch, struct cluster_replica **out)
         return false;
     }
     struct cluster_replica *r = &c->replicas[c->replica_count];
-    *r = (struct cluster_replica){.gid = ch->gid};
+    *r = (struct cluster_replica){
+        .gid = ch->gid, .replaces = ch->replaces, .unfinished = true};
     r->id = ch->members.last_id + 1;
     for (uint32_t i = 0; i < c->replica_count; i++) {
         if (c->replicas[i].gid == ch->gid && c->replicas[i].id >= r->id) {
@@ -113,11 +114,53 @@ static bool make_replica(struct change *ch, struct cluster_replica **out)
            cluster_make_identity(c, r, true) && cluster_save(c);
 }
 
+/* What an earlier command began for the same end, and was interrupted: another
+ * one for that would be one too many. */
+static struct cluster_replica *begun_before(struct change *ch)
+{
+    for (uint32_t i = 0; i < ch->c.replica_count; i++) {
+        struct cluster_replica *r = &ch->c.replicas[i];
+        bool may_go_on = member_find(ch, r->id) != NULL ||
+                         r->id > ch->members.last_id; /* was not removed */
+        if (r->gid == ch->gid && r->unfinished && r->replaces == ch->replaces &&
+            may_go_on &&
+            (ch->address == NULL || strcmp(ch->address, r->address) == 0)) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
+static bool group_answers(struct change *ch)
+{
+    char name[32];
+    bool answers = member_ask(ch);
+    if (!answers) {
+        fprintf(stderr,
+                "flotilla: no leader of %s answers: is a majority running?\n",
+                member_group_name(ch->gid, name));
+    }
+    return answers;
+}
+
+/* From now on another command to add one means another one. */
+static bool finish(struct change *ch, uint64_t id)
+{
+    for (uint32_t i = 0; i < ch->c.replica_count; i++) {
+        struct cluster_replica *r = &ch->c.replicas[i];
+        if (r->gid == ch->gid && r->id == id && r->unfinished) {
+            r->unfinished = false;
+            return cluster_save(&ch->c);
+        }
+    }
+    return true;
+}
+
 static bool make_voter(struct change *ch, uint64_t id)
 {
     if (member_step(ch, RSM_PROMOTE, id, "")) {
         member_wait_told(ch);
-        return true;
+        return finish(ch, id);
     }
     const struct rsm_member *m = member_find(ch, id);
     if (m != NULL && m->role == RSM_LEARNER) {
@@ -136,19 +179,19 @@ static bool make_voter(struct change *ch, uint64_t id)
 
 static bool add(struct change *ch, uint64_t *id)
 {
-    struct cluster_replica *r = NULL;
     char name[32];
-    if (!member_ask(ch)) {
-        fprintf(stderr,
-                "flotilla: no leader of %s answers: is a majority running?\n",
-                member_group_name(ch->gid, name));
+    if (!group_answers(ch) || !group_is_joined(ch)) {
         return false;
     }
-    if (!group_is_joined(ch) || !make_replica(ch, &r)) {
+    struct cluster_replica *r = begun_before(ch);
+    bool goes_on = r != NULL;
+    if (!goes_on && !make_replica(ch, &r)) {
         return false;
     }
     *id = r->id;
-    printf("Starting replica %s at %s.\n", r->name, r->address);
+    printf("%s replica %s at %s.\n",
+           goes_on ? "Going on with the unfinished" : "Starting", r->name,
+           r->address);
     if (!replica_start(&ch->c, r) ||
         !member_step(ch, RSM_ADD, r->id, r->address)) {
         fprintf(stderr,
@@ -179,10 +222,11 @@ static void end_process(const char *pid_file)
     process_stop(pid_file, GRACE_MS);
 }
 
-/* Out of the group first, then out of the description; its process ends. */
-static bool is_known(struct change *ch, uint64_t id)
+/* `once`: or was, as the group says. */
+static bool is_known(struct change *ch, uint64_t id, bool once)
 {
-    bool known = !member_ask(ch) || member_find(ch, id) != NULL;
+    bool known = !member_ask(ch) || member_find(ch, id) != NULL ||
+                 (once && id <= ch->members.last_id);
     for (uint32_t i = 0; i < ch->c.replica_count; i++) {
         known |= ch->c.replicas[i].gid == ch->gid && ch->c.replicas[i].id == id;
     }
@@ -194,12 +238,11 @@ static bool is_known(struct change *ch, uint64_t id)
     return known;
 }
 
+/* Out of the group first, then its process ends; out of the description last,
+ * which says what there is to do for whoever is asked again. */
 static bool remove_one(struct change *ch, uint64_t id)
 {
     char name[32], path[PATH_MAX];
-    if (!is_known(ch, id)) {
-        return false;
-    }
     if (!member_step(ch, RSM_REMOVE, id, "")) {
         return false;
     }
@@ -209,13 +252,13 @@ static bool remove_one(struct change *ch, uint64_t id)
         if (gone.gid != ch->gid || gone.id != id) {
             continue;
         }
+        end_process(cluster_path(c, "run", gone.name, ".pid", path));
         memmove(&c->replicas[i], &c->replicas[i + 1],
                 (c->replica_count - i - 1) * sizeof gone);
         c->replica_count--;
         if (!cluster_save(c)) {
             return false;
         }
-        end_process(cluster_path(c, "run", gone.name, ".pid", path));
         printf("Its data in %s can go.\n",
                cluster_path(c, "data", gone.name, "", path));
         break;
@@ -226,19 +269,29 @@ static bool remove_one(struct change *ch, uint64_t id)
     return true;
 }
 
+/* By a command that was interrupted: what is left is to remove the other. */
+static bool has_successor(const struct change *ch, uint64_t id)
+{
+    for (uint32_t i = 0; i < ch->c.replica_count; i++) {
+        const struct cluster_replica *r = &ch->c.replicas[i];
+        if (r->gid == ch->gid && r->replaces == id && !r->unfinished &&
+            member_find(ch, r->id) != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool replace(struct change *ch, uint64_t dead)
 {
     uint64_t id = 0;
-    if (!member_ask(ch) || member_find(ch, dead) == NULL) {
-        char name[32];
-        fprintf(stderr,
-                "flotilla: %s has no leader that answers, or no "
-                "replica %" PRIu64 "\n",
-                member_group_name(ch->gid, name), dead);
+    if (!group_answers(ch)) {
         return false;
     }
     ch->replaces = dead;
-    return add(ch, &id) && remove_one(ch, dead);
+    return (has_successor(ch, dead) ||
+            (is_known(ch, dead, false) && add(ch, &id))) &&
+           remove_one(ch, dead);
 }
 
 static bool promote(struct change *ch, uint64_t id)
@@ -328,7 +381,7 @@ static int run(struct change *ch, const char *action, char **words, int count)
     } else if (strcmp(action, "add") == 0 && has_group && !has_id) {
         ok = add(ch, &id);
     } else if (strcmp(action, "remove") == 0 && has_id) {
-        ok = remove_one(ch, id);
+        ok = is_known(ch, id, true) && remove_one(ch, id);
     } else if (strcmp(action, "replace") == 0 && has_id) {
         ok = replace(ch, id);
     } else if (strcmp(action, "promote") == 0 && has_id) {
@@ -355,7 +408,7 @@ static int repair(const struct cluster *c, char **words, int count)
 static bool changes_description(const char *action)
 {
     return strcmp(action, "add") == 0 || strcmp(action, "remove") == 0 ||
-           strcmp(action, "replace") == 0;
+           strcmp(action, "replace") == 0 || strcmp(action, "promote") == 0;
 }
 
 int cmd_member(int argc, char **argv)

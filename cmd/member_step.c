@@ -125,7 +125,18 @@ static const char *refusal(enum rsm_change_kind kind, enum err rc)
     }
 }
 
-static enum err ask_wish(struct change *ch, const struct rsm_wish *wish)
+/* `led`: who led when the step began; 0: not known yet. Once another leads,
+ * "any other" is reached: asked again, it would hand leadership on. */
+static bool has_moved(const struct change *ch, const struct rsm_wish *wish,
+                      uint64_t *led)
+{
+    *led = *led == 0 ? ch->members.leader : *led;
+    return wish->kind == RSM_TRANSFER && wish->id == 0 &&
+           ch->members.leader != *led;
+}
+
+static enum err ask_wish(struct change *ch, const struct rsm_wish *wish,
+                         uint64_t *led)
 {
     char address[NET_ADDRESS_SIZE_MAX];
     struct arena arena = {0};
@@ -133,6 +144,9 @@ static enum err ask_wish(struct change *ch, const struct rsm_wish *wish)
     struct buf body = {0};
     if (!member_ask(ch) || !leader_address(ch, address)) {
         return ERR_NOTLEADER;
+    }
+    if (has_moved(ch, wish, led)) {
+        return ERR_OK;
     }
     rsm_wish_encode(&body, wish);
     enum err rc =
@@ -232,10 +246,11 @@ bool member_step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
                                   .address = slice_text(address),
                                   .timeout_ms = WISH_MS};
     enum err rc = ERR_OK;
+    uint64_t led = 0;
     char name[32];
     struct watch watch = {0};
     for (uint32_t waited = 0; waited < PATIENCE_MS; waited += MEMBER_PAUSE_MS) {
-        rc = ask_wish(ch, &wish);
+        rc = ask_wish(ch, &wish, &led);
         if (rc == ERR_OK) {
             watch_end(&watch);
             return true;

@@ -6,7 +6,7 @@
  *  2. Terms do not go back along the log (checked where entries come in).
  *  3. Each live slot holds one reference on its data.
  *  4. `ends` grows along the log: bytes between two entries are one
- * subtraction.
+ *     subtraction.
  *  5. floor <= base; the runs cover (floor, base] and nothing else: the first
  *     begins at or before floor + 1, and terms rise from run to run. */
 #include <string.h>

@@ -4,11 +4,12 @@
  * that finds no space stays the first, and is tried again (space.c): what is
  * behind it is not acknowledged either.
  *
- * Who has nothing else to do syncs on the loop, because waking a thread and
- * being woken cost more: a follower always, a leader while its callers come one
- * at a time. Such a proposal is not committed here without our own disk, so
- * that no acknowledgement is of use before; but its messages must have left
- * first, or else the disks would work one after the other (`log_late`). */
+ * Who has nothing else to do syncs a small write on the loop, because waking a
+ * thread and being woken cost more: a follower always, a leader while its
+ * callers come one at a time. Such a proposal is not committed here without our
+ * own disk, so that no acknowledgement is of use before; but its messages must
+ * have left first, or else the disks would work one after the other
+ * (`log_late`). */
 #include "base/check.h"
 #include "rsm/rsm_int.h"
 
@@ -249,12 +250,13 @@ static struct rsm_log_job *push(struct rsm *r, enum rsm_log_kind kind)
     return j;
 }
 
-/* The job that an update can still join. */
+/* The job that an update can still join. Not one that is written and waits for
+ * space for the identity: what joined it would not be. */
 static struct rsm_log_job *open_job(struct rsm *r)
 {
     struct rsm_log_job *j = r->log_tail;
     bool running = r->log_running && j == r->log_head;
-    if (j == NULL || running || j->kind != RSM_LOG_APPEND) {
+    if (j == NULL || running || j->written || j->kind != RSM_LOG_APPEND) {
         j = push(r, RSM_LOG_APPEND);
     }
     return j;
@@ -323,8 +325,8 @@ void rsm_log_compact(struct rsm *r, raft_index index, raft_term term,
 void rsm_log_shrink(struct rsm *r)
 {
     for (struct rsm_log_job *j = r->log_head; j != NULL; j = j->next) {
-        if (j->kind != RSM_LOG_APPEND && j->kind != RSM_LOG_VOTE) {
-            return; /* one after the other */
+        if (j->kind == RSM_LOG_SHRINK || j->kind == RSM_LOG_RESET) {
+            return; /* which does it */
         }
     }
     push(r, RSM_LOG_SHRINK);

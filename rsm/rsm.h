@@ -66,7 +66,7 @@ enum rsm_snap_phase {
     F(U8, role)                                                                \
     F(U64, match) /* on its disk, as the leader knows */                       \
     F(U8, active)                                                              \
-    F(U8, snap_phase)                                                          \
+    F(U8, snap_phase)  /* making, sending, installing; 0: none */              \
     F(U64, snap_index) /* of the snapshot that it is sent; 0: none */          \
     F(U64, snap_done)  /* bytes, in this phase */                              \
     F(U64, snap_all)   /* 0: not known yet */

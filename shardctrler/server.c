@@ -162,6 +162,7 @@ static void query_run(struct rsm_read *rd)
 {
     struct call *c = call_of_read(rd);
     c->rc = ctl_state_query(&c->replica->fsm->state, c->number, &c->out);
+    rd->held = c->out.capacity;
 }
 
 static void waiter_unlink(struct call *c)
@@ -278,6 +279,7 @@ static void mounts_run(struct rsm_read *rd)
 {
     struct call *c = call_of_read(rd);
     ctl_state_list_mounts(&c->replica->fsm->state, &c->out);
+    rd->held = c->out.capacity;
 }
 
 static void mounts_done(struct rsm_read *rd, enum err rc)

@@ -8,7 +8,7 @@
  *  2. One lock covers keeping and reading a block: a reader that finds it not
  *     kept reads the file before whoever waits to change it goes on.
  *  3. A view that cannot keep a block (no space, too many) fails as a whole;
- * the write goes on. Nobody stops writing for a reader's sake.
+ *     the write goes on. Nobody stops writing for a reader's sake.
  *
  * Memory: about 100 bytes for each block of 64 KiB that is written to while a
  * view is open, at most KEPT_MAX of them. */

@@ -15,7 +15,8 @@
  *  2. An attempt that fails sends RELEASE to all, and the next has a higher
  *     number; an answer to an earlier one is not believed.
  *  3. A group may serve what only an older configuration gives it, as long as
- * it is copied: when shards are missing, the next attempt looks further back.
+ *     it is copied: when shards are missing, the next attempt looks further
+ *     back.
  *  4. An attempt ends before the groups' leaders would end its hold by
  *     themselves; if it does not, a VIEW is refused. */
 #include "shardkv/cut.h"

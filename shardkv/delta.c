@@ -10,7 +10,8 @@
  *  3. A record that fits is written over the one before it; else it gets a new
  *     place, with room to grow, since what grows is mostly appended to again.
  *  4. A node that was erased is used again, with its record's place, by the
- * next one that is as high: what comes and goes stays in the processor's cache.
+ *     next one that is as high: what comes and goes stays in the processor's
+ *     cache.
  */
 #include "shardkv/delta.h"
 

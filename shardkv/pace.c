@@ -2,15 +2,15 @@
  * whoever else waits for these. Invariants:
  *
  *  1. Clients first: while either group has any, a leader takes at most one
- * part in PARTS of the time for batches, of all its shards together. What a
- * batch took is measured, so the slower the machines are the longer they rest;
- * not after one that is so small that this was the net's delay.
+ *     part in PARTS of the time for batches, of all its shards together. What
+ *     a batch took is measured, so the slower the machines are the longer they
+ *     rest; not after one that is so small that this was the net's delay.
  *  2. An operator's rate is kept, with clients or without.
  *  3. A move ends: no rest for clients is longer than REST_MAX_US, and while
  *     changes are caught up with both are half as long, and ease off until,
  *     after as long as the copy took, they are gone. Else who writes faster
- * than changes are fetched would keep the shard on its way, or freeze it for
- * the rest. */
+ *     than changes are fetched would keep the shard on its way, or freeze it
+ *     for the rest. */
 #include "shardkv/server_int.h"
 
 enum {

@@ -23,8 +23,10 @@ struct skv_pace {
     uint64_t free_us; /* when the last rest ends */
 };
 
+/* Bytes of a batch: what a smaller one takes is the net's time. */
+enum { SKV_PACE_SMALL = 16 << 10 };
+
 /* What was done, and for whom it should rest. */
-enum { SKV_PACE_SMALL = 16 << 10 }; /* bytes */
 struct skv_pace_batch {
     uint64_t begun_us;
     uint64_t bytes;

@@ -31,7 +31,7 @@
  *     operation must not become durable. For want of space, rewind throws away
  *     all since the last checkpoint; also after a failed commit: whatever LMDB
  *     wrote in it, the next one writes again, each page, so no sync is relied
- * on that failed. A failed sync of a blob is final.
+ *     on that failed. A failed sync of a blob is final.
  *
  * Threads: all is the applier's, but `pending` and the tables of LMDB are
  * written under `lock` by whoever writes the checkpoint; and views are for any

@@ -4,9 +4,9 @@
  *
  *  1. A table is sorted by key, as memcmp sorts.
  *  2. Tables share values, so that a checkpoint or a view costs a pointer a
- * key. A value that more than one table holds does not change: who writes to it
- *     takes a copy first (own()). `durable` and `frozen` alone are the store's,
- *     whoever else holds the value.
+ *     key. A value that more than one table holds does not change: who writes
+ *     to it takes a copy first (own()). `durable` and `frozen` alone are the
+ *     store's, whoever else holds the value.
  *  3. A crash (close without a checkpoint) goes back to the image, but bytes of
  *     blobs may be newer, as with real files: close puts them there, so that
  *     the simulator finds who reads blob bytes while an operation is applied.

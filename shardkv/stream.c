@@ -9,7 +9,7 @@
  * Integers are little-endian. Invariants of a good stream:
  *  1. Keys rise strictly, so none comes twice.
  *  2. DATA follows a KEY that is a blob; offsets rise, ranges do not overlap
- * and end within the length. What no DATA covers is zeros.
+ *     and end within the length. What no DATA covers is zeros.
  *  3. END is last, and nothing follows it: a stream cut short is refused. */
 #include "shardkv/store_int.h"
 

@@ -5,7 +5,7 @@
  *  2. Nothing is remembered here that would be missed: a new leader begins from
  *     what the log says (the picture), and every step may be made twice.
  *  3. A command cannot be taken back: a task that ends meanwhile is dead, out
- * of the list, and freed when the command returns. */
+ *     of the list, and freed when the command returns. */
 #include "shardkv/server_int.h"
 
 #include <inttypes.h>

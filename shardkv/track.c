@@ -3,8 +3,8 @@
  * Invariants (docs/migration.md):
  *
  *  1. From the entry that makes a shard LEAVING to the one that freezes it,
- * each write to one of its keys leaves a change behind: the key, and the bytes
- *     of its value that may be others now. Its length may be, too.
+ *     each write to one of its keys leaves a change behind: the key, and the
+ *     bytes of its value that may be others now. Its length may be, too.
  *  2. Changes sort by the log's entries: what happens after somebody has read
  *     some of them sorts behind all of those.
  *  3. A change that covers the last one of its key takes its place: who writes

@@ -162,7 +162,7 @@ static void timer_halt(struct net_loop *loop, struct loop_timer *timer)
     }
 }
 
-/* Those that come meanwhile wait for the next turn. */
+/* Those that come meanwhile wait until this is called again. */
 static void ready_call(struct net_loop *loop)
 {
     struct env_job *job;

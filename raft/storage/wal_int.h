@@ -1,5 +1,6 @@
-/* Private to the log's three files: wal_record.c (bytes of a record), wal.c
- * (writing) and wal_recover.c (reading at start). */
+/* Private to the log's files: wal_record.c (bytes of a record), wal_write.c
+ * (bytes to a file), wal_segment.c (a file's life), wal.c (the calls), and
+ * wal_recover.c (reading at start). */
 #ifndef RAFT_STORAGE_WAL_INT_H
 #define RAFT_STORAGE_WAL_INT_H
 
@@ -10,9 +11,11 @@ enum {
     WAL_RECORD_HEAD_SIZE = 32,
     WAL_PAYLOAD_SIZE_MAX = 8 << 20,
     WAL_SEGMENT_SIZE_DEFAULT = 64 << 20,
-    WAL_FILL_SIZE = 4 << 20,
-    WAL_FILL_UNDER = 64 << 10, /* only ahead of writes smaller than that */
+    WAL_FILL_PART = 16,        /* of a segment is filled ahead at a time, */
+    WAL_FILL_UNDER = 64 << 10, /* and only ahead of writes under this size */
     WAL_PATH_SIZE = 64,
+    WAL_PAGE_SIZE =
+        4096, /* the kernel's: what is read before part of it is written */
     WAL_MARK_SIZE = 256 << 10,
     WAL_REFER_SIZE = 2 << 10, /* a longer payload is written from its place */
 };
@@ -27,6 +30,7 @@ enum wal_record_type {
 struct wal_head {
     uint64_t sequence;
     bool reset;         /* nothing in older segments counts */
+    bool reused;        /* behind the end are an older segment's bytes */
     uint64_t prev_size; /* where the records of sequence - 1 end */
 };
 
@@ -43,13 +47,15 @@ struct wal_record {
 struct wal_segment {
     uint64_t sequence;
     raft_index index_max; /* highest entry in it, also if overwritten later */
+    uint64_t end;         /* of its last entry */
 };
 
 struct wal {
     struct disk *disk;
     char dir[WAL_PATH_SIZE / 2];
     size_t segment_size;
-    size_t reserve; /* of a segment; entries leave it (wal.c, 7) */
+    size_t reserve;   /* of a segment; entries leave it (wal.c, 7) */
+    size_t fill_size; /* zeros ahead at a time */
     bool broken;
 
     struct wal_segment *segments; /* the last one is written to */
@@ -57,7 +63,9 @@ struct wal {
     struct disk_file *file; /* of the last segment */
     uint64_t end;           /* where its next record goes */
     uint64_t filled;        /* zeros are written up to here */
+    uint64_t held;          /* the file's size; an older segment's bytes (9) */
     bool unsynced;          /* something was written since the last sync */
+    bool spare;             /* there is a file for the next segment (10) */
 
     /* Repeated at the start of each segment. */
     struct raft_hard_state hard_state;
@@ -77,6 +85,7 @@ struct wal {
 
 /* --- wal_record.c */
 void wal_head_write(uint8_t to[WAL_HEAD_SIZE], const struct wal_head *head);
+/* ERR_VERSION: whole, and of a format that is not this one's. */
 MUST_USE enum err wal_head_read(const uint8_t from[WAL_HEAD_SIZE],
                                 struct wal_head *head);
 size_t wal_record_size(size_t payload_size); /* with head and padding */
@@ -116,12 +125,46 @@ bool wal_is_zero(const uint8_t *p, size_t size);
 enum wal_look wal_record_look(struct slice segment, uint64_t sequence,
                               uint64_t offset, struct wal_record *record);
 
+/* --- wal_write.c */
+static inline struct wal_segment *wal_last_segment(struct wal *w)
+{
+    return &w->segments[w->segment_count - 1];
+}
+/* Zeros from `filled` on, up to `to`. */
+MUST_USE enum err wal_fill(struct wal *w, uint64_t to);
+/* Writes what was gathered, without a sync. `keep`: zeros behind it that must
+ * be there afterwards. wal_flush() chooses the way by the size. */
+typedef enum err wal_write_fn(struct wal *w, struct wal_out *out, size_t keep);
+wal_write_fn wal_write_short, wal_write_long;
+MUST_USE enum err wal_flush_by(struct wal *w, struct wal_out *out, size_t keep,
+                               wal_write_fn *write);
+MUST_USE enum err wal_flush(struct wal *w, struct wal_out *out, size_t keep);
+MUST_USE enum err wal_sync_file(struct wal *w);
+/* Never ERR_NOSPACE: after a failed sync nobody knows what is on the disk. */
+enum err wal_final(enum err rc);
+/* After ERR_NOSPACE, which it returns if all is well: what a group commit has
+ * written since `batch`, where it begins in this segment, goes, and the spare.
+ */
+MUST_USE enum err wal_take_back(struct wal *w, uint64_t batch);
+
+/* --- wal_segment.c */
+void wal_put_hard_state(struct wal *w, struct wal_out *out, uint64_t batch);
+void wal_put_start(struct wal *w, struct wal_out *out, uint64_t batch);
+/* Goes on in a new segment. What is in the old one is synced. With ERR_NOSPACE
+ * it goes on in the old one. */
+MUST_USE enum err wal_roll(struct wal *w, bool reset, wal_write_fn *write);
+/* Its file goes, or is the spare from now on. */
+MUST_USE enum err wal_delete_oldest(struct wal *w);
+MUST_USE enum err wal_drop_spare(struct wal *w);
+
 /* --- wal.c */
 /* An entry of `size` bytes stands there: a mark, if one is due. */
 void wal_note_entry(struct wal *w, uint64_t sequence, uint64_t offset,
                     raft_index index, size_t size);
 
 /* --- wal_recover.c */
+#define WAL_SPARE_NAME "spare"
+void wal_spare_path(const char *dir, char to[WAL_PATH_SIZE]);
 void wal_path(const char *dir, uint64_t sequence, char to[WAL_PATH_SIZE]);
 /* Is there a record of a later group commit than the one at `offset`? */
 bool wal_has_later_batch(struct slice bytes, uint64_t sequence,

@@ -7,15 +7,15 @@
 #include "base/codec.h"
 
 #define WAL_MAGIC   UINT64_C(0x314c4157544f4c46) /* "FLOTWAL1" */
-#define WAL_VERSION 1u
+#define WAL_VERSION 2u
 
-enum { HEAD_RESET = 1 };
+enum { HEAD_RESET = 1, HEAD_REUSED = 2 };
 
 /* Segment head:
  *   offset size field
  *        0    8 magic
  *        8    4 version
- *       12    4 flags      1: reset
+ *       12    4 flags      1: reset; 2: reused
  *       16    8 sequence
  *       24    8 prev_size
  *       32    4 reserved   zero
@@ -26,7 +26,8 @@ void wal_head_write(uint8_t to[WAL_HEAD_SIZE], const struct wal_head *head)
 {
     set_u64(to, WAL_MAGIC);
     set_u32(to + 8, WAL_VERSION);
-    set_u32(to + 12, head->reset ? HEAD_RESET : 0);
+    set_u32(to + 12, (head->reset ? HEAD_RESET : 0u) |
+                         (head->reused ? HEAD_REUSED : 0u));
     set_u64(to + 16, head->sequence);
     set_u64(to + 24, head->prev_size);
     set_u32(to + 32, 0);
@@ -36,14 +37,21 @@ void wal_head_write(uint8_t to[WAL_HEAD_SIZE], const struct wal_head *head)
 enum err wal_head_read(const uint8_t from[WAL_HEAD_SIZE], struct wal_head *head)
 {
     uint32_t flags = get_u32(from + 12);
-    if (get_u64(from) != WAL_MAGIC || get_u32(from + 8) != WAL_VERSION ||
-        get_u32(from + 36) != crc32c(0, slice_of(from, 36)) ||
-        (flags & ~(uint32_t)HEAD_RESET) != 0 || get_u32(from + 32) != 0) {
+    if (get_u64(from) != WAL_MAGIC ||
+        get_u32(from + 36) != crc32c(0, slice_of(from, 36))) {
+        return ERR_CORRUPT;
+    }
+    if (get_u32(from + 8) != WAL_VERSION) {
+        return ERR_VERSION;
+    }
+    if ((flags & ~(uint32_t)(HEAD_RESET | HEAD_REUSED)) != 0 ||
+        get_u32(from + 32) != 0) {
         return ERR_CORRUPT;
     }
     *head = (struct wal_head){
         .sequence = get_u64(from + 16),
-        .reset = flags != 0,
+        .reset = (flags & HEAD_RESET) != 0,
+        .reused = (flags & HEAD_REUSED) != 0,
         .prev_size = get_u64(from + 24),
     };
     return ERR_OK;
@@ -51,11 +59,11 @@ enum err wal_head_read(const uint8_t from[WAL_HEAD_SIZE], struct wal_head *head)
 
 /* Record:
  *   offset size field
- *        0    4 crc        see record_crc()
+ *        0    4 crc        see head_crc()
  *        4    4 length     of the payload
  *        8    1 type       enum wal_record_type
  *        9    1 entry_type enum raft_entry_type; 0 unless type is WAL_ENTRY
- *       10    2 reserved   zero
+ *       10    2 check      of the head: see head_crc()
  *       12    4 batch      where its group commit begins in this file
  *       16    8 term
  *       24    8 index
@@ -76,21 +84,24 @@ static size_t padding_size(const struct wal_record *record)
            record->payload.size;
 }
 
-/* Over the place and the record. The place is in it because an entry's payload
- * is a user's, who may well keep a copy of such a file in our filesystem: a
- * record that is valid only where it was written is never mistaken for one. */
-static uint32_t place_crc(uint64_t sequence, uint64_t offset)
+/* Over the place and the head, but for the checks themselves; what follows the
+ * head goes on from it. The place is in it because an entry's payload is a
+ * user's, who may well keep a copy of such a file in our filesystem, and
+ * because a file is used again for another segment: a record that is valid only
+ * where it was written is never mistaken for one.
+ *
+ * Half of it is in the head: whoever looks for a record among bytes that may be
+ * anything sees at once that there is none, and need not read as much as a
+ * length says that was never one. */
+static uint32_t head_crc(const uint8_t head[WAL_RECORD_HEAD_SIZE],
+                         uint64_t sequence, uint64_t offset)
 {
-    uint8_t place[16];
-    set_u64(place, sequence);
-    set_u64(place + 8, offset);
-    return crc32c(0, slice_of(place, sizeof place));
-}
-
-static uint32_t record_crc(const uint8_t *record, size_t size,
-                           uint64_t sequence, uint64_t offset)
-{
-    return crc32c(place_crc(sequence, offset), slice_of(record + 4, size - 4));
+    uint8_t b[16 + WAL_RECORD_HEAD_SIZE - 4];
+    set_u64(b, sequence);
+    set_u64(b + 8, offset);
+    memcpy(b + 16, head + 4, WAL_RECORD_HEAD_SIZE - 4);
+    b[16 + 6] = b[16 + 7] = 0;
+    return crc32c(0, slice_of(b, sizeof b));
 }
 
 static void head_put(uint8_t p[WAL_RECORD_HEAD_SIZE], uint64_t sequence,
@@ -101,12 +112,12 @@ static void head_put(uint8_t p[WAL_RECORD_HEAD_SIZE], uint64_t sequence,
     set_u32(p + 4, (uint32_t)record->payload.size);
     p[8] = (uint8_t)record->type;
     p[9] = record->entry_type;
-    p[10] = p[11] = 0;
     set_u32(p + 12, record->batch);
     set_u64(p + 16, record->term);
     set_u64(p + 24, record->index);
-    uint32_t crc = place_crc(sequence, offset);
-    crc = crc32c(crc, slice_of(p + 4, WAL_RECORD_HEAD_SIZE - 4));
+    uint32_t crc = head_crc(p, sequence, offset);
+    p[10] = (uint8_t)crc;
+    p[11] = (uint8_t)(crc >> 8);
     crc = crc32c(crc, record->payload);
     set_u32(p, crc32c(crc, slice_of(padding, padding_size(record))));
 }
@@ -203,12 +214,19 @@ bool wal_is_zero(const uint8_t *p, size_t size)
     return size == 0 || (p[0] == 0 && memcmp(p, p + 1, size - 1) == 0);
 }
 
-static bool is_plausible(const uint8_t *p, uint64_t left)
+static bool is_record(const uint8_t *p, uint64_t left, uint64_t sequence,
+                      uint64_t offset)
 {
     uint32_t length = get_u32(p + 4);
-    return p[8] >= WAL_HARD_STATE && p[8] <= WAL_START && p[10] == 0 &&
-           p[11] == 0 && length <= WAL_PAYLOAD_SIZE_MAX &&
-           wal_record_size(length) <= left;
+    if (p[8] < WAL_HARD_STATE || p[8] > WAL_START ||
+        length > WAL_PAYLOAD_SIZE_MAX || wal_record_size(length) > left) {
+        return false;
+    }
+    uint32_t crc = head_crc(p, sequence, offset);
+    size_t behind = wal_record_size(length) - WAL_RECORD_HEAD_SIZE;
+    return p[10] == (uint8_t)crc && p[11] == (uint8_t)(crc >> 8) &&
+           get_u32(p) ==
+               crc32c(crc, slice_of(p + WAL_RECORD_HEAD_SIZE, behind));
 }
 
 enum wal_look wal_record_look_at(const uint8_t *p, uint64_t left,
@@ -221,12 +239,7 @@ enum wal_look wal_record_look_at(const uint8_t *p, uint64_t left,
     if (wal_is_zero(p, WAL_RECORD_HEAD_SIZE)) {
         return WAL_LOOK_ZERO;
     }
-    if (!is_plausible(p, left)) {
-        return WAL_LOOK_BAD;
-    }
-    uint32_t length = get_u32(p + 4);
-    if (get_u32(p) !=
-        record_crc(p, wal_record_size(length), sequence, offset)) {
+    if (!is_record(p, left, sequence, offset)) {
         return WAL_LOOK_BAD;
     }
     *record = (struct wal_record){
@@ -235,7 +248,7 @@ enum wal_look wal_record_look_at(const uint8_t *p, uint64_t left,
         .batch = get_u32(p + 12),
         .term = get_u64(p + 16),
         .index = get_u64(p + 24),
-        .payload = slice_of(p + WAL_RECORD_HEAD_SIZE, length),
+        .payload = slice_of(p + WAL_RECORD_HEAD_SIZE, get_u32(p + 4)),
     };
     return WAL_LOOK_RECORD;
 }

@@ -52,12 +52,18 @@ static enum err damaged(struct wal *w, struct wal_recovery *out,
     return ERR_CORRUPT;
 }
 
+void wal_spare_path(const char *dir, char to[WAL_PATH_SIZE])
+{
+    snprintf(to, WAL_PATH_SIZE, "%s/" WAL_SPARE_NAME, dir);
+}
+
 /* --- The files */
 
 static void add_name(void *arg, const char *name)
 {
     struct wal *w = arg;
     char *end = NULL;
+    w->spare = w->spare || strcmp(name, WAL_SPARE_NAME) == 0;
     uint64_t sequence = strtoull(name, &end, 16);
     if (end != name + 16 || strcmp(end, ".wal") != 0 || sequence == 0) {
         return;
@@ -171,6 +177,27 @@ bool wal_is_begun(struct slice bytes, uint64_t sequence)
            record.type == WAL_START;
 }
 
+/* Nothing can be said of such a file, least of all that it was never used. */
+static bool is_foreign(struct slice bytes)
+{
+    struct wal_head head;
+    return bytes.size >= WAL_HEAD_SIZE &&
+           wal_head_read(bytes.data, &head) == ERR_VERSION;
+}
+
+static enum err foreign(struct wal *w, struct wal_recovery *out,
+                        uint64_t sequence)
+{
+    char path[WAL_PATH_SIZE];
+    wal_path(w->dir, sequence, path);
+    snprintf(out->problem, sizeof out->problem,
+             "%s has another log format: start this replica with the version "
+             "of flotilla that wrote it, or give its place to a new one: "
+             "`flotilla member replace GROUP ID`",
+             path);
+    return ERR_VERSION;
+}
+
 static bool tail_is_zero(struct slice bytes, uint64_t end)
 {
     return wal_is_zero(bytes.data + end, bytes.size - (size_t)end);
@@ -185,6 +212,9 @@ static enum err drop_unbegun(struct recovery *r, struct buf *b)
     }
     uint64_t sequence = w->segments[w->segment_count - 1].sequence;
     enum err rc = load(w, sequence, FILE_SIZE_MAX, b);
+    if (rc == ERR_OK && is_foreign(buf_slice(b))) {
+        return foreign(w, r->out, sequence);
+    }
     if (rc != ERR_OK || wal_is_begun(buf_slice(b), sequence)) {
         return rc;
     }
@@ -408,6 +438,7 @@ static enum err replay_segment(struct recovery *r, struct wal_segment *s,
         if (record.type == WAL_ENTRY) {
             wal_note_entry(r->w, s->sequence, at, record.index,
                            wal_record_size(record.payload.size));
+            s->end = at + wal_record_size(record.payload.size);
         }
         at += wal_record_size(record.payload.size);
     }
@@ -415,19 +446,23 @@ static enum err replay_segment(struct recovery *r, struct wal_segment *s,
     return ERR_OK;
 }
 
-/* Zeros behind the end, also where a torn write left old bytes: a later append
- * must never join up with them. */
+/* Zeros behind the end, also where a torn write left bytes: a later append must
+ * never join up with them. In a file that was used before nobody can tell those
+ * from an older segment's. */
 static enum err cut_tail(struct wal *w, struct slice bytes, uint64_t sequence)
 {
-    w->filled = bytes.size;
+    struct wal_head head;
+    w->filled = w->held = bytes.size;
     if (tail_is_zero(bytes, w->end)) {
         return ERR_OK;
     }
-    log_warn("wal",
-             "cutting off a write that a crash interrupted sequence=%" PRIu64
-             " offset=%" PRIu64,
-             sequence, w->end);
-    w->filled = w->end;
+    if (!read_head(bytes, sequence, &head) || !head.reused) {
+        log_warn("wal",
+                 "cutting off a write that a crash interrupted "
+                 "sequence=%" PRIu64 " offset=%" PRIu64,
+                 sequence, w->end);
+    }
+    w->filled = w->held = w->end;
     enum err rc = w->disk->ops->truncate(w->file, w->end);
     return rc == ERR_OK ? w->disk->ops->sync(w->file) : rc;
 }

@@ -99,20 +99,25 @@ static struct net *net_make(struct net_loop *loop, const char *name,
 
 static struct net *net;
 static struct rsm *raft;
-static raft_index applied, stored;
+static struct raft_mark {
+    raft_index index;
+    raft_term term;
+} applied, stored;
 
+/* The log is cut as under a real one. */
 static raft_index null_durable(struct rsm_fsm *fsm, raft_term *term)
 {
     (void)fsm;
-    *term = 0;
-    return 0;
+    *term = stored.term;
+    return stored.index;
 }
 
 static enum err null_apply(struct rsm_fsm *fsm, struct rsm_entry *entries,
                            uint32_t count)
 {
     (void)fsm;
-    applied = entries[count - 1].index;
+    applied = (struct raft_mark){.index = entries[count - 1].index,
+                                 .term = entries[count - 1].term};
     return ERR_OK;
 }
 

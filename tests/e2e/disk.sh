@@ -75,12 +75,12 @@ lines_intact() {
     diff <(seq "$n") <(awk '{print $2}' "$M/lines") | head -5
     return 1
 }
-fill() { dd if=/dev/zero of="$C/data/g1-$1/hog" bs=64k 2>/dev/null; sync -f "$C/data/g1-$1"; [ "$(df --output=avail "$C/data/g1-$1" | tail -1)" -lt 64 ]; }
+free_kib() { df --output=avail "$C/data/g1-$1" | tail -1; }
+fill() { dd if=/dev/zero bs=64k 2>/dev/null >>"$C/data/g1-$1/hog"; sync -f "$C/data/g1-$1"; [ "$(free_kib "$1")" -lt 64 ]; }
 # So that a little is left.
 nearly_fill() {
-    local free
-    free=$(df --output=avail "$C/data/g1-$1" | tail -1)
-    dd if=/dev/zero of="$C/data/g1-$1/hog" bs=1k count=$((free - 24000)) 2>/dev/null
+    local more=$(($(free_kib "$1") - 24000))
+    [ $more -le 0 ] || dd if=/dev/zero bs=1k count=$more 2>/dev/null >>"$C/data/g1-$1/hog"
 }
 empty() { rm "$C/data/g1-$1/hog"; }
 says_full() {
@@ -118,18 +118,30 @@ full_one() { # full_one follower|leader
 check "a follower's disk is full, then not: no error, and it catches up" full_one follower
 check "the leader's disk is full, then not: another one leads" full_one leader
 
+# A replica that waits gives back what it can of its own log: that is taken, too.
+keep_filled() { # keep_filled FILL ID ID: until the writer has ended
+    local end=$((SECONDS + 60))
+    while kill -0 $writer 2>/dev/null; do
+        [ $SECONDS -lt $end ] || { echo "writers still find room after 60 s"; writer_stop; return 1; }
+        "$1" "$2"
+        "$1" "$3"
+        sleep 0.1
+    done
+}
+still_says_full() { $fill "$1"; says_full "$1"; }
 full_most() { # full_most FILL
     local a b pids began fill=$1
     a=$(leader) b=$((a % 3 + 1)) pids="$(pid_of g1-1) $(pid_of g1-2) $(pid_of g1-3)"
     writer_start
     writes_go_on && $fill "$a" && $fill "$b" || return 1
     began=$SECONDS
+    keep_filled $fill "$a" "$b" || return 1
     wait $writer && { echo "the writer saw nothing"; return 1; }
     writer=
     cat "$W/error"
     echo "note: writers waited $((SECONDS - began)) s before ENOSPC"
-    grep -q 'No space left on device' "$W/error" && wait_for 20 says_full "$a" &&
-        wait_for 20 says_full "$b" || return 1
+    grep -q 'No space left on device' "$W/error" && wait_for 20 still_says_full "$a" &&
+        wait_for 20 still_says_full "$b" || return 1
     [ $fill = fill ] || timeout 20 cat "$M/lines" >/dev/null || { echo "no reads"; return 1; }
     rm "$W/go"
     empty "$a" && empty "$b" && wait_for 30 well &&

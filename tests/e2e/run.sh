@@ -318,6 +318,33 @@ member_moves() { # every replica of a group is another one, while it is used
         lines_intact && diff -r "$W/tree" "$M/tree" && up && wait_for $SOON well
 }
 check "a whole group is replaced, one by one, mid-write" member_moves
+# Given again, a command that was killed goes on: nobody is added, or goes, twice.
+member_killed() { # member_killed WORDS...: at later and later moments, until it is done
+    local ms=20
+    until timeout -s KILL "$(printf '0.%03d' $ms)" "$F" member --cluster "$C" "$@"; do
+        ms=$((ms + ms / 3))
+        [ $ms -lt 1000 ] || { "$F" member --cluster "$C" "$@"; return; }
+    done
+}
+members_and_described() { # of group 1
+    "$F" member --cluster "$C" --json list 1 | python3 -c 'import json, sys
+there = sorted((m["id"], m["role"]) for m in json.load(sys.stdin)[0]["members"])
+known = sorted((r["id"], "voter") for r in json.load(open(sys.argv[1]))["replicas"] if r["group"] == 1)
+print(*(i for i, _ in there) if there == known else ("members", there, "described", known))' \
+        "$C/cluster.json"
+}
+member_again() {
+    local before after
+    before=$(members_and_described) && set -- $before &&
+        member_killed replace 1 "$1" && after=$(members_and_described) &&
+        [ "$after" = "$2 $3 $(($3 + 1))" ] || { echo "$before, then $after"; return 1; }
+    member_killed add 1 && [ "$(members_and_described)" = "$after $(($3 + 2))" ] &&
+        member_killed remove 1 $(($3 + 2)) && "$F" member --cluster "$C" remove 1 $(($3 + 2)) &&
+        [ "$(members_and_described)" = "$after" ] && ! grep unfinished "$C/cluster.json" &&
+        lines_intact && "$F" status --cluster "$C" | grep -q 'all is well' ||
+        { echo "$after, then $(members_and_described)"; return 1; }
+}
+check "a change of members that is killed again and again is made once" member_again
 # What cannot be is said before anything is made.
 member_refuses() {
     local before

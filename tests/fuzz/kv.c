@@ -4,6 +4,7 @@
 
 #include "shardkv/fsm_int.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/lib/command.h"
 
 enum { SHARDS = 4, OURS = 1, THEIRS = 2, SESSION = 7001 };
 #define DAY_US        (24ull * 3600 * 1000000)
@@ -129,15 +130,6 @@ static void group_new(struct group *g, ctl_gid owner)
     *g = (struct group){.clock_us = 1000};
     must(group_open(g));
     must(run(g, config_command(1, owner)));
-}
-
-static struct bytes *command_of(uint64_t stamp_us, struct slice request)
-{
-    struct bytes *b = bytes_new(SKV_COMMAND_ROOM + request.size);
-    if (request.size > 0) {
-        memcpy(b->data + SKV_COMMAND_ROOM, request.data, request.size);
-    }
-    return skv_command_request(stamp_us, b);
 }
 
 static enum err send(struct group *g, struct slice request)

@@ -11,6 +11,8 @@ enum { FILES_MAX = 256, SECTOR = 512 };
 
 struct entry {
     char path[64];
+    char old_path[64];      /* it may have this name again after a crash, */
+    struct entry *replaced; /* and this one its own */
     struct buf now;
     struct buf synced;
     bool exists;        /* the name is there */
@@ -203,7 +205,6 @@ static enum err f_remove(struct disk *disk, const char *path)
     return ERR_OK;
 }
 
-/* Durable at once: nothing here depends on a rename that is not. */
 static enum err f_rename(struct disk *disk, const char *from, const char *to)
 {
     struct faultdisk *d = fault_of(disk);
@@ -214,11 +215,16 @@ static enum err f_rename(struct disk *disk, const char *from, const char *to)
     if (fails(d)) {
         return ERR_IO;
     }
-    struct entry *target = make(d, to);
-    set_bytes(&target->now, &e->now);
-    set_bytes(&target->synced, &e->synced);
-    target->exists = target->exists_synced = true;
-    e->exists = e->exists_synced = false;
+    struct entry *target = find(d, to);
+    if (target != NULL) {
+        e->replaced = target->exists_synced ? target : NULL;
+        target->exists = target->exists_synced = false;
+        target->path[0] = 0;
+    }
+    if (e->old_path[0] == 0) {
+        snprintf(e->old_path, sizeof e->old_path, "%s", from);
+    }
+    snprintf(e->path, sizeof e->path, "%s", to);
     return ERR_OK;
 }
 
@@ -228,10 +234,15 @@ static enum err f_mkdir(struct disk *disk, const char *path)
     return fails(fault_of(disk)) ? ERR_IO : ERR_OK;
 }
 
-static bool is_in(const struct entry *e, const char *dir)
+/* The name in the directory ("" is the root), NULL if it is not in it. */
+static const char *name_in(const struct entry *e, const char *dir)
 {
     size_t size = strlen(dir);
-    return strncmp(e->path, dir, size) == 0 && e->path[size] == '/';
+    if (size == 0) {
+        return strchr(e->path, '/') == NULL ? e->path : NULL;
+    }
+    bool within = strncmp(e->path, dir, size) == 0 && e->path[size] == '/';
+    return within ? e->path + size + 1 : NULL;
 }
 
 static enum err f_sync_dir(struct disk *disk, const char *path)
@@ -242,8 +253,10 @@ static enum err f_sync_dir(struct disk *disk, const char *path)
     }
     for (uint32_t i = 0; i < d->count; i++) {
         struct entry *e = d->entries[i];
-        if (is_in(e, path)) {
+        if (name_in(e, path) != NULL) {
             e->exists_synced = e->exists;
+            e->old_path[0] = 0;
+            e->replaced = NULL;
         }
     }
     return ERR_OK;
@@ -255,8 +268,9 @@ static enum err f_list(struct disk *disk, const char *path,
     struct faultdisk *d = fault_of(disk);
     for (uint32_t i = 0; i < d->count; i++) {
         struct entry *e = d->entries[i];
-        if (e->exists && is_in(e, path)) {
-            each(arg, e->path + strlen(path) + 1);
+        const char *name = name_in(e, path);
+        if (e->exists && name != NULL) {
+            each(arg, name);
         }
     }
     return ERR_OK;
@@ -330,6 +344,23 @@ uint64_t faultdisk_operations(const struct faultdisk *d)
     return d->operations;
 }
 
+/* Was a rename that no sync_dir followed, or not. */
+static void unrename(struct faultdisk *d, struct entry *e, bool back)
+{
+    struct entry *replaced = e->replaced;
+    back = back && e->old_path[0] != 0 && find(d, e->old_path) == NULL;
+    if ((back || !e->exists) && replaced != NULL) {
+        memcpy(replaced->path, e->path, sizeof replaced->path);
+        replaced->exists = replaced->exists_synced = true;
+        e->path[0] = 0;
+    }
+    if (back) {
+        memcpy(e->path, e->old_path, sizeof e->path);
+    }
+    e->old_path[0] = 0;
+    e->replaced = NULL;
+}
+
 /* Each sector is the old one or the new one; and the size is one of both. */
 static void tear(struct entry *e, struct rng *rng)
 {
@@ -359,6 +390,7 @@ void faultdisk_crash(struct faultdisk *d, uint64_t seed)
             e->exists = rng_chance(&rng, 500);
         }
         e->exists_synced = e->exists;
+        unrename(d, e, rng_chance(&rng, 500));
         tear(e, &rng);
     }
     faultdisk_fail_at(d, 0);

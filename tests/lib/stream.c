@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "transport/tls.h"
+
 enum err to_buf(void *arg, struct slice bytes)
 {
     buf_append(arg, bytes.data, bytes.size);
@@ -19,4 +21,17 @@ enum err from_buf(void *arg, void *to, size_t size_max, size_t *size)
     f->left = slice_of(f->left.data + part, f->left.size - part);
     *size = part;
     return ERR_OK;
+}
+
+enum err tls_read_all(struct tls *t, struct buf *plain)
+{
+    enum { STEP = 1000 };
+    for (;;) {
+        size_t before = plain->size, got = 0;
+        enum err rc = tls_read(t, buf_extend(plain, STEP), STEP, &got);
+        plain->size = before + got;
+        if (rc != ERR_OK || got < STEP) {
+            return rc;
+        }
+    }
 }

@@ -15,4 +15,8 @@ struct from_buf {
 /* `arg` is a struct from_buf. At the end *size is 0. */
 enum err from_buf(void *arg, void *to, size_t size_max, size_t *size);
 
+struct tls;
+/* All that was fed to it, to the end of `plain`. */
+enum err tls_read_all(struct tls *t, struct buf *plain);
+
 #endif

@@ -6,10 +6,10 @@
  *  3. Creating, renaming and removing last from the directory's sync_dir() on;
  *     of what came since, a crash keeps a beginning (as a journal does).
  *  4. After a sync that failed, the bytes may look written and never be.
- * Whoever syncs again afterwards, in the same life, has failed the test.
+ *     Whoever syncs again afterwards, in the same life, has failed the test.
  *  5. A full disk takes no byte that makes a file larger, some disks (which
- * copy on write) none at all; a write may get half-way. What is removed gives
- *     space back.
+ *     copy on write) none at all; a write may get half-way. What is removed
+ *     gives space back.
  *  6. Bits rot at rest, in what a sync has covered that another one followed.
  */
 #ifndef TESTS_SIM_DISK_H

@@ -9,9 +9,6 @@
  * committed, A and X are a majority of {A, C, D}, the others one of {B, C, D}.
  * With joint configurations nobody can lead or commit but with a majority of
  * the four. Then all is mended, and B and A are replaced. */
-#include <inttypes.h>
-
-#include "base/check.h"
 #include "tests/sim/cluster.h"
 
 #define MS     UINT64_C(1000)

@@ -8,7 +8,7 @@
 #define MS     UINT64_C(1000)
 #define SECOND UINT64_C(1000000)
 
-static void links_cut_both(struct cluster *c, uint32_t a, uint32_t b)
+static void cut_both(struct cluster *c, uint32_t a, uint32_t b)
 {
     sim_wire_cut(c->wire, a, b, true);
     sim_wire_cut(c->wire, b, a, true);
@@ -20,7 +20,7 @@ void links_partition(struct cluster *c)
     for (uint32_t a = 0; a < c->node_count; a++) {
         for (uint32_t b = 0; b < a; b++) {
             if ((side >> a & 1) != (side >> b & 1)) {
-                links_cut_both(c, a, b);
+                cut_both(c, a, b);
             }
         }
     }
@@ -52,7 +52,7 @@ void links_leader_cut(struct cluster *c)
         struct node *n = &c->nodes[i];
         bool same_group = node_is_server(n) && n->gid == leader->gid;
         if (n != leader && (same_group || !keeps_others)) {
-            links_cut_both(c, n->number, leader->number);
+            cut_both(c, n->number, leader->number);
         }
     }
     sim_trace(c->world, "n%u, leader of group %u, is cut off%s", leader->number,
@@ -71,7 +71,7 @@ static void reset_now(void *arg)
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];
         if (n != leader && node_is_server(n) && n->gid == leader->gid) {
-            links_cut_both(c, n->number, leader->number);
+            cut_both(c, n->number, leader->number);
             sim_wire_hint(c->wire, n->number, leader->number,
                           sim_between(c->world, 50, 5 * MS));
         }
@@ -103,7 +103,7 @@ static void crash_apart(void *arg)
     if (n->env.dead || n->cluster->healed || leader == NULL || leader == n) {
         return;
     }
-    links_cut_both(n->cluster, n->number, leader->number);
+    cut_both(n->cluster, n->number, leader->number);
     node_crash(n, "killed for a moment");
     node_restart_later(n, sim_between(n->cluster->world, MS, 20 * MS));
 }
@@ -118,7 +118,7 @@ void links_follower_apart(struct cluster *c)
     if (leader == NULL || leader == apart) {
         return;
     }
-    links_cut_both(c, apart->number, leader->number);
+    cut_both(c, apart->number, leader->number);
     c->reads_only_until_us = c->world->now_us + 3 * SECOND;
     for (uint32_t i = 0; i < c->node_count; i++) {
         struct node *n = &c->nodes[i];

@@ -36,6 +36,7 @@ struct rsm {
     struct bytes *commands[16];
     uint32_t proposal_count;
     struct rsm_read *reads;
+    size_t read_held; /* what the reads that ran said that they hold */
     raft_index index;
     uint32_t raft_messages;
 };
@@ -140,6 +141,7 @@ static void pump(enum err rc)
         r->reads = rd->next;
         if (rc == ERR_OK) {
             rd->run(rd);
+            r->read_held += rd->held;
         }
         rd->done(rd, rc);
     }
@@ -296,6 +298,25 @@ static void the_first_leader_founds_the_cluster_once(void **state)
     world_lead(false);
     world_lead(true);
     assert_null(the_rsm->proposals);
+    buf_free(&q.body);
+    world_fini(&w);
+}
+
+/* Else many who ask at once make us hold all their answers (rsm/read.c). */
+static void what_an_answer_holds_is_told(void **state)
+{
+    (void)state;
+    struct world w;
+    struct net_request q = {0};
+    world_found(&w);
+    query(&w, &q, CTL_LATEST, 0);
+    the_rsm->read_held = 0;
+    pump(ERR_OK);
+    assert_true(q.body.size > 0 && the_rsm->read_held >= q.body.size);
+    ask(&w, &q, NET_ROLE_CLIENT, CTL_METHOD_MOUNTS, slice_of(NULL, 0));
+    the_rsm->read_held = 0;
+    pump(ERR_OK);
+    assert_true(q.body.size > 0 && the_rsm->read_held >= q.body.size);
     buf_free(&q.body);
     world_fini(&w);
 }
@@ -478,6 +499,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_leader_founds_the_cluster_once),
+        cmocka_unit_test(what_an_answer_holds_is_told),
         cmocka_unit_test(only_admins_and_servers_may_change),
         cmocka_unit_test(a_query_waits_for_its_configuration),
         cmocka_unit_test(the_waiting_are_bounded),

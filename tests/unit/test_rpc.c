@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "tests/lib/stream.h"
 #include "transport/frame_int.h"
 #include "transport/rpc.h"
 
@@ -957,20 +958,6 @@ static void rogue_push(struct rogue *r)
     buf_free(&out);
 }
 
-/* All that there is. */
-static enum err read_all(struct tls *t, struct buf *plain)
-{
-    enum { STEP = 1000 };
-    for (;;) {
-        size_t before = plain->size, got = 0;
-        enum err rc = tls_read(t, buf_extend(plain, STEP), STEP, &got);
-        plain->size = before + got;
-        if (rc != ERR_OK || got < STEP) {
-            return rc;
-        }
-    }
-}
-
 static void rogue_pull(struct rogue *r)
 {
     uint8_t bytes[16384];
@@ -980,7 +967,7 @@ static void rogue_pull(struct rogue *r)
     } while (size < 0 && errno == EINTR);
     assert_true(size > 0);
     tls_feed(r->tls, slice_of(bytes, (size_t)size));
-    assert_int_equal(read_all(r->tls, &r->plain), ERR_OK);
+    assert_int_equal(tls_read_all(r->tls, &r->plain), ERR_OK);
 }
 
 /* Comes as far as the server's hello. */
@@ -988,7 +975,7 @@ static void rogue_connect(struct rogue *r)
 {
     *r = (struct rogue){.fd = dial()};
     r->tls = tls_new(client.context, false, "127.0.0.1");
-    assert_int_equal(read_all(r->tls, &r->plain), ERR_OK);
+    assert_int_equal(tls_read_all(r->tls, &r->plain), ERR_OK);
     rogue_push(r);
     while (!tls_is_ready(r->tls)) {
         rogue_pull(r);

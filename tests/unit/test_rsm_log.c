@@ -21,9 +21,11 @@
 #include "rsm/log.c"
 
 static struct {
-    bool full; /* for entries */
+    bool full;    /* for entries */
+    bool no_name; /* for another file */
     struct raft_hard_state last;
     uint32_t entries;
+    uint64_t acknowledged; /* up to this update */
     struct env_job *submitted;
 } disk;
 
@@ -58,7 +60,7 @@ void fake_take_marks(struct wal *w, struct wal_mark **marks, uint32_t *count)
 enum err fake_identity_started(struct rsm *r)
 {
     (void)r;
-    return ERR_OK;
+    return disk.no_name ? ERR_NOSPACE : ERR_OK;
 }
 
 bool fake_space_is_low(const struct rsm *r)
@@ -81,8 +83,10 @@ void fake_space_found(struct rsm *r, enum rsm_space_user user)
 enum err fake_step(struct rsm *r, struct raft_event *event, raft_index *index)
 {
     (void)r;
-    (void)event;
     (void)index;
+    if (event->type == RAFT_EV_PERSISTED) {
+        disk.acknowledged = event->u.persisted;
+    }
     return ERR_OK;
 }
 
@@ -164,10 +168,39 @@ static void what_waited_takes_no_newer_vote_back(void **state)
     mem_free(r);
 }
 
+/* The entries are stored, and the identity that says so finds no space. What
+ * comes meanwhile is written, too, before it is said to be. */
+static void what_comes_behind_a_stored_write_is_written(void **state)
+{
+    (void)state;
+    struct env env = {.ops = &ops};
+    struct rsm *r = mem_alloc(sizeof *r);
+    r->env = &env;
+    disk.full = false;
+    disk.entries = 0;
+    disk.acknowledged = 0;
+    disk.no_name = true;
+    update(r, 1, 1, 1);
+    run_one();
+    assert_int_equal(disk.entries, 1);
+    assert_int_equal(disk.acknowledged, 0);
+    update(r, 1, 1, 2);
+    disk.no_name = false;
+    r->space.log_held = false;
+    rsm_log_pump(r);
+    while (disk.submitted != NULL) {
+        run_one();
+        assert_true(disk.acknowledged <= disk.entries);
+    }
+    assert_int_equal(disk.acknowledged, 2);
+    mem_free(r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_waited_takes_no_newer_vote_back),
+        cmocka_unit_test(what_comes_behind_a_stored_write_is_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

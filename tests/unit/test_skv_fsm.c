@@ -14,6 +14,7 @@
 
 #include "base/rng.h"
 #include "shardkv/fsm_int.h"
+#include "tests/lib/command.h"
 
 enum { SHARDS = 4, SESSION = 7001 };
 
@@ -118,13 +119,6 @@ static void group_new(struct group *g)
     *g = (struct group){.clock_us = 1000};
     group_open(g, 1);
     assert_int_equal(configure(g, 1, ALL_ONE), ERR_OK);
-}
-
-static struct bytes *command_of(uint64_t stamp_us, struct slice request)
-{
-    struct bytes *b = bytes_new(SKV_COMMAND_ROOM + request.size);
-    memcpy(b->data + SKV_COMMAND_ROOM, request.data, request.size);
-    return skv_command_request(stamp_us, b);
 }
 
 static void send(struct group *g, const struct skv_request *q)

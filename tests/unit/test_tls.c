@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "tests/lib/stream.h"
 #include "transport/tls.h"
 
 static char dir[] = "/tmp/test_tls_XXXXXX";
@@ -72,27 +73,13 @@ struct pair {
     enum err rc[2];
 };
 
-/* All that there is. */
-static enum err read_all(struct tls *t, struct buf *plain)
-{
-    enum { STEP = 1000 };
-    for (;;) {
-        size_t before = plain->size, got = 0;
-        enum err rc = tls_read(t, buf_extend(plain, STEP), STEP, &got);
-        plain->size = before + got;
-        if (rc != ERR_OK || got < STEP) {
-            return rc;
-        }
-    }
-}
-
 static void pair_begin(struct pair *p, struct tls_context *client,
                        struct tls_context *server, const char *host)
 {
     *p = (struct pair){.contexts = {client, server}};
     p->ends[0] = tls_new(client, false, host);
     p->ends[1] = tls_new(server, true, NULL);
-    p->rc[0] = read_all(p->ends[0], &p->plain[0]);
+    p->rc[0] = tls_read_all(p->ends[0], &p->plain[0]);
 }
 
 /* Carries ciphertext from one end to the other, `step` bytes at a time. */
@@ -105,7 +92,7 @@ static bool carry(struct pair *p, int from, size_t step)
     for (size_t at = 0; at < wire.size && p->rc[to] == ERR_OK; at += step) {
         size_t size = wire.size - at < step ? wire.size - at : step;
         tls_feed(p->ends[to], slice_of(wire.data + at, size));
-        p->rc[to] = read_all(p->ends[to], &p->plain[to]);
+        p->rc[to] = tls_read_all(p->ends[to], &p->plain[to]);
     }
     buf_free(&wire);
     return moved;
@@ -239,7 +226,7 @@ static void garbage_is_refused(void **state)
     struct tls *t = tls_new(c, true, NULL);
     struct buf plain = {0};
     tls_feed(t, slice_text("GET / HTTP/1.1\r\n\r\n"));
-    assert_int_equal(read_all(t, &plain), ERR_CORRUPT);
+    assert_int_equal(tls_read_all(t, &plain), ERR_CORRUPT);
     assert_true(tls_problem(t)[0] != '\0');
     assert_int_equal(plain.size, 0);
     buf_free(&plain);
@@ -260,7 +247,7 @@ static void a_flipped_bit_is_noticed(void **state)
     tls_drain(p.ends[0], &wire);
     wire.data[12] ^= 1;
     tls_feed(p.ends[1], buf_slice(&wire));
-    assert_int_equal(read_all(p.ends[1], &p.plain[1]), ERR_CORRUPT);
+    assert_int_equal(tls_read_all(p.ends[1], &p.plain[1]), ERR_CORRUPT);
     assert_int_equal(p.plain[1].size, 0);
     buf_free(&wire);
     pair_end(&p);
@@ -366,7 +353,7 @@ static void certificates_reload(void **state)
     tls_free(p.ends[1]);
     p.ends[0] = tls_new(p.contexts[0], false, NULL);
     p.ends[1] = tls_new(server, true, NULL);
-    assert_int_equal(read_all(p.ends[0], &p.plain[0]), ERR_OK);
+    assert_int_equal(tls_read_all(p.ends[0], &p.plain[0]), ERR_OK);
     exchange(&p, SIZE_MAX / 2);
     assert_int_equal(tls_peer(p.ends[0])->group, 8);
     pair_end(&p);

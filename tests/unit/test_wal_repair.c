@@ -12,6 +12,7 @@
 
 #include "base/codec.h"
 #include "base/rng.h"
+#include "raft/storage/wal_int.h"
 #include "raft/storage/wal_repair.h"
 #include "tests/lib/faultdisk.h"
 
@@ -146,20 +147,33 @@ static void compact(struct group *g, struct rng *rng)
     }
 }
 
+/* Where the records of a segment end; behind it may be an older one's. */
+static size_t records_end(const char *path, const struct buf *b)
+{
+    uint64_t sequence = strtoull(path + strlen("wal/"), NULL, 16);
+    uint64_t at = WAL_HEAD_SIZE;
+    struct wal_record record;
+    while (at < b->size && wal_record_look(buf_slice(b), sequence, at,
+                                           &record) == WAL_LOOK_RECORD) {
+        at += wal_record_size(record.payload.size);
+    }
+    return (size_t)at;
+}
+
 /* Not in the last kilobyte: there it looks like a torn write, and is one. */
 static bool flip(struct group *g, uint32_t i, struct rng *rng)
 {
-    const char *paths[64];
+    const char *paths[64], *path;
     uint32_t count = 0;
-    while (count < 64 &&
-           (paths[count] = faultdisk_path(g->disks[i], count)) != NULL) {
-        count++;
+    for (uint32_t n = 0;
+         count < 64 && (path = faultdisk_path(g->disks[i], n)) != NULL; n++) {
+        if (strcmp(path, "wal/spare") != 0) {
+            paths[count++] = path;
+        }
     }
-    struct buf *b = faultdisk_bytes(g->disks[i], paths[rng_below(rng, count)]);
-    size_t size = b->size;
-    while (size > 0 && b->data[size - 1] == 0) {
-        size--;
-    }
+    path = paths[rng_below(rng, count)];
+    struct buf *b = faultdisk_bytes(g->disks[i], path);
+    size_t size = records_end(path, b);
     if (size < 2000) {
         return false;
     }
