@@ -25,7 +25,7 @@
 #include "mount/mount.h"
 #include "tests/lib/fake_store.h"
 
-enum { LIMIT_S = 300 };
+enum { LIMIT_S = 300, INTERRUPT_MS = 100 };
 
 static char place[] = "/tmp/test_mount.XXXXXX";
 
@@ -84,7 +84,7 @@ static int daemon_main(int fd)
                             .ready = ready,
                             .ready_arg = &d,
                             .allow_other = getuid() == 0,
-                            .interrupt_ms = 100};
+                            .interrupt_ms = INTERRUPT_MS};
     struct fs_call c;
     fs_call_begin(&c, fs, getuid(), getgid());
     enum err rc = fs_mkfs(&c);
@@ -344,6 +344,44 @@ static void a_stuck_call_ends_on_a_signal(void **state)
     assert_int_equal(stat(place, &st), 0);
 }
 
+static void nothing(int number)
+{
+    (void)number;
+}
+
+/* Wrong if a call that takes long fails because its process got a signal that
+ * does not end it: a timer's, or Ctrl-Z and fg. SIGTERM ends it, though it is
+ * handled, and came later. */
+static void a_stuck_call_outlasts_other_signals(void **state)
+{
+    NEED_MOUNT();
+    ask('s');
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        struct sigaction act = {.sa_handler = nothing};
+        struct stat st;
+        char path[64];
+        snprintf(path, sizeof path, "%s/x", place);
+        sigaction(SIGALRM, &act, NULL);
+        sigaction(SIGTERM, &act, NULL);
+        _exit(stat(path, &st) == 0 ? 0 : errno);
+    }
+    bool waits = somebody_waits();
+    kill(pid, SIGALRM);
+    kill(pid, SIGTSTP);
+    usleep(5 * INTERRUPT_MS * 1000); /* the wrong one fails meanwhile */
+    bool waited = waitpid(pid, NULL, WNOHANG) == 0 && somebody_waits();
+    kill(pid, SIGTERM);
+    kill(pid, SIGCONT);
+    int rc = 0;
+    assert_int_equal(waitpid(pid, &rc, 0), pid); /* or hangs for ever */
+    ask('u');
+    assert_true(waits && waited);
+    assert_true(WIFEXITED(rc));
+    assert_int_equal(WEXITSTATUS(rc), EINTR);
+}
+
 static void nothing_else_is_mounted_over_a_live_mount(void **state)
 {
     NEED_MOUNT();
@@ -403,6 +441,7 @@ int main(void)
         cmocka_unit_test(files_can_be_mapped_privately),
         cmocka_unit_test(set_user_id_goes_when_a_user_writes),
         cmocka_unit_test(a_stuck_call_ends_on_a_signal),
+        cmocka_unit_test(a_stuck_call_outlasts_other_signals),
         cmocka_unit_test(nothing_else_is_mounted_over_a_live_mount),
         cmocka_unit_test(unmounting_does_not_wait_for_the_cluster),
         cmocka_unit_test(a_dead_mount_is_mounted_over),
