@@ -221,7 +221,7 @@ static void body_encode(struct call *c)
 static uint64_t patience_ms(const struct call *c)
 {
     uint32_t rounds = c->failures / c->client->count;
-    uint64_t ms = TRY_STRANGER_MS << (rounds < 3 ? rounds : 3);
+    uint64_t ms = (uint64_t)TRY_STRANGER_MS << (rounds < 3 ? rounds : 3);
     return c->client->answered || ms > TRY_MS ? TRY_MS : ms;
 }
 
