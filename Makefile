@@ -109,6 +109,7 @@ $(OUT)/unit/test_store $(OUT)/unit/test_store_twins: $(OUT)/tests/unit/store_ops
 $(OUT)/unit/test_store_twins: $(OUT)/tests/unit/dying_disk.o
 $(patsubst %,$(OUT)/unit/%,test_rsm test_rsm_snap test_rsm_space): $(patsubst %,$(OUT)/tests/unit/%.o,rsm_world rsm_cluster)
 $(OUT)/unit/test_member: $(OUT)/cmd/arrival.o
+$(OUT)/unit/test_cmd: $(filter-out %/main.o,$(CMD_OBJ))
 $(OUT)/unit/test_member_step: $(OUT)/cmd/arrival.o $(OUT)/cmd/progress.o
 $(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
 $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)

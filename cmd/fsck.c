@@ -157,6 +157,12 @@ static bool check_shard(struct check *c, uint16_t shard)
 
 static void check_group(struct check *c, uint32_t shards)
 {
+    if (c->group->absent) {
+        printf("group %u: was not compared: no leader of it answers\n",
+               c->group->gid);
+        c->incomplete = true;
+        return;
+    }
     bool good = true;
     for (uint32_t s = 0; good && s < shards; s++) {
         good = check_shard(c, (uint16_t)s);
@@ -179,6 +185,18 @@ static void check_group(struct check *c, uint32_t shards)
     }
 }
 
+/* The last line, so that nobody takes what was compared for all there is. */
+static int verdict(bool differs, uint32_t incomplete, uint32_t count)
+{
+    if (incomplete > 0) {
+        printf("INCOMPLETE: %u of %u groups were not compared in full; "
+               "`flotilla status` says why: check again when all their "
+               "replicas run\n",
+               incomplete, count);
+    }
+    return differs ? EXIT_UNWELL : incomplete > 0 ? EXIT_FAILED : EXIT_DONE;
+}
+
 static int check_all(struct view *v)
 {
     struct progress progress;
@@ -187,7 +205,7 @@ static int check_all(struct view *v)
         skv_cutter_groups(view_cutter(v), &count);
     uint32_t shards = skv_cutter_config(view_cutter(v))->shards_count;
     bool differs = false;
-    bool incomplete = false;
+    uint32_t incomplete = 0;
     progress_begin(&progress, "fsck", (uint64_t)shards * count);
     progress.unit = "shards";
     for (uint32_t g = 0; g < count; g++) {
@@ -199,7 +217,7 @@ static int check_all(struct view *v)
         differs |= c.differs;
         incomplete |= c.incomplete;
     }
-    return differs ? EXIT_UNWELL : incomplete ? EXIT_FAILED : EXIT_DONE;
+    return verdict(differs, incomplete, count);
 }
 
 int cmd_fsck(int argc, char **argv)
@@ -214,8 +232,11 @@ int cmd_fsck(int argc, char **argv)
     const struct arg_spec spec = {
         .usage = "fsck --kv [OPTION...]",
         .about = "Compares the keys and values of the replicas of each group, "
-                 "at one index of its log, while\nthe cluster serves. Exits "
-                 "with 3 when some differ, 1 when some were not compared.",
+                 "at one index of its log, while\nthe cluster serves. Groups "
+                 "and replicas that do not answer are named, the others "
+                 "compared.\nExits with 3 when some differ, 1 when none does "
+                 "and some were not compared (INCOMPLETE), 0 when\nall hold "
+                 "the same.",
         .options = options,
     };
     int first = 0;

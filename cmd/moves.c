@@ -3,10 +3,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { BAR_SIZE = 24, ASK_MS = 2000, LOOK_MS = 200, REPLICAS_MAX = 1024 };
+enum { BAR_SIZE = 24 };
 
 static const char *stage_text(uint8_t stage)
 {
@@ -79,127 +77,4 @@ void moves_json(const struct ask_replica *replicas, uint32_t count,
                     "left_ms", (json_int_t)m->left_ms));
         }
     }
-}
-
-/* ---- waiting ---- */
-
-struct watch {
-    struct skv_client *client;
-    struct ask_replica *replicas;
-    uint32_t count;
-    uint64_t number;
-};
-
-static void add_group(struct watch *w, const struct ctl_group *g)
-{
-    for (uint32_t i = 0; i < w->count; i++) {
-        if (w->replicas[i].gid == g->gid) {
-            return;
-        }
-    }
-    for (uint32_t i = 0; i < g->servers_count && w->count < REPLICAS_MAX; i++) {
-        struct slice address = g->servers[i].address;
-        struct ask_replica *r = &w->replicas[w->count];
-        if (address.size < NET_ADDRESS_SIZE_MAX) {
-            *r = (struct ask_replica){.gid = g->gid, .id = g->servers[i].id};
-            memcpy(r->address, address.data, address.size);
-            w->count++;
-        }
-    }
-}
-
-/* Those of the configuration and of the one before: who leaves gives, too. */
-static enum err find_replicas(struct watch *w)
-{
-    enum err rc = ERR_OK;
-    for (uint64_t back = 0; rc == ERR_OK && back < 2 && back < w->number;
-         back++) {
-        struct arena a = {0};
-        struct ctl_config c = {0};
-        rc = ask_config(w->client, w->number - back, ASK_MS, &a, &c);
-        for (uint32_t g = 0; rc == ERR_OK && g < c.groups_count; g++) {
-            add_group(w, &c.groups[g]);
-        }
-        arena_free(&a);
-    }
-    return rc;
-}
-
-/* A group has settled when its leader says so. */
-static bool group_settled(const struct watch *w, ctl_gid gid)
-{
-    for (uint32_t i = 0; i < w->count; i++) {
-        const struct ask_replica *r = &w->replicas[i];
-        if (r->gid == gid && r->rc == ERR_OK && r->status.leader == r->id &&
-            r->status.config_number >= w->number && r->status.arriving == 0 &&
-            r->status.leaving == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool all_settled(const struct watch *w)
-{
-    for (uint32_t i = 0; i < w->count; i++) {
-        if (!group_settled(w, w->replicas[i].gid)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static uint32_t lines_of(const struct watch *w)
-{
-    uint32_t lines = 0;
-    for (uint32_t i = 0; i < w->count; i++) {
-        lines +=
-            w->replicas[i].rc == ERR_OK ? w->replicas[i].status.moves_count : 0;
-    }
-    return lines;
-}
-
-/* Bars are drawn over the last ones. */
-static void draw(const struct watch *w, uint32_t *drawn)
-{
-    if (*drawn > 0) {
-        printf("\033[%uA\033[J", *drawn);
-    }
-    moves_print(w->replicas, w->count);
-    fflush(stdout);
-    *drawn = lines_of(w);
-}
-
-static void watch_all(struct watch *w)
-{
-    const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
-    bool terminal = isatty(STDOUT_FILENO);
-    uint32_t drawn = 0;
-    for (bool settled = false; !settled;) {
-        struct arena a = {0};
-        ask_statuses(w->client, w->replicas, w->count, ASK_MS, &a);
-        settled = all_settled(w);
-        if (terminal) {
-            draw(w, &drawn);
-        }
-        for (uint32_t i = 0; i < w->count; i++) {
-            w->replicas[i].status = (struct ctl_status){0};
-        }
-        arena_free(&a);
-        if (!settled) {
-            nanosleep(&pause, NULL);
-        }
-    }
-}
-
-enum err moves_wait(struct skv_client *client, uint64_t number)
-{
-    struct watch w = {.client = client, .number = number};
-    w.replicas = mem_array(REPLICAS_MAX, sizeof *w.replicas);
-    enum err rc = find_replicas(&w);
-    if (rc == ERR_OK) {
-        watch_all(&w);
-    }
-    mem_free(w.replicas);
-    return rc;
 }

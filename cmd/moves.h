@@ -12,8 +12,11 @@ void moves_print(const struct ask_replica *replicas, uint32_t count);
 void moves_json(const struct ask_replica *replicas, uint32_t count,
                 json_t *array);
 
-/* Waits until every group has come to configuration `number` and every shard
- * has arrived; on a terminal with bars. Ctrl-C ends the wait, not the moves. */
-MUST_USE enum err moves_wait(struct skv_client *client, uint64_t number);
+/* Waits until the shards that configuration `number` moves have arrived, and
+ * shows how far they are. Up to `timeout_ms`; 0: as long as anything moves.
+ * False, with words on standard error, when some have not: they go on by
+ * themselves. */
+bool moves_wait(struct skv_client *client, uint64_t number,
+                uint32_t timeout_ms);
 
 #endif

@@ -3,15 +3,48 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cmd/args.h"
 #include "cmd/ask.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
+#include "cmd/health.h"
 #include "cmd/moves.h"
 
-enum { TIMEOUT_MS = 10000, LOOK_MS = 3000 };
+enum { TIMEOUT_MS = 10000, LOOK_MS = 1500, GLANCE_MS = 500 };
+
+/* One use of the command. */
+struct shards {
+    struct skv_client *client;
+    struct skv_client_config where; /* the controllers */
+    bool json, wait, force;
+    uint64_t timeout_ms; /* --timeout, or 0 */
+    uint64_t began_ms;
+};
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* Of --timeout, or `otherwise`; never 0, which would be for ever. */
+static uint32_t left_ms(const struct shards *s, uint32_t otherwise)
+{
+    if (s->timeout_ms == 0) {
+        return otherwise;
+    }
+    uint64_t spent = now_ms() - s->began_ms;
+    return spent < s->timeout_ms ? (uint32_t)(s->timeout_ms - spent) : 1;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
 
 static uint32_t count_of(const struct ctl_config *c, ctl_gid gid)
 {
@@ -20,6 +53,32 @@ static uint32_t count_of(const struct ctl_config *c, ctl_gid gid)
         count += c->shards[i].gid == gid;
     }
     return count;
+}
+
+/* The groups of a configuration, and the controllers, say how they are. */
+static struct health *look(const struct shards *s, const struct ctl_config *c,
+                           uint32_t ms)
+{
+    struct health *h = mem_alloc(sizeof *h);
+    health_add_controllers(h, &s->where);
+    health_add_all(h, c);
+    health_ask_all(h, s->client, c, least(ms, left_ms(s, ms)));
+    return h;
+}
+
+static void look_end(struct health *h)
+{
+    health_fini(h);
+    mem_free(h);
+}
+
+static void print_dead(FILE *to, const struct health *h, ctl_gid gid)
+{
+    fprintf(to, "group %u: ", gid);
+    health_say(to, h, gid);
+    fprintf(to, ": what is in ");
+    health_say_held(to, h, gid);
+    fprintf(to, " waits for it\n");
 }
 
 static void print_text(const struct ctl_config *c)
@@ -38,18 +97,11 @@ static void print_text(const struct ctl_config *c)
             printf("weight %u, ", weight);
         }
         printf("%u shards:", count_of(c, group->gid));
-        /* Runs, so that 128 shards fit on a line. */
+        uint8_t own[CTL_SHARDS_MAX];
         for (uint32_t i = 0; i < c->shards_count; i++) {
-            uint32_t from = i;
-            while (i < c->shards_count && c->shards[i].gid == group->gid) {
-                i++;
-            }
-            if (i - from == 1) {
-                printf(" %u", from);
-            } else if (i > from) {
-                printf(" %u-%u", from, i - 1);
-            }
+            own[i] = c->shards[i].gid == group->gid;
         }
+        health_print_shards(stdout, own, c->shards_count);
         printf("\n");
         for (uint32_t s = 0; s < group->servers_count; s++) {
             printf("  replica %llu at %.*s\n",
@@ -60,7 +112,8 @@ static void print_text(const struct ctl_config *c)
     }
 }
 
-static void print_json(const struct ctl_config *c)
+/* `h`: NULL for an old configuration, as the groups are what they are now. */
+static void print_json(const struct ctl_config *c, const struct health *h)
 {
     json_t *shards = json_array(), *groups = json_array();
     for (uint32_t i = 0; i < c->shards_count; i++) {
@@ -77,10 +130,14 @@ static void print_json(const struct ctl_config *c)
                                             server->address.size));
         }
         ctl_gid gid = c->groups[g].gid;
-        json_array_append_new(groups, json_pack("{s:i, s:i, s:o}", "group",
-                                                (int)gid, "weight",
-                                                (int)ctl_config_weight(c, gid),
-                                                "servers", servers));
+        json_t *group =
+            json_pack("{s:i, s:i, s:o}", "group", (int)gid, "weight",
+                      (int)ctl_config_weight(c, gid), "servers", servers);
+        if (h != NULL) {
+            json_object_set_new(group, "majority",
+                                json_boolean(!health_is_dead(h, gid)));
+        }
+        json_array_append_new(groups, group);
     }
     json_t *j = json_pack(
         "{s:I, s:I, s:o, s:o}", "number", (json_int_t)c->number, "move_rate",
@@ -90,13 +147,32 @@ static void print_json(const struct ctl_config *c)
     json_decref(j);
 }
 
-static int query(struct skv_client *client, uint64_t number, bool json)
+static void query_print(const struct shards *s, const struct ctl_config *c,
+                        bool newest)
+{
+    struct health *h = newest ? look(s, c, GLANCE_MS) : NULL;
+    s->json ? print_json(c, h) : print_text(c);
+    for (uint32_t i = 0; h != NULL && !s->json && i < h->count;
+         i = health_next(h, i)) {
+        ctl_gid gid = h->replicas[i].gid;
+        if (gid != 0 && health_is_dead(h, gid)) {
+            printf("PROBLEM ");
+            print_dead(stdout, h, gid);
+        }
+    }
+    if (h != NULL) {
+        look_end(h);
+    }
+}
+
+static int query(const struct shards *s, uint64_t number)
 {
     struct arena arena = {0};
     struct ctl_config config;
-    enum err rc = ask_config(client, number, TIMEOUT_MS, &arena, &config);
+    enum err rc =
+        ask_config(s->client, number, left_ms(s, TIMEOUT_MS), &arena, &config);
     if (rc == ERR_OK) {
-        json ? print_json(&config) : print_text(&config);
+        query_print(s, &config, number == CTL_LATEST);
     } else {
         fprintf(stderr, "flotilla: cannot ask the controllers: %s\n",
                 rc == ERR_NOTFOUND ? "there is no such configuration"
@@ -105,6 +181,8 @@ static int query(struct skv_client *client, uint64_t number, bool json)
     arena_free(&arena);
     return rc == ERR_OK ? EXIT_DONE : EXIT_FAILED;
 }
+
+/* ---- changes ---- */
 
 /* What a refusal of the controllers means to the one who asked. */
 static const char *refusal(uint8_t kind, enum err rc)
@@ -125,30 +203,76 @@ static const char *refusal(uint8_t kind, enum err rc)
     return err_text(rc);
 }
 
-/* `wait`: until all shards have arrived; on a terminal anyway. */
-static int change(struct skv_client *client, const struct ctl_change *what,
-                  bool wait)
+/* A move concerns who has the shard and who gets it; other changes may take
+ * from, or give to, every group. */
+static bool concerns(const struct ctl_change *what, const struct health *h,
+                     ctl_gid gid)
 {
-    uint64_t number = 0;
-    enum err rc = ask_change(client, what, TIMEOUT_MS, &number);
+    return what->kind != CTL_MOVE || gid == what->move_gid ||
+           (what->move_shard < CTL_SHARDS_MAX &&
+            h->holder[what->move_shard] == gid);
+}
+
+/* A shard that is on its way cannot be called back: who gets it waits for it,
+ * and follows no later configuration meanwhile. */
+static bool all_can_move(const struct shards *s, const struct ctl_change *what)
+{
+    struct arena arena = {0};
+    struct ctl_config c = {0};
+    enum err rc =
+        ask_config(s->client, CTL_LATEST, left_ms(s, TIMEOUT_MS), &arena, &c);
+    uint32_t dead = 0;
+    if (rc == ERR_OK) {
+        struct health *h = look(s, &c, LOOK_MS);
+        for (uint32_t i = 0; i < h->count; i = health_next(h, i)) {
+            ctl_gid gid = h->replicas[i].gid;
+            if (gid != 0 && concerns(what, h, gid) && health_is_dead(h, gid)) {
+                fprintf(stderr, "flotilla: ");
+                print_dead(stderr, h, gid);
+                dead++;
+            }
+        }
+        look_end(h);
+    }
+    arena_free(&arena);
+    if (dead > 0) {
+        fprintf(stderr,
+                "flotilla: %s: what is in its shards cannot move until a "
+                "majority of it runs again, or a backup is restored "
+                "(docs/operating.md). Groups that wait for its shards follow "
+                "no later change meanwhile, and a change cannot be taken "
+                "back.%s\n",
+                s->force ? "changed all the same" : "not changed",
+                s->force ? ""
+                         : " Start its replicas with `flotilla up`; --force "
+                           "changes all the same.");
+    }
+    return dead == 0 || s->force;
+}
+
+static bool make(const struct shards *s, const struct ctl_change *what,
+                 uint64_t *number)
+{
+    enum err rc = ask_change(s->client, what, left_ms(s, TIMEOUT_MS), number);
     if (rc != ERR_OK) {
         fprintf(stderr, "flotilla: not changed: %s\n", refusal(what->kind, rc));
-        return EXIT_FAILED;
+        return false;
     }
-    printf("configuration %llu\n", (unsigned long long)number);
+    printf("configuration %llu\n", (unsigned long long)*number);
     fflush(stdout);
-    if (!wait && !isatty(STDOUT_FILENO)) {
-        return EXIT_DONE;
-    }
-    rc = moves_wait(client, number);
-    if (rc != ERR_OK) {
-        fprintf(stderr,
-                "flotilla: cannot see whether the shards have arrived: %s; "
-                "`flotilla status` shows them\n",
-                err_text(rc));
+    return true;
+}
+
+/* On a terminal it always waits until the shards have arrived. */
+static int change(const struct shards *s, const struct ctl_change *what)
+{
+    uint64_t number = 0;
+    if (!all_can_move(s, what) || !make(s, what, &number)) {
         return EXIT_FAILED;
     }
-    return EXIT_DONE;
+    bool wait = s->wait || isatty(STDOUT_FILENO);
+    return !wait || moves_wait(s->client, number, left_ms(s, 0)) ? EXIT_DONE
+                                                                 : EXIT_FAILED;
 }
 
 /* GID=HOST:PORT,HOST:PORT,... ; replicas are numbered from 1 in that order. */
@@ -178,45 +302,34 @@ static bool parse_group(struct arena *a, char *text, struct ctl_group *group)
     return true;
 }
 
-/* A shard that is on its way to a group cannot be called back: who never comes
- * would hold it, and all later changes, for ever. */
-static bool runs(struct skv_client *client, const struct ctl_group *group)
+/* Who never comes would hold its shards, and all later changes, for ever. */
+static bool runs(const struct shards *s, const struct ctl_group *group)
 {
-    struct arena arena = {0};
-    struct ask_replica replicas[CTL_SERVERS_MAX] = {0};
-    uint32_t good = 0;
-    for (uint32_t i = 0; i < group->servers_count; i++) {
-        struct slice address = group->servers[i].address;
-        replicas[i].gid = group->gid;
-        memcpy(replicas[i].address, address.data, address.size);
-    }
-    ask_statuses(client, replicas, group->servers_count, LOOK_MS, &arena);
-    for (uint32_t i = 0; i < group->servers_count; i++) {
-        good +=
-            replicas[i].rc == ERR_OK && replicas[i].status.gid == group->gid;
-    }
-    arena_free(&arena);
-    if (good <= group->servers_count / 2) {
+    struct health *h = mem_alloc(sizeof *h);
+    health_add(h, group);
+    health_ask(h, s->client, least(LOOK_MS, left_ms(s, LOOK_MS)));
+    struct health_group g = health_of(h, group->gid);
+    look_end(h);
+    if (!health_has_majority(&g)) {
         fprintf(stderr,
                 "flotilla: not changed: group %u does not run there: %u of %u "
                 "addresses answer for it; start it first\n",
-                group->gid, good, group->servers_count);
+                g.gid, g.answer, g.all);
     }
-    return good > group->servers_count / 2;
+    return health_has_majority(&g);
 }
 
-static bool all_run(struct skv_client *client, const struct ctl_change *what)
+static bool all_run(const struct shards *s, const struct ctl_change *what)
 {
     for (uint32_t i = 0; i < what->join_count; i++) {
-        if (!runs(client, &what->join[i])) {
+        if (!runs(s, &what->join[i])) {
             return false;
         }
     }
     return true;
 }
 
-static int join(struct skv_client *client, char **words, uint32_t count,
-                bool wait)
+static int join(const struct shards *s, char **words, uint32_t count)
 {
     struct arena arena = {0};
     struct ctl_change what = {.kind = CTL_JOIN, .join_count = count};
@@ -228,8 +341,7 @@ static int join(struct skv_client *client, char **words, uint32_t count,
     }
     int status = EXIT_USAGE;
     if (ok) {
-        status =
-            all_run(client, &what) ? change(client, &what, wait) : EXIT_FAILED;
+        status = all_run(s, &what) ? change(s, &what) : EXIT_FAILED;
     } else {
         fprintf(stderr, "flotilla: join wants GROUP=HOST:PORT,HOST:PORT,...\n");
     }
@@ -237,8 +349,7 @@ static int join(struct skv_client *client, char **words, uint32_t count,
     return status;
 }
 
-static int leave(struct skv_client *client, char **words, uint32_t count,
-                 bool wait)
+static int leave(const struct shards *s, char **words, uint32_t count)
 {
     struct ctl_owner gids[CTL_GROUPS_MAX];
     struct ctl_change what = {
@@ -253,11 +364,10 @@ static int leave(struct skv_client *client, char **words, uint32_t count,
         fprintf(stderr, "flotilla: leave wants the numbers of groups\n");
         return EXIT_USAGE;
     }
-    return change(client, &what, wait);
+    return change(s, &what);
 }
 
-static int move(struct skv_client *client, char **words, uint32_t count,
-                bool wait)
+static int move(const struct shards *s, char **words, uint32_t count)
 {
     uint64_t shard = 0, gid = 0;
     if (count != 2 || !args_number(words[0], 0, CTL_SHARDS_MAX - 1, &shard) ||
@@ -265,21 +375,20 @@ static int move(struct skv_client *client, char **words, uint32_t count,
         fprintf(stderr, "flotilla: move wants a SHARD and a GROUP\n");
         return EXIT_USAGE;
     }
-    if (shard >= skv_client_shard_count(client)) {
+    if (shard >= skv_client_shard_count(s->client)) {
         fprintf(stderr,
                 "flotilla: there is no shard %s: they have the numbers 0 to "
                 "%u\n",
-                words[0], skv_client_shard_count(client) - 1);
+                words[0], skv_client_shard_count(s->client) - 1);
         return EXIT_FAILED;
     }
     const struct ctl_change what = {.kind = CTL_MOVE,
                                     .move_shard = (uint32_t)shard,
                                     .move_gid = (ctl_gid)gid};
-    return change(client, &what, wait);
+    return change(s, &what);
 }
 
-static int weigh(struct skv_client *client, char **words, uint32_t count,
-                 bool wait)
+static int weigh(const struct shards *s, char **words, uint32_t count)
 {
     uint64_t gid = 0, weight = 0;
     if (count != 2 || !args_number(words[0], 1, UINT32_MAX, &gid) ||
@@ -292,7 +401,7 @@ static int weigh(struct skv_client *client, char **words, uint32_t count,
     const struct ctl_change what = {
         .kind = CTL_WEIGH,
         .weigh = {.gid = (ctl_gid)gid, .weight = (uint32_t)weight}};
-    return change(client, &what, wait);
+    return change(s, &what);
 }
 
 /* "50MiB" or "1GiB", a second, or "off": 0. */
@@ -316,7 +425,7 @@ static bool parse_rate(char *text, uint64_t *rate)
     return true;
 }
 
-static int limit(struct skv_client *client, char **words, uint32_t count)
+static int limit(const struct shards *s, char **words, uint32_t count)
 {
     struct ctl_change what = {.kind = CTL_LIMIT};
     if (count != 1 || !parse_rate(words[0], &what.limit)) {
@@ -327,32 +436,26 @@ static int limit(struct skv_client *client, char **words, uint32_t count)
     }
     /* Moves that are on their way go on: there is nothing to wait for. */
     uint64_t number = 0;
-    enum err rc = ask_change(client, &what, TIMEOUT_MS, &number);
-    if (rc != ERR_OK) {
-        fprintf(stderr, "flotilla: not changed: %s\n", err_text(rc));
-        return EXIT_FAILED;
-    }
-    printf("configuration %llu\n", (unsigned long long)number);
-    return EXIT_DONE;
+    return make(s, &what, &number) ? EXIT_DONE : EXIT_FAILED;
 }
 
-static int run(struct skv_client *client, const char *action, char **words,
-               uint32_t count, bool json, bool wait)
+static int run(const struct shards *s, const char *action, char **words,
+               uint32_t count)
 {
     if (strcmp(action, "join") == 0) {
-        return join(client, words, count, wait);
+        return join(s, words, count);
     }
     if (strcmp(action, "leave") == 0) {
-        return leave(client, words, count, wait);
+        return leave(s, words, count);
     }
     if (strcmp(action, "move") == 0) {
-        return move(client, words, count, wait);
+        return move(s, words, count);
     }
     if (strcmp(action, "weight") == 0) {
-        return weigh(client, words, count, wait);
+        return weigh(s, words, count);
     }
     if (strcmp(action, "rate") == 0) {
-        return limit(client, words, count);
+        return limit(s, words, count);
     }
     uint64_t number = CTL_LATEST;
     if (strcmp(action, "query") != 0 || count > 1 ||
@@ -362,19 +465,24 @@ static int run(struct skv_client *client, const char *action, char **words,
                 "query; --help says more\n");
         return EXIT_USAGE;
     }
-    return query(client, number, json);
+    return query(s, number);
 }
 
 int cmd_shards(int argc, char **argv)
 {
     struct cluster_access access = {0};
-    bool json = false, wait = false;
+    struct shards s = {.began_ms = now_ms()};
     const struct arg_option options[] = {
         CLUSTER_ACCESS_OPTIONS(&access),
-        {"json", 'j', ARG_FLAG, &json, NULL, "query: print JSON"},
-        {"wait", 'w', ARG_FLAG, &wait, NULL,
+        {"json", 'j', ARG_FLAG, &s.json, NULL, "query: print JSON"},
+        {"wait", 'w', ARG_FLAG, &s.wait, NULL,
          "return when the shards have arrived (on a terminal: always, with "
-         "bars)"},
+         "bars), or with 1 and what is missing"},
+        {"timeout", 't', ARG_NUMBER, &s.timeout_ms, "MS",
+         "give up after so many milliseconds (default: 10000 for an answer; "
+         "--wait: when nothing has moved for 60000)"},
+        {"force", 0, ARG_FLAG, &s.force, NULL,
+         "change also what concerns a group that has no majority now"},
         {0}};
     const struct arg_spec spec = {
         .usage = "shards [OPTION...] query [NUMBER] | join GROUP=ADDR,ADDR... "
@@ -387,7 +495,9 @@ int cmd_shards(int argc, char **argv)
                  "so much may arrive\nat each group in a second, of moves on "
                  "their way, too; off: no limit, but for clients.\nShards are "
                  "in use while they move; `flotilla status` shows how far they "
-                 "are.",
+                 "are.\nA change that concerns a group without a majority is "
+                 "refused: what is in its shards\ncannot move, and who waits "
+                 "for it follows no later change (--force).",
         .options = options,
         .positional_min = 1,
         .positional_max = 1 + CTL_GROUPS_MAX};
@@ -395,12 +505,20 @@ int cmd_shards(int argc, char **argv)
     if (!args_parse(&spec, argc, argv, &first, &status)) {
         return status;
     }
-    struct skv_client *client = cluster_connect(&access, "admin", TIMEOUT_MS);
-    if (client == NULL) {
+    char certs_dir[PATH_MAX];
+    if (s.timeout_ms > UINT32_MAX) {
+        fprintf(stderr, "usage: flotilla %s\n", spec.usage);
+        return EXIT_USAGE;
+    }
+    s.client = cluster_connect(&access, "admin", left_ms(&s, TIMEOUT_MS));
+    if (s.client == NULL) {
         return EXIT_FAILED;
     }
-    status = run(client, argv[first], argv + first + 1,
-                 (uint32_t)(argc - first - 1), json, wait);
-    skv_client_free(client);
+    /* It worked a moment ago. */
+    status = cluster_client_config(&access, "admin", &s.where, certs_dir)
+                 ? run(&s, argv[first], argv + first + 1,
+                       (uint32_t)(argc - first - 1))
+                 : EXIT_FAILED;
+    skv_client_free(s.client);
     return status;
 }

@@ -6,11 +6,14 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/check.h"
 #include "cmd/args.h"
 #include "cmd/ask.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
+#include "cmd/health.h"
 #include "cmd/moves.h"
+#include "cmd/process.h"
 #include "raft/raft.h"
 
 enum { CONFIG_MS = 2000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
@@ -20,10 +23,7 @@ struct report {
     enum err config_rc, mounts_rc;
     struct ctl_config config;
     struct ctl_mounts mounts;
-    struct ask_replica replicas[CTL_SERVERS_MAX + 1024];
-    uint32_t replica_count;
-    ctl_gid groups[CTL_SERVERS_MAX + 1024]; /* each once; 0: the controllers */
-    uint32_t group_count;
+    struct health health; /* of the controllers and the groups */
     char *problems[PROBLEMS_MAX];
     uint32_t problem_count;
 };
@@ -37,82 +37,15 @@ static void add_problem(struct report *r, char *words)
     }
 }
 
-static bool knows(const struct report *r, ctl_gid gid)
-{
-    for (uint32_t g = 0; g < r->group_count; g++) {
-        if (r->groups[g] == gid) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void add_replica(struct report *r, ctl_gid gid, uint64_t id,
-                        struct slice address)
-{
-    if (r->replica_count == sizeof r->replicas / sizeof r->replicas[0] ||
-        address.size >= NET_ADDRESS_SIZE_MAX) {
-        return;
-    }
-    struct ask_replica *one = &r->replicas[r->replica_count++];
-    one->gid = gid;
-    one->id = id;
-    memcpy(one->address, address.data, address.size);
-    one->address[address.size] = 0;
-    if (!knows(r, gid)) {
-        r->groups[r->group_count++] = gid;
-    }
-}
-
-/* The newest configuration says who belongs to the cluster. */
-static void add_by_config(struct report *r, const struct ctl_config *config)
-{
-    for (uint32_t g = 0; g < config->groups_count; g++) {
-        const struct ctl_group *group = &config->groups[g];
-        bool known = knows(r, group->gid);
-        for (uint32_t s = 0; !known && s < group->servers_count; s++) {
-            add_replica(r, group->gid, group->servers[s].id,
-                        group->servers[s].address);
-        }
-    }
-}
-
-/* Who has left is needed until its shards have arrived, and a group that is
- * behind waits for those of the configuration that it is at. */
-static void add_by_moves(struct report *r, struct skv_client *client)
-{
-    uint32_t count = r->replica_count;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct ctl_status *s = &r->replicas[i].status;
-        bool moves = r->replicas[i].rc == ERR_OK && s->leader == s->id &&
-                     s->arriving + s->leaving > 0;
-        for (uint32_t back = 0; moves && back < 2; back++) {
-            struct ctl_config config = {0};
-            if (s->config_number > back &&
-                ask_config(client, s->config_number - back, CONFIG_MS,
-                           &r->arena, &config) == ERR_OK) {
-                add_by_config(r, &config);
-            }
-        }
-    }
-    ask_statuses(client, &r->replicas[count], r->replica_count - count,
-                 REPLICA_MS, &r->arena);
-}
-
 /* The cluster's directory says it too, as it was made. */
 static void add_by_directory(struct report *r, const struct cluster *c)
 {
     for (uint32_t i = 0; i < c->replica_count; i++) {
         if (c->replicas[i].gid != 0) {
-            add_replica(r, c->replicas[i].gid, c->replicas[i].id,
-                        slice_text(c->replicas[i].address));
+            health_add_one(&r->health, c->replicas[i].gid, c->replicas[i].id,
+                           slice_text(c->replicas[i].address));
         }
     }
-}
-
-static bool is_leader(const struct ask_replica *one)
-{
-    return one->rc == ERR_OK && one->status.role == RAFT_LEADER;
 }
 
 static const char *who(char words[64], const struct ask_replica *one)
@@ -127,37 +60,57 @@ static const char *who(char words[64], const struct ask_replica *one)
 }
 
 /* What does not work while that group has no majority. */
-static const char *what_waits(ctl_gid gid)
+static void say_what_waits(FILE *to, const struct report *r, ctl_gid gid)
 {
-    return gid == 0 ? "files can be used, but shards do not move and nobody "
-                      "new can mount"
-                    : "calls on its shards wait";
+    if (gid == 0) {
+        fprintf(to, "files can be used, but shards do not move and nobody new "
+                    "can mount");
+        return;
+    }
+    fprintf(to, "calls on its shards wait");
+    if (r->config_rc == ERR_OK) {
+        fprintf(to, ": it has ");
+        health_say_held(to, &r->health, gid);
+    }
+    for (uint32_t i = 0; i < r->health.count; i++) {
+        const struct ctl_status *s = &r->health.replicas[i].status;
+        if (r->health.replicas[i].rc == ERR_OK && s->moves_count > 0 &&
+            s->moves[0].from == gid) {
+            fprintf(to,
+                    "; group %u waits for some of them, and follows no change "
+                    "after configuration %" PRIu64,
+                    s->gid, s->config_number);
+        }
+    }
 }
 
 /* A group is well when a majority answers and one of them leads. */
 static void judge_group(struct report *r, ctl_gid gid)
 {
-    uint32_t all = 0, answer = 0, leaders = 0;
-    for (uint32_t i = 0; i < r->replica_count; i++) {
-        const struct ask_replica *one = &r->replicas[i];
-        if (one->gid == gid) {
-            all++;
-            answer += one->rc == ERR_OK;
-            leaders += is_leader(one);
-        }
+    struct health_group g = health_of(&r->health, gid);
+    char *words = NULL;
+    size_t size = 0;
+    FILE *to = open_memstream(&words, &size);
+    CHECK(to != NULL);
+    if (gid == 0) {
+        fprintf(to, "the controllers: ");
+    } else {
+        fprintf(to, "group %u: ", gid);
     }
-    const char *what = gid == 0 ? "the controllers" : "group";
-    char number[16] = "";
-    if (gid != 0) {
-        snprintf(number, sizeof number, " %u", gid);
+    bool majority = health_has_majority(&g);
+    if (majority) {
+        fprintf(to, "no leader now");
+    } else {
+        health_say(to, &r->health, gid);
+        fprintf(to, ": ");
+        say_what_waits(to, r, gid);
+        fprintf(to, "; start the others with `flotilla up`");
     }
-    if (answer <= all / 2) {
-        add_problem(r, mem_printf("%s%s: only %u of %u replicas answer, which "
-                                  "is no majority: %s; start the others with "
-                                  "`flotilla up`",
-                                  what, number, answer, all, what_waits(gid)));
-    } else if (leaders == 0) {
-        add_problem(r, mem_printf("%s%s: no leader now", what, number));
+    fclose(to);
+    if (majority && g.leader != NULL) {
+        mem_free(words);
+    } else {
+        add_problem(r, words);
     }
 }
 
@@ -186,14 +139,61 @@ static void judge_replica(struct report *r, const struct ask_replica *one,
     }
 }
 
+/* The group's leader says who is in it. */
+static bool may_belong(const struct report *r,
+                       const struct cluster_replica *one)
+{
+    struct health_group g = health_of(&r->health, one->gid);
+    if (g.leader == NULL) {
+        return true; /* nobody can tell */
+    }
+    for (uint32_t i = 0; i < g.leader->status.peers_count; i++) {
+        if (g.leader->status.peers[i].id == one->id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static char *stray_words(const struct cluster_replica *one)
+{
+    char goes_on[96] = "";
+    if (one->unfinished && one->replaces == 0) {
+        snprintf(goes_on, sizeof goes_on,
+                 "`flotilla member add %u` makes it one, ", one->gid);
+    } else if (one->unfinished) {
+        snprintf(goes_on, sizeof goes_on,
+                 "`flotilla member replace %u %" PRIu64 "` makes it one, ",
+                 one->gid, one->replaces);
+    }
+    return mem_printf("%s at %s runs, and is no member of its group: "
+                      "%s`flotilla member remove %u %" PRIu64 "` takes it away",
+                      one->name, one->address, goes_on, one->gid, one->id);
+}
+
+/* `member` starts a process before the group hears of it, and ends it after the
+ * group has forgotten it: it may have been killed in between. */
+static void judge_strays(struct report *r, const struct cluster *c)
+{
+    char path[PATH_MAX];
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        const struct cluster_replica *one = &c->replicas[i];
+        if (!may_belong(r, one) &&
+            process_alive(cluster_path(c, "run", one->name, ".pid", path)) !=
+                0) {
+            add_problem(r, stray_words(one));
+        }
+    }
+}
+
 static void judge(struct report *r)
 {
     uint64_t now_s = (uint64_t)time(NULL);
-    for (uint32_t i = 0; i < r->replica_count; i++) {
-        judge_replica(r, &r->replicas[i], now_s);
+    for (uint32_t i = 0; i < r->health.count; i++) {
+        judge_replica(r, &r->health.replicas[i], now_s);
     }
-    for (uint32_t g = 0; g < r->group_count; g++) {
-        judge_group(r, r->groups[g]);
+    for (uint32_t i = 0; i < r->health.count; i = health_next(&r->health, i)) {
+        judge_group(r, r->health.replicas[i].gid);
     }
     if (r->config_rc != ERR_OK) {
         add_problem(r, mem_printf("the controllers give no configuration: %s",
@@ -204,34 +204,31 @@ static void judge(struct report *r)
     }
 }
 
-/* `access` finds the replicas when no controller can say who they are. */
+/* `c`: the cluster's directory, or NULL; it finds the replicas when no
+ * controller can say who they are. */
 static void collect(struct report *r, struct skv_client *client,
                     const struct skv_client_config *config,
-                    const struct cluster_access *access)
+                    const struct cluster *c)
 {
-    struct cluster c;
-    for (uint32_t i = 0; i < config->controller_count; i++) {
-        add_replica(r, 0, i + 1, slice_text(config->controllers[i]));
-    }
+    health_add_controllers(&r->health, config);
     r->config_rc =
         ask_config(client, CTL_LATEST, CONFIG_MS, &r->arena, &r->config);
     if (r->config_rc == ERR_OK) {
         r->mounts_rc = ask_mounts(client, REPLICA_MS, &r->arena, &r->mounts);
-        add_by_config(r, &r->config);
-    } else if (access->controllers == NULL &&
-               cluster_load(cluster_dir(access->cluster), &c)) {
-        add_by_directory(r, &c);
+        health_add_all(&r->health, &r->config);
+    } else if (c != NULL) {
+        add_by_directory(r, c);
     }
-    ask_statuses(client, r->replicas, r->replica_count, REPLICA_MS, &r->arena);
-    if (r->config_rc == ERR_OK) {
-        add_by_moves(r, client);
-    }
-    for (uint32_t i = 0; i < r->replica_count; i++) {
-        if (r->replicas[i].rc == ERR_OK) {
-            r->replicas[i].id = r->replicas[i].status.id;
+    health_ask_all(&r->health, client, &r->config, REPLICA_MS);
+    for (uint32_t i = 0; i < r->health.count; i++) {
+        if (r->health.replicas[i].rc == ERR_OK) {
+            r->health.replicas[i].id = r->health.replicas[i].status.id;
         }
     }
     judge(r);
+    if (c != NULL) {
+        judge_strays(r, c);
+    }
 }
 
 static uint32_t shards_of(const struct report *r, ctl_gid gid)
@@ -271,9 +268,9 @@ static void print_group(const struct report *r, ctl_gid gid)
     printf("  %-3s %-21s %-12s %5s %10s %10s %10s %7s %9s %9s\n", "id",
            "address", "role", "term", "last", "commit", "applied", "pid",
            "keys", "MiB");
-    for (uint32_t i = 0; i < r->replica_count; i++) {
-        if (r->replicas[i].gid == gid) {
-            print_replica(&r->replicas[i]);
+    for (uint32_t i = 0; i < r->health.count; i++) {
+        if (r->health.replicas[i].gid == gid) {
+            print_replica(&r->health.replicas[i]);
         }
     }
 }
@@ -301,10 +298,10 @@ static void print_text(const struct report *r)
     if (r->config_rc == ERR_OK) {
         printf("configuration %" PRIu64 "\n", r->config.number);
     }
-    for (uint32_t g = 0; g < r->group_count; g++) {
-        print_group(r, r->groups[g]);
+    for (uint32_t i = 0; i < r->health.count; i = health_next(&r->health, i)) {
+        print_group(r, r->health.replicas[i].gid);
     }
-    moves_print(r->replicas, r->replica_count);
+    moves_print(r->health.replicas, r->health.count);
     print_mounts(r);
     for (uint32_t i = 0; i < r->problem_count; i++) {
         printf("PROBLEM %s\n", r->problems[i]);
@@ -372,9 +369,9 @@ static void print_json(const struct report *r)
     json_t *replicas = json_array(), *mounts = json_array();
     json_t *problems = json_array(), *groups = json_array();
     json_t *moves = json_array();
-    moves_json(r->replicas, r->replica_count, moves);
-    for (uint32_t i = 0; i < r->replica_count; i++) {
-        json_array_append_new(replicas, replica_json(&r->replicas[i]));
+    moves_json(r->health.replicas, r->health.count, moves);
+    for (uint32_t i = 0; i < r->health.count; i++) {
+        json_array_append_new(replicas, replica_json(&r->health.replicas[i]));
     }
     for (uint32_t g = 0; g < r->config.groups_count; g++) {
         ctl_gid gid = r->config.groups[g].gid;
@@ -411,6 +408,7 @@ static void report_free(struct report *r)
     for (uint32_t i = 0; i < r->problem_count; i++) {
         mem_free(r->problems[i]);
     }
+    health_fini(&r->health);
     arena_free(&r->arena);
     mem_free(r);
 }
@@ -448,7 +446,10 @@ int cmd_status(int argc, char **argv)
         return EXIT_FAILED;
     }
     struct report *r = mem_alloc(sizeof *r);
-    collect(r, client, &config, &access);
+    struct cluster c;
+    bool here = access.controllers == NULL &&
+                cluster_load(cluster_dir(access.cluster), &c);
+    collect(r, client, &config, here ? &c : NULL);
     json ? print_json(r) : print_text(r);
     status = r->problem_count == 0 ? EXIT_DONE : EXIT_UNWELL;
     report_free(r);

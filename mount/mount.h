@@ -14,9 +14,8 @@ struct mnt_options {
     bool nonempty;    /* hide what is in the directory */
     bool debug;       /* print each request on standard error */
     uint32_t threads; /* idle ones kept; 0: 10 */
-    /* How long a call that a signal came for may go on before it fails with
-     * EINTR. Programs take signals all the time and expect files not to notice;
-     * so this is only for the cluster that does not answer. 0: 1000. */
+    /* How long a call of a process that a signal asks to end may go on before
+     * it fails with EINTR: for the cluster that does not answer. 0: 1000. */
     uint32_t interrupt_ms;
     /* Called once, when it is mounted, before requests are served; may be
      * NULL. */

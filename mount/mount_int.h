@@ -23,7 +23,7 @@ struct mnt_call {
     fuse_req_t req;
     /* The warden's: */
     bool interrupted;
-    uint64_t deadline_ms;
+    uint64_t deadline_ms; /* when to look whether it shall end */
     struct mnt_call *prev, *next;
 };
 void mnt_begin(struct mnt_call *call, fuse_req_t req);
@@ -37,6 +37,13 @@ void mnt_warden_free(struct mnt_warden *w);
 
 /* Does process `pid` hold a descriptor of inode `ino`? False if unknown. */
 bool mnt_is_held(pid_t pid, uint64_t ino);
+
+/* ---- pending.c ---- */
+
+/* Is thread `tid` stopped by nothing but us from ending? Not if all that waits
+ * for it is a timer's signal, a child's, Ctrl-Z and the like. True if unknown.
+ */
+bool mnt_shall_end(pid_t tid);
 
 /* ---- reply.c ---- */
 

@@ -3,8 +3,10 @@
  *  1. A signal to a process that waits for us is no reason to fail at once:
  *     programs take signals (timers, children, a resized window) and expect
  *     files not to notice. So an interrupted call has `interrupt_ms` to finish;
- *     then it is cancelled and answers EINTR. That is how Ctrl-C ends a call
- *     that a cluster without a majority does not answer.
+ *     then it is cancelled and answers EINTR, if the process is to end: that is
+ *     how Ctrl-C ends a call that a cluster without a majority does not answer.
+ *     Else it goes on, and we look again: the kernel tells us of the first
+ *     signal only.
  *  2. SIGTERM, SIGINT and SIGHUP cancel all calls and end the session, so an
  *     unmount never waits for the cluster.
  *  3. The signal handler only writes to a descriptor. libfuse's loop looks
@@ -22,7 +24,7 @@
 #include "base/log.h"
 #include "mount/mount_int.h"
 
-enum { NUDGE_MS = 50, WATCHED = 4 };
+enum { NUDGE_MS = 50, LOOK_MS = 200, WATCHED = 4 };
 
 static const int watched[WATCHED] = {SIGTERM, SIGINT, SIGHUP, SIGUSR2};
 
@@ -126,8 +128,11 @@ static int cancel_due(struct mnt_warden *w, bool *stop)
     pthread_mutex_lock(&w->lock);
     for (struct mnt_call *c = w->waiting; c != NULL; c = c->next) {
         if (c->deadline_ms <= now) {
-            fs_call_cancel(&c->fs);
-            c->deadline_ms = UINT64_MAX;
+            bool ends = mnt_shall_end(fuse_req_ctx(c->req)->pid);
+            if (ends) {
+                fs_call_cancel(&c->fs);
+            }
+            c->deadline_ms = ends ? UINT64_MAX : now + LOOK_MS;
         }
         next = c->deadline_ms < next ? c->deadline_ms : next;
     }

@@ -16,7 +16,8 @@
 
 enum {
     TRY_MS = 1000,
-    AGAIN_MAX = 3, /* at once; then the others are asked */
+    TRY_STRANGER_MS = 200, /* doubles with each round in which nobody answers */
+    AGAIN_MAX = 3,         /* at once; then the others are asked */
     PAUSE_MIN_US = 10 * 1000,
     PAUSE_MAX_US = 500 * 1000,
     CHANGE_TIMEOUT_MAX_MS = 5 * 60 * 1000,
@@ -34,6 +35,7 @@ struct ctl_client {
     char addresses[SERVERS_MAX][NET_ADDRESS_SIZE_MAX];
     uint32_t count;
     uint32_t leader; /* where the last call was answered; a guess */
+    bool answered;   /* it did answer: not only a guess */
     struct call *calls;
     struct call *changes_head, *changes_tail; /* first in, first out */
     uint64_t session;
@@ -170,6 +172,7 @@ static void answered(void *arg, enum err rc, struct slice body)
     c->net_call = 0;
     if (!is_elsewhere(rc) && rc != ERR_BUSY) {
         client->leader = c->server;
+        client->answered = true;
         call_end(c, rc, body);
         return;
     }
@@ -185,6 +188,7 @@ static void answered(void *arg, enum err rc, struct slice body)
     c->failures++;
     if (is_elsewhere(rc) && client->leader == c->server) {
         client->leader = (c->server + 1) % client->count;
+        client->answered = false;
     }
     /* Each is asked once without a pause: one of them is likely to lead. */
     if (is_elsewhere(rc) && c->failures % client->count != 0) {
@@ -211,11 +215,21 @@ static void body_encode(struct call *c)
     }
 }
 
+/* Who has never answered may be halted or without power, and breaks no
+ * connection: the next is asked soon. A slow one is reached in a later round.
+ */
+static uint64_t patience_ms(const struct call *c)
+{
+    uint32_t rounds = c->failures / c->client->count;
+    uint64_t ms = (uint64_t)TRY_STRANGER_MS << (rounds < 3 ? rounds : 3);
+    return c->client->answered || ms > TRY_MS ? TRY_MS : ms;
+}
+
 static void call_try(struct call *c)
 {
     struct ctl_client *client = c->client;
     uint64_t left_ms = left_us(c) / 1000 + 1;
-    uint64_t try_ms = TRY_MS + wait_left_us(c) / 1000;
+    uint64_t try_ms = patience_ms(c) + wait_left_us(c) / 1000;
     body_encode(c);
     struct slice body = buf_slice(&c->body);
     c->tries++;

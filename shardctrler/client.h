@@ -92,6 +92,10 @@ enum ctl_spread_kind {
     CTL_SPREADS
 };
 
+/* When a controller last heard of a group's leader, while it led itself. */
+#define CTL_HEARD_FIELDS(F) F(U32, gid) F(U64, ago_ms)
+MSG_STRUCT(ctl_heard, CTL_HEARD_FIELDS);
+
 #define CTL_STATUS_FIELDS(F)                                                   \
     F(U32, gid)                                                                \
     F(U64, id)                                                                 \
@@ -115,7 +119,8 @@ enum ctl_spread_kind {
     F(U32, leaving)                                                            \
     F(LIST, ctl_move, moves, CTL_STATUS_MOVES_MAX) /* the leader's */          \
     F(U64, checkpoints)                            /* since it started */      \
-    F(LIST, ctl_spread, spreads, CTL_SPREADS)      /* by enum ctl_spread_kind */
+    F(LIST, ctl_spread, spreads, CTL_SPREADS) /* by enum ctl_spread_kind */    \
+    F(LIST, ctl_heard, heard, CTL_GROUPS_MAX) /* a controller's */
 MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
 
 struct ctl_client;

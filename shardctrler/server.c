@@ -31,6 +31,12 @@ struct ctl_replica {
     bool init_runs;
     bool closing;
     struct env_timer init_again;
+    /* Only a group's leader asks for configurations (skv_mover). */
+    struct {
+        uint32_t gid;
+        uint64_t at_us;
+    } heard[CTL_GROUPS_MAX];
+    uint32_t heard_count;
 };
 
 /* A call from the net until it is answered. */
@@ -297,15 +303,40 @@ static void handle_mounts(struct ctl_replica *r, struct net_request *request)
 
 /* ---- status: of this replica alone ---- */
 
+static void note_group(struct ctl_replica *r, const struct net_peer *peer)
+{
+    uint32_t at = 0;
+    if (peer->role != NET_ROLE_SERVER || !rsm_is_leader(r->rsm)) {
+        return;
+    }
+    while (at < r->heard_count && r->heard[at].gid != peer->group) {
+        at++;
+    }
+    if (at == CTL_GROUPS_MAX) {
+        return; /* groups that left long ago; who joins now is not told of */
+    }
+    r->heard_count += at == r->heard_count;
+    r->heard[at].gid = peer->group;
+    r->heard[at].at_us = env_now_us(r->env);
+}
+
 static void handle_status(struct ctl_replica *r, struct net_request *request)
 {
     struct ctl_replica_status own;
+    struct ctl_heard heard[CTL_GROUPS_MAX];
     struct buf b = {0};
     ctl_replica_status(r->rsm, 0, r->started_us, env_now_us(r->env), &own);
     own.status.config_number =
         __atomic_load_n(&r->fsm->newest, __ATOMIC_ACQUIRE);
     own.status.bytes = __atomic_load_n(&r->fsm->size, __ATOMIC_RELAXED);
     own.status.certificate_end_s = r->config.certificate_end_s;
+    for (uint32_t i = 0; i < r->heard_count; i++) {
+        uint64_t ago_us = env_now_us(r->env) - r->heard[i].at_us;
+        heard[i] =
+            (struct ctl_heard){.gid = r->heard[i].gid, .ago_ms = ago_us / 1000};
+    }
+    own.status.heard = heard;
+    own.status.heard_count = r->heard_count;
     ctl_status_encode(&b, &own.status);
     net_reply(r->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);
@@ -370,7 +401,10 @@ static void handle_call(struct ctl_replica *r, struct net_request *request,
                         struct slice body)
 {
     switch (method) {
-    case CTL_METHOD_QUERY: handle_query(r, request, body); return;
+    case CTL_METHOD_QUERY:
+        note_group(r, peer);
+        handle_query(r, request, body);
+        return;
     case CTL_METHOD_CHANGE: handle_change(r, request, peer, body); return;
     case CTL_METHOD_MOUNT: handle_mount(r, request, body); return;
     case CTL_METHOD_MOUNTS: handle_mounts(r, request); return;

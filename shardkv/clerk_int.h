@@ -96,6 +96,9 @@ void skv_legs_config_changed(struct skv_clerk *c);
 /* Everything sent to this server until then is tried elsewhere. */
 void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                     uint64_t sent_until_us);
+/* Everything sent to others of the group until then is sent to its leader. */
+void skv_legs_follow(struct skv_clerk *c, ctl_gid gid, uint32_t leader,
+                     uint64_t sent_until_us);
 /* Doubles *pause_us; half of the result is random. */
 uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us);
 
@@ -121,6 +124,9 @@ struct skv_detour {
 bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
                     uint32_t *server, uint32_t *server_count,
                     char address[NET_ADDRESS_SIZE_MAX]);
+/* Of one server of the group, if that still is who serves the shard. */
+bool skv_route_address(struct skv_clerk *c, uint16_t shard, ctl_gid gid,
+                       uint32_t server, char address[NET_ADDRESS_SIZE_MAX]);
 void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                       uint32_t server_count);
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server);

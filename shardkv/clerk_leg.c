@@ -233,17 +233,38 @@ void skv_leg_stop(struct skv_leg *leg)
     leg_rest(leg);
 }
 
+static bool leg_is_at(const struct skv_leg *leg, ctl_gid gid, uint32_t server,
+                      uint64_t sent_until_us)
+{
+    return leg->net_call != 0 && leg->gid == gid && leg->server == server &&
+           leg->sent_us <= sent_until_us;
+}
+
 void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                     uint64_t sent_until_us)
 {
     struct skv_leg *leg = NULL;
     DL_FOREACH(c->legs, leg)
     {
-        if (leg->net_call != 0 && leg->gid == gid && leg->server == server &&
-            leg->sent_us <= sent_until_us) {
+        if (leg_is_at(leg, gid, server, sent_until_us)) {
             net_cancel(c->net, leg->net_call);
             leg->net_call = 0;
             leg_elsewhere(leg);
+        }
+    }
+}
+
+void skv_legs_follow(struct skv_clerk *c, ctl_gid gid, uint32_t leader,
+                     uint64_t sent_until_us)
+{
+    struct skv_leg *leg = NULL;
+    DL_FOREACH(c->legs, leg)
+    {
+        if (leg->server != leader &&
+            leg_is_at(leg, gid, leg->server, sent_until_us)) {
+            net_cancel(c->net, leg->net_call);
+            leg->net_call = 0;
+            leg_try(leg);
         }
     }
 }

@@ -48,25 +48,48 @@ static uint32_t route_choose(struct skv_clerk *c, const struct skv_route *r,
     return r->leader % count;
 }
 
+static const struct ctl_group *group_serving(struct skv_clerk *c,
+                                             uint16_t shard)
+{
+    CHECK(c->has_config && shard < c->config.shards_count);
+    const struct skv_detour *d = detour_of(c, shard);
+    return d != NULL
+               ? &d->group
+               : ctl_config_group(&c->config, c->config.shards[shard].gid);
+}
+
+static void address_copy(const struct ctl_server *server,
+                         char address[NET_ADDRESS_SIZE_MAX])
+{
+    struct slice text = server->address;
+    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* checked when it came */
+    memcpy(address, text.data, text.size);
+    address[text.size] = '\0';
+}
+
 bool skv_route_find(struct skv_clerk *c, uint16_t shard, ctl_gid *gid,
                     uint32_t *server, uint32_t *server_count,
                     char address[NET_ADDRESS_SIZE_MAX])
 {
-    CHECK(c->has_config && shard < c->config.shards_count);
-    const struct skv_detour *d = detour_of(c, shard);
-    const struct ctl_group *g =
-        d != NULL ? &d->group
-                  : ctl_config_group(&c->config, c->config.shards[shard].gid);
+    const struct ctl_group *g = group_serving(c, shard);
     if (g == NULL) {
         return false;
     }
     *gid = g->gid;
     *server_count = g->servers_count;
     *server = route_choose(c, route_of(c, g->gid), g->servers_count);
-    struct slice text = g->servers[*server].address;
-    CHECK(text.size < NET_ADDRESS_SIZE_MAX); /* checked when it came */
-    memcpy(address, text.data, text.size);
-    address[text.size] = '\0';
+    address_copy(&g->servers[*server], address);
+    return true;
+}
+
+bool skv_route_address(struct skv_clerk *c, uint16_t shard, ctl_gid gid,
+                       uint32_t server, char address[NET_ADDRESS_SIZE_MAX])
+{
+    const struct ctl_group *g = group_serving(c, shard);
+    if (g == NULL || g->gid != gid || server >= g->servers_count) {
+        return false;
+    }
+    address_copy(&g->servers[server], address);
     return true;
 }
 

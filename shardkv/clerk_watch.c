@@ -1,8 +1,10 @@
 /* A server that keeps a request for long: is it slow, or gone? A halted process
  * or a machine without power breaks no connection, and a request's own timeout
- * must be long, for disks can be slow. So the server is asked whether it lives
- * and leads, which it answers without its disk; if it does not, or says no, all
- * that was sent to it before goes to the others, with the same numbers.
+ * must be long, for disks can be slow. So all servers of the group are asked
+ * whether they live and lead, which they answer without a disk. When another
+ * says that it leads, or the asked one that it does not, or nothing, all that
+ * was sent to it before goes on elsewhere, with the same numbers. One that says
+ * it leads, and is slow, is waited for: nobody else will say so.
  *
  * Invariant: the timer runs while there are legs, and at most one question to a
  * server is on its way. */
@@ -12,7 +14,7 @@
 
 enum {
     LOOK_US = 100000,
-    LONG_US = 250000,  /* without an answer: ask */
+    LONG_US = 100000,  /* without an answer: ask */
     QUESTION_MS = 500, /* without an answer to that: gone */
 };
 
@@ -21,6 +23,7 @@ struct skv_question {
     ctl_gid gid;
     uint32_t server;
     uint32_t servers; /* of the group */
+    bool waited_for;  /* a leg is there: its silence counts */
     uint64_t asked_us;
     uint64_t net_call;
     struct skv_question *next, *prev;
@@ -35,41 +38,59 @@ static void question_end(struct skv_question *q)
 static void question_answered(void *arg, enum err rc, struct slice body)
 {
     (void)body;
-    struct skv_question *q = arg;
-    struct skv_clerk *c = q->clerk;
-    ctl_gid gid = q->gid;
-    uint32_t server = q->server;
-    uint32_t servers = q->servers;
-    uint64_t asked_us = q->asked_us;
-    question_end(q);
-    if (rc == ERR_OK || rc == ERR_INVALID || rc == ERR_BUSY) {
+    struct skv_question *of = arg;
+    struct skv_question q = *of;
+    struct skv_clerk *c = q.clerk;
+    question_end(of);
+    if (rc == ERR_OK) {
+        skv_route_answered(c, q.gid, q.server);
+        skv_legs_follow(c, q.gid, q.server, q.asked_us);
+        return;
+    }
+    if (!q.waited_for || rc == ERR_INVALID || rc == ERR_BUSY) {
         return; /* it lives; of an older version it cannot say more */
     }
     if (rc != ERR_NOTLEADER) {
-        skv_route_avoid(c, gid, server, servers);
+        skv_route_avoid(c, q.gid, q.server, q.servers);
     }
-    skv_legs_leave(c, gid, server, asked_us);
+    skv_legs_leave(c, q.gid, q.server, q.asked_us);
 }
 
-static void question_ask(struct skv_clerk *c, const struct skv_leg *leg)
+static void question_ask(struct skv_clerk *c, const struct skv_leg *leg,
+                         uint32_t server, const char *address)
 {
     struct skv_question *q = NULL;
     DL_FOREACH(c->questions, q)
     {
-        if (q->gid == leg->gid && q->server == leg->server) {
+        if (q->gid == leg->gid && q->server == server) {
+            q->waited_for |= server == leg->server;
             return;
         }
     }
     q = mem_alloc(sizeof *q);
     q->clerk = c;
     q->gid = leg->gid;
-    q->server = leg->server;
+    q->server = server;
     q->servers = leg->servers;
+    q->waited_for = server == leg->server;
     q->asked_us = env_now_us(c->env);
     DL_APPEND(c->questions, q);
     struct slice nothing = {0};
-    q->net_call = net_call(c->net, leg->address, SKV_METHOD_LEADS, &nothing, 1,
+    q->net_call = net_call(c->net, address, SKV_METHOD_LEADS, &nothing, 1,
                            QUESTION_MS, question_answered, q);
+}
+
+/* The one that has the request, and all others: one of them may lead. */
+static void group_ask(struct skv_clerk *c, const struct skv_leg *leg)
+{
+    char address[NET_ADDRESS_SIZE_MAX];
+    question_ask(c, leg, leg->server, leg->address);
+    for (uint32_t i = 0; i < leg->servers; i++) {
+        if (i != leg->server &&
+            skv_route_address(c, leg->request.shard, leg->gid, i, address)) {
+            question_ask(c, leg, i, address);
+        }
+    }
 }
 
 static void look(struct env_timer *timer)
@@ -83,7 +104,7 @@ static void look(struct env_timer *timer)
     DL_FOREACH(c->legs, leg)
     {
         if (leg->net_call != 0 && now_us - leg->sent_us >= LONG_US) {
-            question_ask(c, leg);
+            group_ask(c, leg);
         }
     }
     if (c->legs != NULL) {

@@ -90,6 +90,7 @@ struct skv_cut_server {
 struct skv_cut_group {
     ctl_gid gid;
     uint64_t index; /* of its view */
+    bool absent;    /* it has none: its leader did not answer in time */
     uint32_t server_count;
     struct skv_cut_server servers[CTL_SERVERS_MAX];
 };
@@ -104,8 +105,8 @@ void skv_cutter_free(struct skv_cutter *c);
 
 /* ERR_OK, or why there is no cut: skv_cutter_problem() has words. */
 typedef void skv_cutter_fn(void *arg, enum err rc);
-/* `hold`: one cut through all groups; else a view of each at an index of its
- * own. Tries again until the timeout. */
+/* `hold`: one cut through all groups; else a view of each that answers, at an
+ * index of its own. Tries again until the timeout. */
 void skv_cutter_take(struct skv_cutter *c, bool hold, uint32_t timeout_ms,
                      skv_cutter_fn *done, void *arg);
 const char *skv_cutter_problem(const struct skv_cutter *c);

@@ -309,6 +309,21 @@ static void attempt_failed(struct skv_cutter *c, enum err rc, const char *words,
     env_timer_start(c->env, &c->attempt_timer, CALL_MS * 1000);
 }
 
+/* Views that need not be of one moment can do without a group that has found no
+ * leader by now: true if there are any others. */
+static bool go_on_without(struct skv_cutter *c)
+{
+    if (c->step != SKV_CUT_LOOK || c->failing || c->running == c->group_count) {
+        return false;
+    }
+    for (uint32_t i = 0; i < c->group_count; i++) {
+        c->groups[i].absent = c->legs[i].running;
+        leg_end(&c->legs[i]);
+    }
+    stage_done(c);
+    return true;
+}
+
 static void attempt_late(struct env_timer *timer)
 {
     struct skv_cutter *c =
@@ -316,6 +331,9 @@ static void attempt_late(struct env_timer *timer)
                                       offsetof(struct skv_cutter,
                                                attempt_timer));
     const struct leg *waits = NULL;
+    if (go_on_without(c)) {
+        return;
+    }
     /* Perhaps it is long gone, and needed no more. */
     c->back = 0;
     for (uint32_t i = 0; i < c->group_count && waits == NULL; i++) {
@@ -383,7 +401,7 @@ static void stage_done(struct skv_cutter *c)
         return;
     }
     for (uint32_t i = 0; i < c->group_count; i++) {
-        c->groups[i].index = c->legs[i].reply.index;
+        c->groups[i].index = c->legs[i].reply.index; /* of one absent: 0 */
     }
     take_end(c, ERR_OK);
 }
@@ -403,6 +421,7 @@ static bool owns_some(const struct ctl_config *config, ctl_gid gid)
 static bool group_take(struct skv_cut_group *to, const struct ctl_group *from)
 {
     to->gid = from->gid;
+    to->absent = false;
     to->server_count = from->servers_count;
     for (uint32_t i = 0; i < from->servers_count; i++) {
         struct slice address = from->servers[i].address;

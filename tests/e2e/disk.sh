@@ -7,21 +7,9 @@ cd "$(dirname "$0")/../.."
 . tests/lib/check.sh
 [ "$(id -u)" = 0 ] || { echo "tests/e2e/disk.sh mounts disks: run it as root"; exit 2; }
 F=$PWD/build/release/flotilla
-W=$(mktemp -d /tmp/flotilla-disk.XXXXXX)
+check_begin flotilla-disk
 C=$W/cluster M=$W/mnt PORT=$((20000 + RANDOM % 10000)) SIZE=${SIZE:-192m}
 writer=
-cleanup() {
-    rm -f "$W/go"
-    [ -z "$writer" ] || kill "$writer" 2>/dev/null
-    "$F" down --cluster "$C" >/dev/null 2>&1
-    umount -l "$M" 2>/dev/null
-    umount -l "$C"/data/g1-* 2>/dev/null
-    "$F" down --cluster "$W/one/cluster" >/dev/null 2>&1
-    umount -l "$W/mnt-one" "$W/one" 2>/dev/null
-    rm -rf "$W"
-}
-trap cleanup EXIT
-trap 'exit 1' INT TERM
 
 up() { "$F" up --cluster "$C" --mount "$M" --port $PORT --groups 1; }
 replica() { # replica KEY: of each replica of group 1, "id value"
@@ -31,17 +19,6 @@ for r in json.load(open(sys.argv[1]))["replicas"]:
     if r["group"] == 1: print(r["id"], r.get(sys.argv[2], "-"))' "$W/status" "$1"
 }
 leader() { replica role | awk '$2 == "leader" {print $1}'; }
-wait_for() { # wait_for SECONDS COMMAND...
-    local i limit=$1
-    shift
-    for i in $(seq $((limit * 5))); do
-        "$@" >"$W/last" 2>&1 && return
-        sleep 0.2
-    done
-    echo "not within $limit s: $*"
-    cat "$W/last"
-    return 1
-}
 well() { "$F" status --cluster "$C"; }
 same_applied() {
     well && [ "$(replica applied | awk '{print $2}' | sort -u | wc -l)" = 1 ]
@@ -52,13 +29,13 @@ stop_all() {
         kill -"$1" "$(pid_of $name)" 2>/dev/null
     done
     for name in ctl-1 ctl-2 ctl-3 g1-1 g1-2 g1-3; do
-        while kill -0 "$(pid_of $name)" 2>/dev/null; do sleep 0.05; done
+        wait_for 60 gone "$(pid_of $name)" || return 1
     done
 }
 stop_one() {
     local pid
     pid=$(pid_of "$1")
-    kill "${2:--TERM}" "$pid" && while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+    kill "${2:--TERM}" "$pid" && wait_for 60 gone "$pid"
 }
 
 # Lines that were acknowledged, one by one; ends by itself at the first error.

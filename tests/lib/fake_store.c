@@ -22,6 +22,7 @@ struct fake_store {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool stuck;
+    uint32_t waiting;
     struct pair *pairs; /* by key */
     size_t count, capacity;
     fake_hook *write_hook, *between_hook;
@@ -425,9 +426,11 @@ static enum err fake_exec(struct fs_store *s, struct skv_txn *txn)
     txn->results =
         arena_array(&txn->arena, txn->item_count, sizeof *txn->results);
     pthread_mutex_lock(&f->mutex);
+    f->waiting++;
     while (f->stuck && txn->impl == NULL) {
         pthread_cond_wait(&f->changed, &f->mutex);
     }
+    f->waiting--;
     txn->rc = txn->impl != NULL ? ERR_INTERRUPTED : execute(f, txn);
     pthread_mutex_unlock(&f->mutex);
     return txn->rc;
@@ -506,6 +509,7 @@ struct fake_count fake_store_count(struct fake_store *f)
 {
     pthread_mutex_lock(&f->mutex);
     struct fake_count counts = f->counts;
+    counts.waiting = f->waiting;
     pthread_mutex_unlock(&f->mutex);
     return counts;
 }

@@ -30,6 +30,7 @@ struct fake_count {
     uint32_t execs;
     uint32_t writes;
     uint32_t several; /* over more than one shard */
+    uint32_t waiting; /* now, because the store is stuck */
     char content[512];
 };
 void fake_store_clear(struct fake_store *f);

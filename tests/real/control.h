@@ -13,6 +13,9 @@ enum {
     REAL_NODES_MAX = 64, /* by number: a process serves at port + number */
     REAL_CONTROL_FD = 3, /* in the process */
     REAL_ANSWER_MS = 20000,
+    /* Whoever looks every few ms, and comes so late, did not get to run: of an
+     * election timeout less than half. */
+    REAL_STILL_US = 200000,
 };
 
 enum real_kind { REAL_RAFT, REAL_CONTROLLER, REAL_GROUP };
@@ -88,7 +91,11 @@ struct real_note {
 
 /* What a process has sent, in memory that it shares with the runner: both map
  * DIR.counts, so that kill -9 loses none. */
-struct lab_counts *real_counts_map(const char *dir);
-void real_counts_unmap(struct lab_counts *counts);
+struct real_counts {
+    struct lab_counts net;
+    uint64_t stood_still_us; /* its loop; see REAL_STILL_US */
+};
+struct real_counts *real_counts_map(const char *dir);
+void real_counts_unmap(struct real_counts *counts);
 
 #endif

@@ -245,7 +245,7 @@ void lab_count(struct lab *l, struct lab_counts *counts)
 {
     *counts = (struct lab_counts){.installs = l->group->installs};
     for (uint32_t i = 0; i < l->peer_count; i++) {
-        const struct lab_counts *one = l->group->peers[i].counts;
+        const struct lab_counts *one = &l->group->peers[i].counts->net;
         counts->requests += one->requests;
         counts->replies += one->replies;
         counts->bytes += one->bytes;

@@ -380,7 +380,7 @@ void kv_count(struct kv *kv, struct kv_counts *counts)
 {
     *counts = kv->world->counts;
     for (uint32_t i = 0; i < kv->world->server_count; i++) {
-        const struct lab_counts *one = kv->world->servers[i].counts;
+        const struct lab_counts *one = &kv->world->servers[i].counts->net;
         counts->requests += one->requests;
         counts->replies += one->replies;
         counts->bytes += one->bytes;

@@ -34,10 +34,11 @@ struct node {
     struct rsm *raft; /* of REAL_RAFT */
     struct ctl_replica *ctl;
     struct skv_server *skv;
-    struct skv_store *store;   /* the server's */
-    struct lab_counts *counts; /* the runner sees it, too */
+    struct skv_store *store;    /* the server's */
+    struct real_counts *counts; /* the runner sees it, too */
     uint64_t cut;
     struct env_timer look; /* for a new leader */
+    uint64_t looked_us;
     raft_term led;
 };
 
@@ -306,7 +307,7 @@ static bool is_reply(net_method method, struct slice body)
 static void watch(void *arg, net_method method, struct slice body, bool reply)
 {
     (void)arg;
-    struct lab_counts *c = node.counts;
+    struct lab_counts *c = &node.counts->net;
     c->bytes += body.size;
     c->requests += !reply;
     c->replies += reply;
@@ -464,6 +465,11 @@ static void start(void)
 static void look(struct env_timer *timer)
 {
     struct raft_status status;
+    uint64_t now_us = env_now_us(node.env);
+    if (node.looked_us != 0 && now_us - node.looked_us > REAL_STILL_US) {
+        node.counts->stood_still_us += now_us - node.looked_us;
+    }
+    node.looked_us = now_us;
     raft_status(rsm_raft(node_rsm()), &status);
     if (rsm_is_leader(node_rsm()) && status.term != node.led) {
         struct real_note note = {.kind = REAL_LEADS, .term = status.term};

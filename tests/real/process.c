@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,38 @@ uint64_t process_now_us(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* ---- a machine that stands still ---- */
+
+static uint64_t stood_still_us; /* atomic */
+
+static void *watch(void *arg)
+{
+    uint64_t before_us = process_now_us();
+    (void)arg;
+    for (;;) {
+        usleep(REAL_STILL_US / 20);
+        uint64_t now_us = process_now_us();
+        if (now_us - before_us > REAL_STILL_US) {
+            __atomic_add_fetch(&stood_still_us, now_us - before_us,
+                               __ATOMIC_RELAXED);
+        }
+        before_us = now_us;
+    }
+    return NULL;
+}
+
+uint64_t process_stood_still_us(void)
+{
+    static bool watched;
+    pthread_t thread;
+    if (!watched) {
+        watched = true;
+        CHECK(pthread_create(&thread, NULL, watch, NULL) == 0);
+        pthread_detach(thread);
+    }
+    return __atomic_load_n(&stood_still_us, __ATOMIC_RELAXED);
 }
 
 /* ---- a process ---- */
@@ -40,6 +73,8 @@ void process_init(struct process *p)
 void process_fini(struct process *p)
 {
     process_kill(p);
+    __atomic_add_fetch(&stood_still_us, p->counts->stood_still_us,
+                       __ATOMIC_RELAXED);
     real_counts_unmap(p->counts);
 }
 

@@ -10,7 +10,7 @@ struct process {
     pid_t pid; /* 0: it does not run */
     int fd;
     /* Of all its lives: memory that it shares, so kill -9 loses none. */
-    struct lab_counts *counts;
+    struct real_counts *counts;
     char problem[PATH_MAX + 128]; /* empty: none */
     /* What it says by itself; not for answers. */
     void (*noted)(struct process *p, const struct real_note *note);
@@ -18,6 +18,9 @@ struct process {
 };
 
 uint64_t process_now_us(void);
+/* For how long this process, from the first call on, and those that are over
+ * stood still, though they wanted to run: the machine did. */
+uint64_t process_stood_still_us(void);
 
 /* p->node says what it is. */
 void process_init(struct process *p);

@@ -717,17 +717,28 @@ static void more_than_the_bound_wait_in_order(void **state)
     world_fini(&w);
 }
 
-/* The question to a server, or NULL: waits until `for_us` are over. */
-static struct sn_call *question(struct world *w, uint64_t for_us)
+static struct sn_call *any_question(struct world *w)
+{
+    struct sn_call *c = w->sn.calls;
+    while (c != NULL && c->method != SKV_METHOD_LEADS) {
+        c = c->next;
+    }
+    return c;
+}
+
+/* The question to that server, or NULL: waits until `for_us` are over. The
+ * others say meanwhile that they do not lead. */
+static struct sn_call *question(struct world *w, char server, uint64_t for_us)
 {
     uint64_t until = w->sn.now_us + for_us;
     for (;;) {
-        for (struct sn_call *c = w->sn.calls; c != NULL; c = c->next) {
-            if (c->method == SKV_METHOD_LEADS) {
-                return c;
-            }
+        struct sn_call *c = any_question(w);
+        if (c != NULL && c->address[1] == server) {
+            return c;
         }
-        if (!controller_step(w) && !sn_step(&w->sn, until)) {
+        if (c != NULL) {
+            refuse(w, c, ERR_NOTLEADER);
+        } else if (!controller_step(w) && !sn_step(&w->sn, until)) {
             return NULL;
         }
     }
@@ -748,9 +759,7 @@ a_silent_server_is_asked_whether_it_lives_and_then_left(void **state)
     struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
     char silent = c->address[1];
     uint64_t sent_us = c->sent_us;
-    struct sn_call *q = question(&w, SECOND);
-    assert_non_null(q);
-    assert_int_equal(q->address[1], silent);
+    assert_non_null(question(&w, silent, SECOND));
     run(&w, 600 * MS); /* no answer to that either */
     c = expect(&w, 0, SKV_EXECUTE, &again);
     assert_true(c->address[1] != silent);
@@ -770,6 +779,37 @@ a_silent_server_is_asked_whether_it_lives_and_then_left(void **state)
     world_fini(&w);
 }
 
+/* Wrong if a clerk that has never spoken to the group, and begins with a halted
+ * server, waits until that is known to be gone; or asks around without need. */
+static void another_that_leads_is_turned_to_at_once(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0};
+    struct skv_request r, again;
+    world_init(&w);
+    job_add(&j, 0, SKV_APPEND);
+    job_start(&w, &j);
+    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    char silent = c->address[1], leader = silent == '3' ? '1' : '3';
+    uint64_t sent_us = c->sent_us;
+    run(&w, 90 * MS);
+    assert_null(any_question(&w)); /* all may be well */
+    struct sn_call *q = question(&w, leader, SECOND);
+    assert_non_null(q);
+    refuse(&w, q, ERR_OK);
+    c = expect(&w, 0, SKV_EXECUTE, &again);
+    assert_int_equal(c->address[1], leader);
+    assert_true(c->sent_us - sent_us <= 200 * MS);
+    assert_int_equal(again.sequence, r.sequence);
+    assert_int_equal(outstanding(&w), 1);
+    answer_ok(&w, c, &again, 0);
+    assert_int_equal(j.done, 1);
+    job_fini(&j);
+    run(&w, SECOND); /* the silent one's question */
+    world_fini(&w);
+}
+
 /* Wrong if a slow disk makes the clerk send everything twice. */
 static void a_slow_server_that_lives_is_waited_for(void **state)
 {
@@ -782,8 +822,9 @@ static void a_slow_server_that_lives_is_waited_for(void **state)
     job_start(&w, &j);
     struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
     uint64_t id = c->id;
+    char slow = c->address[1];
     for (int i = 0; i < 5; i++) {
-        struct sn_call *q = question(&w, SECOND);
+        struct sn_call *q = question(&w, slow, SECOND);
         assert_non_null(q);
         refuse(&w, q, ERR_OK);
         c = expect(&w, 0, SKV_EXECUTE, &r);
@@ -791,7 +832,7 @@ static void a_slow_server_that_lives_is_waited_for(void **state)
         assert_int_equal(outstanding(&w), 1);
     }
     /* It lives, and leads no longer: what it holds may wait for ever. */
-    struct sn_call *q = question(&w, SECOND);
+    struct sn_call *q = question(&w, slow, SECOND);
     assert_non_null(q);
     refuse(&w, q, ERR_NOTLEADER);
     c = expect(&w, 0, SKV_EXECUTE, &r);
@@ -1296,6 +1337,7 @@ int main(void)
         cmocka_unit_test(more_than_the_bound_wait_in_order),
         cmocka_unit_test(
             a_silent_server_is_asked_whether_it_lives_and_then_left),
+        cmocka_unit_test(another_that_leads_is_turned_to_at_once),
         cmocka_unit_test(a_slow_server_that_lives_is_waited_for),
         cmocka_unit_test(nonsense_is_refused_without_the_net),
         cmocka_unit_test(all_votes_for_it_commit_everywhere),

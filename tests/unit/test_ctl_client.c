@@ -12,6 +12,8 @@
 
 #define SECOND UINT64_C(1000000)
 
+#define MS UINT64_C(1000)
+
 enum { AT_ONCE = 3 }; /* so often who hung up is asked again */
 
 struct world {
@@ -27,13 +29,18 @@ static void queried(void *arg, enum err rc, const struct ctl_config *config)
     w->rc = rc;
 }
 
-static void begin(struct world *w)
+static void world_init(struct world *w)
 {
     static const char addresses[3][NET_ADDRESS_SIZE_MAX] = {"c1:1", "c2:1",
                                                             "c3:1"};
     *w = (struct world){.rc = ERR_BUSY};
     sn_init(&w->sn, 7);
     w->client = ctl_client_new(&w->sn.env, &w->sn.net, addresses, 3);
+}
+
+static void begin(struct world *w)
+{
+    world_init(w);
     ctl_client_query(w->client, 5, 10000, 15000, queried, w);
 }
 
@@ -113,12 +120,61 @@ static void who_does_not_lead_is_not_asked_again(void **state)
     end(&w);
 }
 
+/* How long the call under way waits for its answer. */
+static uint64_t patience(const struct world *w)
+{
+    return w->sn.calls->deadline_us - w->sn.calls->sent_us;
+}
+
+static void silence(struct world *w)
+{
+    char address[NET_ADDRESS_SIZE_MAX];
+    strcpy(address, w->sn.calls->address);
+    while (w->sn.calls == NULL || strcmp(w->sn.calls->address, address) == 0) {
+        assert_true(sn_step(&w->sn, w->sn.now_us + 30 * SECOND));
+    }
+}
+
+static void ask_newest(struct world *w)
+{
+    w->rc = ERR_BUSY;
+    ctl_client_query(w->client, CTL_LATEST, 0, 15000, queried, w);
+    assert_non_null(w->sn.calls);
+}
+
+/* Wrong if a command that begins with a halted controller waits for as long as
+ * who has answered before is waited for, or if a slow one is never waited for
+ * long enough. */
+static void a_stranger_that_is_silent_is_soon_left(void **state)
+{
+    (void)state;
+    struct world w;
+    struct slice nothing = {0};
+    world_init(&w);
+    ask_newest(&w);
+    for (uint64_t round = 0; round < 3; round++) {
+        for (int i = 0; i < 3; i++) {
+            assert_int_equal(patience(&w), (200 << round) * MS);
+            silence(&w);
+        }
+    }
+    assert_int_equal(patience(&w), 1000 * MS);
+    sn_answer(&w.sn, w.sn.calls, ERR_NOTFOUND, nothing);
+    assert_int_equal(w.rc, ERR_NOTFOUND);
+    ask_newest(&w); /* of one that has answered: it may be slow */
+    assert_int_equal(patience(&w), 1000 * MS);
+    silence(&w);
+    assert_int_equal(patience(&w), 200 * MS);
+    end(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(who_hung_up_is_asked_again_at_once),
         cmocka_unit_test(then_each_other_is_asked_once_before_a_pause),
         cmocka_unit_test(who_does_not_lead_is_not_asked_again),
+        cmocka_unit_test(a_stranger_that_is_silent_is_soon_left),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

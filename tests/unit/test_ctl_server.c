@@ -184,6 +184,8 @@ static enum err no_file(struct disk *d, const char *path, bool create,
 static const struct disk_ops disk_ops = {.open = no_file};
 static const struct net_ops server_net_ops = {.reply = take_reply};
 
+enum { GROUP = 7 }; /* of a server that asks */
+
 struct world {
     struct sn sn;
     struct net net;
@@ -232,7 +234,9 @@ static void world_fini(struct world *w)
 static void ask(struct world *w, struct net_request *q, enum net_role role,
                 net_method method, struct slice body)
 {
-    struct net_peer peer = {.role = role, .name = "test"};
+    struct net_peer peer = {.role = role,
+                            .group = role == NET_ROLE_SERVER ? GROUP : 0,
+                            .name = "test"};
     buf_free(&q->body);
     *q = (struct net_request){0};
     w->net.handler(w->net.handler_arg, q, &peer, method, body);
@@ -465,6 +469,61 @@ static void status_says_what_is_wrong(void **state)
     world_fini(&w);
 }
 
+static uint32_t heard(struct world *w, uint64_t *ago_ms)
+{
+    struct net_request q = {0};
+    struct arena a = {0};
+    struct ctl_status s;
+    ask(w, &q, NET_ROLE_CLIENT, CTL_METHOD_STATUS, slice_of(NULL, 0));
+    assert_int_equal(ctl_status_decode(buf_slice(&q.body), &a, &s), ERR_OK);
+    for (uint32_t i = 0; i < s.heard_count; i++) {
+        assert_int_equal(s.heard[i].gid, GROUP);
+        *ago_ms = s.heard[i].ago_ms;
+    }
+    uint32_t count = s.heard_count;
+    buf_free(&q.body);
+    arena_free(&a);
+    return count;
+}
+
+static void query_as_server(struct world *w)
+{
+    struct net_request q = {0};
+    struct buf b = {0};
+    struct ctl_query m = {.number = CTL_LATEST};
+    ctl_query_encode(&b, &m);
+    ask(w, &q, NET_ROLE_SERVER, CTL_METHOD_QUERY, buf_slice(&b));
+    pump(the_rsm->leader ? ERR_OK : ERR_NOTLEADER);
+    buf_free(&q.body);
+    buf_free(&b);
+}
+
+/* Wrong if a group's silence counts from elsewhere than its last question, or
+ * one is listed twice, or a controller that does not lead says anything. */
+static void status_says_since_when_a_group_is_silent(void **state)
+{
+    (void)state;
+    struct world w;
+    struct net_request q = {0};
+    uint64_t ago_ms = 0;
+    world_found(&w);
+    query(&w, &q, CTL_LATEST, 0);
+    pump(ERR_OK);
+    assert_int_equal(heard(&w, &ago_ms), 0); /* a client is no group */
+    query_as_server(&w);
+    w.sn.now_us += 3000000;
+    query_as_server(&w);
+    w.sn.now_us += 2000000;
+    assert_int_equal(heard(&w, &ago_ms), 1);
+    assert_int_equal(ago_ms, 2000);
+    world_lead(false);
+    query_as_server(&w); /* who leads knows better */
+    assert_int_equal(heard(&w, &ago_ms), 1);
+    assert_int_equal(ago_ms, 2000);
+    buf_free(&q.body);
+    world_fini(&w);
+}
+
 /* Wrong if bytes of a stranger are believed, or a call stays unanswered. */
 static void any_bytes_may_be_in_a_call(void **state)
 {
@@ -505,6 +564,7 @@ int main(void)
         cmocka_unit_test(the_waiting_are_bounded),
         cmocka_unit_test(mounts_say_hello_and_are_listed),
         cmocka_unit_test(status_says_what_is_wrong),
+        cmocka_unit_test(status_says_since_when_a_group_is_silent),
         cmocka_unit_test(any_bytes_may_be_in_a_call),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -629,12 +629,17 @@ static void two_brief_jobs_end_in_one_turn(void **state)
 static void a_job_that_was_not_brief_sends_the_next_to_the_thread(void **state)
 {
     (void)state;
+    enum { LONG_US = 100000, PAUSE_FACTOR = 16 /* transport/worker.c's */ };
     briefs_begin(2);
-    env_worker_submit_brief(env, worker, &brief_make(0, 100000)->job);
+    uint64_t began_us = env_now_us(env);
+    env_worker_submit_brief(env, worker, &brief_make(0, LONG_US)->job);
     env_worker_submit_brief(env, worker, &brief_make(1, 0)->job);
+    /* Held up for longer than the pause, the second may run here, too. */
+    uint64_t took_us = env_now_us(env) - began_us;
+    bool paused = took_us < LONG_US + LONG_US * PAUSE_FACTOR;
     net_loop_run(loop);
     assert_true(briefs[0].was_here);
-    assert_false(briefs[1].was_here);
+    assert_true(!briefs[1].was_here || !paused);
     env_worker_free(env, worker);
 
     briefs_begin(2); /* a worker of its own: nothing is remembered */

@@ -24,6 +24,10 @@
 #include "transport/frame_int.h"
 #include "transport/rpc.h"
 
+/* For what comes at once, on a machine that stands still now and then: no test
+ * waits so long unless it fails. */
+enum { LONG_MS = 30000, LONG_US = LONG_MS * 1000, LONG_S = LONG_MS / 1000 };
+
 enum {
     M_ECHO = 0x30,
     M_LATER, /* answered when the next M_ECHO comes */
@@ -274,7 +278,7 @@ static enum err call_wait(struct waiter *w, const char *address,
                           net_method method, struct slice body)
 {
     uint32_t before = w->count;
-    waiter_call(w, address, method, body, 8000);
+    waiter_call(w, address, method, body, LONG_MS);
     assert_int_equal(w->count, before); /* never from inside */
     net_loop_run(w->end->loop);
     assert_int_equal(w->count, before + 1);
@@ -285,7 +289,9 @@ static enum err call_wait(struct waiter *w, const char *address,
 static void call_until(struct waiter *w, const char *address, net_method method,
                        enum err wanted)
 {
-    for (int i = 0; i < 500; i++) {
+    struct env *env = net_loop_env(w->end->loop);
+    uint64_t end_us = env_now_us(env) + LONG_US;
+    while (env_now_us(env) < end_us) {
         if (call_wait(w, address, method, slice_text("x")) == wanted) {
             return;
         }
@@ -374,7 +380,7 @@ static void large_bodies_cross_each_other(void **state)
     memset(data, 7, size);
     for (int i = 0; i < 8; i++) {
         waiter_call(&waiter, server.address, M_ECHO, slice_of(data, size),
-                    30000);
+                    LONG_MS);
     }
     assert_true(net_queued(rpc_net(client.rpc), server.address) > 8 * size);
     net_loop_run(client.loop);
@@ -419,7 +425,7 @@ static void bodies_that_are_kept_stay_as_they_came(void **state)
         }
         struct slice body = slice_of(data, sizes[i]);
         kept[i] = (struct kept_waiter){.size = sizes[i]};
-        net_call(rpc_net(client.rpc), server.address, M_KEEP, &body, 1, 20000,
+        net_call(rpc_net(client.rpc), server.address, M_KEEP, &body, 1, LONG_MS,
                  kept_reply, &kept[i]);
         mem_free(data);
     }
@@ -498,7 +504,7 @@ static void parts_are_joined(void **state)
     struct slice parts[3] = {slice_text("one "), slice_text(""),
                              slice_text("two")};
     waiter.left = 1;
-    net_call(rpc_net(client.rpc), server.address, M_ECHO, parts, 3, 8000,
+    net_call(rpc_net(client.rpc), server.address, M_ECHO, parts, 3, LONG_MS,
              waiter_reply, &waiter);
     net_loop_run(client.loop);
     assert_int_equal(waiter.rc, ERR_OK);
@@ -538,7 +544,7 @@ static void ten_thousand_pipelined_calls_each_get_their_reply(void **state)
         set_u32(number, i * 7919);
         numbered[i] = (struct numbered){.number = i * 7919};
         struct slice body = slice_of(number, 4);
-        net_call(rpc_net(client.rpc), server.address, M_ECHO, &body, 1, 20000,
+        net_call(rpc_net(client.rpc), server.address, M_ECHO, &body, 1, LONG_MS,
                  numbered_reply, &numbered[i]);
     }
     net_loop_run(client.loop);
@@ -572,9 +578,9 @@ static void errors_and_late_replies_arrive(void **state)
                      ERR_INVALID); /* the transport's own: not for handlers */
 
     for (int i = 0; i < 10; i++) {
-        waiter_call(&waiter, server.address, M_LATER, slice_text(""), 8000);
+        waiter_call(&waiter, server.address, M_LATER, slice_text(""), LONG_MS);
     }
-    waiter_call(&waiter, server.address, M_ECHO, slice_text("now"), 8000);
+    waiter_call(&waiter, server.address, M_ECHO, slice_text("now"), LONG_MS);
     net_loop_run(client.loop);
     assert_int_equal(waiter.rc, ERR_OK);
     assert_int_equal(waiter.count, 13);
@@ -621,13 +627,13 @@ static void an_unanswered_call_times_out_in_time(void **state)
     net_loop_run(client.loop);
     uint64_t took = env_now_us(env) - before;
     assert_int_equal(waiter.rc, ERR_TIMEDOUT);
-    assert_true(took >= 90000 && took < 2000000);
+    assert_true(took >= 90000 && took < LONG_US);
 }
 
 enum { DEADLINES = 400 };
 
 struct dated {
-    uint64_t due_us;
+    uint64_t due_us, latest_us; /* its deadline lies between */
     uint64_t call;
 };
 
@@ -641,7 +647,7 @@ static void dated_reply(void *arg, enum err rc, struct slice body)
     (void)body;
     assert_int_equal(rc, ERR_TIMEDOUT);
     assert_true(env_now_us(net_loop_env(client.loop)) >= d->due_us);
-    assert_true(d->due_us + 1000 > dated_last_us);
+    assert_true(d->latest_us >= dated_last_us);
     dated_last_us = d->due_us;
     if (--dated_left == 0) {
         net_loop_stop(client.loop);
@@ -651,10 +657,11 @@ static void dated_reply(void *arg, enum err rc, struct slice body)
 static void dated_call(uint32_t i, uint32_t timeout_ms)
 {
     struct slice body = slice_text("");
-    dated[i].due_us =
-        env_now_us(net_loop_env(client.loop)) + timeout_ms * 1000u;
+    struct env *env = net_loop_env(client.loop);
+    dated[i].due_us = env_now_us(env) + timeout_ms * 1000u;
     dated[i].call = net_call(rpc_net(client.rpc), server.address, M_NEVER,
                              &body, 1, timeout_ms, dated_reply, &dated[i]);
+    dated[i].latest_us = env_now_us(env) + timeout_ms * 1000u;
     dated_left++;
 }
 
@@ -717,7 +724,7 @@ static void a_cancelled_call_is_never_answered(void **state)
         net_cancel(net, call);
         net_cancel(net, call);
     }
-    uint64_t late = net_call(net, server.address, M_NEVER, &body, 1, 8000,
+    uint64_t late = net_call(net, server.address, M_NEVER, &body, 1, LONG_MS,
                              never_called, NULL);
     assert_int_equal(call_wait(&waiter, server.address, M_ECHO, body), ERR_OK);
     net_cancel(net, late);
@@ -735,7 +742,7 @@ static void a_full_queue_gives_busy(void **state)
     struct waiter full = {.end = &client};
     for (int i = 0; i < 9; i++) {
         waiter_call(i < 7 ? &waiter : &full, server.address, M_COUNTED,
-                    slice_of(data, size), 30000);
+                    slice_of(data, size), LONG_MS);
     }
     while (waiter.left > 0 || full.left > 0) {
         net_loop_run(client.loop);
@@ -779,12 +786,12 @@ static void a_server_that_restarts_is_found_again(void **state)
             call_wait(&waiter, server.address, M_ECHO, slice_text("")),
             ERR_CLOSED);
     }
-    assert_true(env_now_us(env) - before < 2000000);
+    assert_true(env_now_us(env) - before < LONG_US);
     assert_true(downs >= 2); /* also: could not be made */
 
     server_start(&server, port);
     call_until(&waiter, server.address, M_ECHO, ERR_OK);
-    assert_true(env_now_us(env) - before < 5000000);
+    assert_true(env_now_us(env) - before < 2 * LONG_US);
     rpc_net(client.rpc)->down = NULL;
 }
 
@@ -800,7 +807,7 @@ static void refusals_are_paced(void **state)
         assert_int_equal(waiter.rc, ERR_CLOSED);
     }
     uint64_t took = env_now_us(env) - before;
-    assert_true(took > 20000 && took < 2000000);
+    assert_true(took > 20000 && took < LONG_US);
     assert_int_equal(call_wait(&waiter, "nonsense", M_ECHO, slice_text("")),
                      ERR_INVALID);
     assert_int_equal(call_wait(&waiter, ":1", M_ECHO, slice_text("")),
@@ -891,7 +898,7 @@ static int dial(void)
                              .sin_port = htons(rpc_port(server.end.rpc)),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct timeval wait = {.tv_sec = 5};
+    struct timeval wait = {.tv_sec = LONG_S};
     assert_int_equal(
         setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait), 0);
     assert_int_equal(connect(fd, (const struct sockaddr *)&to, sizeof to), 0);
@@ -903,8 +910,9 @@ static void expect_close(int fd)
 {
     char bytes[4096];
     ssize_t size;
-    while ((size = recv(fd, bytes, sizeof bytes, 0)) > 0) {
-    }
+    do { /* a process that was stopped goes on with EINTR */
+        size = recv(fd, bytes, sizeof bytes, 0);
+    } while (size > 0 || (size < 0 && errno == EINTR));
     if (size != 0) {
         assert_int_equal(errno, ECONNRESET);
     }
@@ -953,7 +961,10 @@ static void rogue_push(struct rogue *r)
 static void rogue_pull(struct rogue *r)
 {
     uint8_t bytes[16384];
-    ssize_t size = recv(r->fd, bytes, sizeof bytes, 0);
+    ssize_t size;
+    do {
+        size = recv(r->fd, bytes, sizeof bytes, 0);
+    } while (size < 0 && errno == EINTR);
     assert_true(size > 0);
     tls_feed(r->tls, slice_of(bytes, (size_t)size));
     assert_int_equal(tls_read_all(r->tls, &r->plain), ERR_OK);
@@ -1041,7 +1052,7 @@ static void idle_connections_disturb_nobody(void **state)
             call_wait(&waiter, server.address, M_ECHO, slice_text("x")),
             ERR_OK);
     }
-    assert_true(env_now_us(env) - before < 20000000);
+    assert_true(env_now_us(env) - before < LONG_US);
     for (int i = 0; i < SILENT; i++) {
         close(silent[i]);
     }
@@ -1063,16 +1074,11 @@ static void a_handshake_that_is_held_open_ends(void **state)
     uint64_t before = env_now_us(env);
     int silent = dial();
     int half = dial();
-    struct timeval wait = {.tv_sec = 20};
-    assert_int_equal(
-        setsockopt(half, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait), 0);
-    assert_int_equal(
-        setsockopt(silent, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait), 0);
     assert_int_equal(send(half, begun, sizeof begun, 0), sizeof begun);
     expect_close(half);
     expect_close(silent);
     uint64_t took = env_now_us(env) - before;
-    assert_true(took > 4000000 && took < 15000000);
+    assert_true(took > 4000000 && took < LONG_US);
     assert_int_equal(
         call_wait(&waiter, server.address, M_ECHO, slice_text("2")), ERR_OK);
 }

@@ -277,17 +277,23 @@ static const struct rsm_fsm_ops fsm_ops = {.durable = s_durable,
                                            .snap_end = s_snap_end,
                                            .snap_install = s_snap_install};
 
-/* --- Clients: each writes, then reads, over and over */
+/* --- Clients: each writes, then reads, over and over. A machine that stands
+ * still may cost the leader its office: then, and only then, they fail, and go
+ * on with the next one. */
 
 struct client {
     struct rsm_proposal proposal;
     struct rsm_read read;
-    uint64_t count; /* from the last write's reply */
+    struct node *node; /* which it asks */
+    raft_term term;    /* of that leader */
+    bool idle;         /* until there is a leader */
+    uint64_t count;    /* from the last write's reply */
     uint64_t seen;
 };
 
 static struct client clients[CLIENTS];
-static uint32_t writes, reads;
+/* That were tried; those of them that are done or under way; reads done. */
+static uint32_t tries, writes, reads;
 static struct env_timer pace;
 
 static struct node *leader(void)
@@ -303,33 +309,51 @@ static struct node *leader(void)
 
 static void client_write(struct client *c, struct node *n)
 {
+    struct rsm_status status;
     struct bytes *command = bytes_new(8 + writes % 500);
     memset(command->data, 0, command->size);
     set_u64(command->data, 1);
+    rsm_status(n->rsm, &status);
+    c->idle = false;
+    c->node = n;
+    c->term = status.raft.term;
+    tries++;
     writes++;
     rsm_propose(n->rsm, &c->proposal, command);
 }
 
-static struct node *reading_from;
+/* Wrong if that leader still leads. */
+static void client_failed(struct client *c)
+{
+    struct rsm_status status;
+    rsm_status(c->node->rsm, &status);
+    assert_true(status.raft.term != c->term || status.raft.role != RAFT_LEADER);
+    c->idle = true;
+    writes--;
+}
 
 static void on_read_run(struct rsm_read *rd)
 {
     struct client *c =
         (struct client *)((char *)rd - offsetof(struct client, read));
-    c->seen = reading_from->now.count;
+    c->seen = c->node->now.count;
 }
 
 static void on_read_done(struct rsm_read *rd, enum err rc)
 {
     struct client *c =
         (struct client *)((char *)rd - offsetof(struct client, read));
-    assert_int_equal(rc, ERR_OK);
+    if (rc != ERR_OK) {
+        client_failed(c);
+        return;
+    }
     assert_true(c->seen >= c->count);
     reads++;
-    if (writes < WRITES) {
-        client_write(c, reading_from);
-    } else if (reads == WRITES) {
+    c->idle = true;
+    if (reads == WRITES) {
         net_loop_stop(loop);
+    } else if (writes < WRITES) {
+        client_write(c, c->node);
     }
 }
 
@@ -337,25 +361,40 @@ static void on_write_done(struct rsm_proposal *p, enum err rc,
                           struct slice reply)
 {
     struct client *c = (struct client *)p;
-    assert_int_equal(rc, ERR_OK);
+    if (rc != ERR_OK) {
+        client_failed(c);
+        return;
+    }
     c->count = get_u64(reply.data);
-    rsm_read(reading_from->rsm, &c->read);
+    rsm_read(c->node->rsm, &c->read);
+}
+
+/* Those that are idle go on, with whoever leads now. The first time one of the
+ * others is cut off, so that it needs a snapshot later. */
+static void turn_clients(struct env_timer *t)
+{
+    struct node *n = leader();
+    if (n != NULL && tries == 0) {
+        nodes[(n->at + 1) % NODES].cut = true;
+    }
+    for (uint32_t i = 0; i < CLIENTS && n != NULL; i++) {
+        if (clients[i].idle && writes < WRITES) {
+            client_write(&clients[i], n);
+        }
+    }
+    env_timer_start(env, t, 10000);
 }
 
 static void start_clients(struct env_timer *t)
 {
-    reading_from = leader();
-    if (reading_from == NULL) {
-        env_timer_start(env, t, 10000);
-        return;
-    }
-    nodes[(reading_from->at + 1) % NODES].cut = true;
     for (uint32_t i = 0; i < CLIENTS; i++) {
         clients[i].proposal.done = on_write_done;
         clients[i].read.run = on_read_run;
         clients[i].read.done = on_read_done;
-        client_write(&clients[i], reading_from);
+        clients[i].idle = true;
     }
+    t->fire = turn_clients;
+    turn_clients(t);
 }
 
 static void await_equal(struct env_timer *t)
@@ -442,11 +481,8 @@ static void test_on_real_threads(void **state)
     }
     uint64_t begin = env_now_us(env);
     run_with(start_clients);
-    struct rsm_status status;
-    rsm_status(reading_from->rsm, &status);
-    printf("%u writes and reads in %u ms, %u syncs\n", WRITES,
-           (unsigned)((env_now_us(env) - begin) / 1000),
-           (unsigned)status.wal_syncs);
+    printf("%u writes and reads, %u tries, in %u ms\n", WRITES, tries,
+           (unsigned)((env_now_us(env) - begin) / 1000));
     run_with(await_equal);
     uint32_t installs = 0;
     for (uint32_t i = 0; i < NODES; i++) {
@@ -455,14 +491,17 @@ static void test_on_real_threads(void **state)
     assert_true(installs >= 1);
     stop_all();
 
+    /* A write that failed may have been done all the same. */
+    uint64_t sum = nodes[0].now.sum;
+    assert_in_range(sum, WRITES, tries);
     for (uint32_t i = 0; i < NODES; i++) {
-        assert_int_equal(nodes[i].now.sum, WRITES);
+        assert_int_equal(nodes[i].now.sum, sum);
         start_node(i, root);
     }
     run_with(await_equal);
     stop_all();
     for (uint32_t i = 0; i < NODES; i++) {
-        assert_int_equal(nodes[i].now.sum, WRITES);
+        assert_int_equal(nodes[i].now.sum, sum);
     }
     net_loop_free(loop);
     char command[64];

@@ -83,7 +83,7 @@ static void few_descriptors_are_held(void **state)
     uint32_t open_count = 0;
     int fds[MANY];
     for (int i = 0; i < MANY; i++) {
-        fds[i] = nameless(1024 * (off_t)MIB); /* for longer than this takes */
+        fds[i] = nameless(64 * 1024 * (off_t)MIB); /* minutes of work */
     }
     for (int i = 0; i < MANY; i++) {
         sweep_file(s, fds[i]);
