@@ -120,10 +120,7 @@ static struct cluster_replica *begun_before(struct change *ch)
 {
     for (uint32_t i = 0; i < ch->c.replica_count; i++) {
         struct cluster_replica *r = &ch->c.replicas[i];
-        bool may_go_on = member_find(ch, r->id) != NULL ||
-                         r->id > ch->members.last_id; /* was not removed */
         if (r->gid == ch->gid && r->unfinished && r->replaces == ch->replaces &&
-            may_go_on &&
             (ch->address == NULL || strcmp(ch->address, r->address) == 0)) {
             return r;
         }
@@ -177,10 +174,66 @@ static bool make_voter(struct change *ch, uint64_t id)
     return false;
 }
 
+/* It is told by the others, says so in its log, and ends; one that is told
+ * nothing is stopped. */
+static void end_process(const char *pid_file)
+{
+    for (uint32_t waited = 0;
+         waited < FAREWELL_MS && process_alive(pid_file) != 0;
+         waited += MEMBER_PAUSE_MS) {
+        member_pause(MEMBER_PAUSE_MS);
+    }
+    process_stop(pid_file, GRACE_MS);
+}
+
+/* Its process ends; then it is out of the description. */
+static bool forget(struct change *ch, uint64_t id)
+{
+    char path[PATH_MAX];
+    struct cluster *c = &ch->c;
+    for (uint32_t i = 0; i < c->replica_count; i++) {
+        struct cluster_replica gone = c->replicas[i];
+        if (gone.gid != ch->gid || gone.id != id) {
+            continue;
+        }
+        end_process(cluster_path(c, "run", gone.name, ".pid", path));
+        memmove(&c->replicas[i], &c->replicas[i + 1],
+                (c->replica_count - i - 1) * sizeof gone);
+        c->replica_count--;
+        if (!cluster_save(c)) {
+            return false;
+        }
+        printf("Its data in %s can go.\n",
+               cluster_path(c, "data", gone.name, "", path));
+        break;
+    }
+    return true;
+}
+
+/* Its command was interrupted, and another one was added since, or it was
+ * removed: the group gives no id again, nor a lower one. Nobody would ever tell
+ * its process. */
+static bool forget_overtaken(struct change *ch)
+{
+    for (uint32_t i = 0; i < ch->c.replica_count;) {
+        struct cluster_replica r = ch->c.replicas[i];
+        if (r.gid != ch->gid || !r.unfinished || r.id > ch->members.last_id ||
+            member_find(ch, r.id) != NULL) {
+            i++;
+            continue;
+        }
+        printf("Replica %s was begun, and cannot be added any more.\n", r.name);
+        if (!forget(ch, r.id)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool add(struct change *ch, uint64_t *id)
 {
     char name[32];
-    if (!group_answers(ch) || !group_is_joined(ch)) {
+    if (!group_answers(ch) || !group_is_joined(ch) || !forget_overtaken(ch)) {
         return false;
     }
     struct cluster_replica *r = begun_before(ch);
@@ -210,18 +263,6 @@ static bool add(struct change *ch, uint64_t *id)
     return true;
 }
 
-/* It is told by the others, says so in its log, and ends; one that is told
- * nothing is stopped. */
-static void end_process(const char *pid_file)
-{
-    for (uint32_t waited = 0;
-         waited < FAREWELL_MS && process_alive(pid_file) != 0;
-         waited += MEMBER_PAUSE_MS) {
-        member_pause(MEMBER_PAUSE_MS);
-    }
-    process_stop(pid_file, GRACE_MS);
-}
-
 /* `once`: or was, as the group says. */
 static bool is_known(struct change *ch, uint64_t id, bool once)
 {
@@ -242,26 +283,12 @@ static bool is_known(struct change *ch, uint64_t id, bool once)
  * which says what there is to do for whoever is asked again. */
 static bool remove_one(struct change *ch, uint64_t id)
 {
-    char name[32], path[PATH_MAX];
+    char name[32];
     if (!member_step(ch, RSM_REMOVE, id, "")) {
         return false;
     }
-    struct cluster *c = &ch->c;
-    for (uint32_t i = 0; i < c->replica_count; i++) {
-        struct cluster_replica gone = c->replicas[i];
-        if (gone.gid != ch->gid || gone.id != id) {
-            continue;
-        }
-        end_process(cluster_path(c, "run", gone.name, ".pid", path));
-        memmove(&c->replicas[i], &c->replicas[i + 1],
-                (c->replica_count - i - 1) * sizeof gone);
-        c->replica_count--;
-        if (!cluster_save(c)) {
-            return false;
-        }
-        printf("Its data in %s can go.\n",
-               cluster_path(c, "data", gone.name, "", path));
-        break;
+    if (!forget(ch, id)) {
+        return false;
     }
     member_wait_told(ch);
     printf("Replica %" PRIu64 " is no member of %s any more.\n", id,

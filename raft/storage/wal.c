@@ -24,7 +24,9 @@
  *     last segment, and are zeros, durably, before another follows it. Its
  *     sequence was never theirs, so no record of theirs is valid.
  * 10. At most one file, the spare, waits for that, and only on a disk with much
- *     room; what is in it counts for nothing, whatever happens to it. */
+ *     room; what is in it counts for nothing, whatever happens to it. One that
+ *     is there at start goes: the segment that would be begun in it may have
+ *     been before a crash, whose name is lost, and its bytes are not. */
 #include "raft/storage/wal_int.h"
 
 #include <stdio.h>
@@ -120,9 +122,13 @@ static enum err make_room(struct wal *w, struct wal_out *out, size_t size,
     }
     if (rc == ERR_OK) {
         *batch = w->end; /* what is before it stays, whatever comes */
+        w->kept = *wal_last_segment(w);
         rc = wal_roll(w, false, wal_write_short);
     }
-    *batch = rc == ERR_OK ? w->end : *batch;
+    if (rc == ERR_OK) {
+        *batch = w->end;
+        w->kept = *wal_last_segment(w);
+    }
     return rc;
 }
 
@@ -164,10 +170,12 @@ enum err wal_append(struct wal *w, const struct raft_hard_state *hard_state,
     }
     struct wal_out out = {0};
     uint64_t batch = w->end;
+    w->kept = *wal_last_segment(w);
     enum err rc = append_records(w, &out, hard_state, entries, count, &batch);
     wal_out_free(&out);
     if (rc == ERR_NOSPACE) {
         void_marks(w);
+        *wal_last_segment(w) = w->kept; /* which needs none of them */
         rc = wal_take_back(w, batch);
     }
     return broke(w, rc);

@@ -30,6 +30,7 @@ struct reading {
     uint64_t *sequences;
     uint32_t sequence_count;
     bool dropped; /* there was another segment, never used */
+    bool foreign; /* of another format: nothing can be said of it */
 };
 
 /* --- The files */
@@ -297,6 +298,7 @@ static void read_segment(struct reading *r, struct slice bytes,
                          const struct wal_head *next)
 {
     struct wal_head head;
+    r->foreign |= wal_is_foreign(bytes);
     if (!read_head(bytes, sequence, &head)) {
         hole(r, sequence, 0, WAL_HEAD_SIZE);
     } else if (head.reset) {
@@ -318,6 +320,7 @@ static void drop_unbegun(struct reading *r, struct buf *b)
     uint64_t sequence = r->sequences[r->sequence_count - 1];
     if (wal_holes_load(r->disk, r->dir, sequence, b) == ERR_OK &&
         !wal_is_begun(buf_slice(b), sequence) &&
+        !wal_is_foreign(buf_slice(b)) &&
         !(r->sequence_count == 1 && sequence > 1) &&
         !wal_has_later_batch(buf_slice(b), sequence, WAL_HEAD_SIZE)) {
         r->dropped = true;
@@ -381,6 +384,9 @@ enum err wal_holes_read(struct disk *disk, const char *dir, uint32_t replica,
     }
     buf_free(&b);
     mem_free(r.sequences);
+    if (r.foreign) {
+        return ERR_VERSION;
+    }
     return rc == ERR_NOTFOUND ? ERR_OK : rc;
 }
 

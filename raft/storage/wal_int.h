@@ -60,12 +60,13 @@ struct wal {
 
     struct wal_segment *segments; /* the last one is written to */
     uint32_t segment_count;
-    struct disk_file *file; /* of the last segment */
-    uint64_t end;           /* where its next record goes */
-    uint64_t filled;        /* zeros are written up to here */
-    uint64_t held;          /* the file's size; an older segment's bytes (9) */
-    bool unsynced;          /* something was written since the last sync */
-    bool spare;             /* there is a file for the next segment (10) */
+    struct wal_segment kept; /* the last one, without this group commit */
+    struct disk_file *file;  /* of the last segment */
+    uint64_t end;            /* where its next record goes */
+    uint64_t filled;         /* zeros are written up to here */
+    uint64_t held;           /* the file's size; an older segment's bytes (9) */
+    bool unsynced;           /* something was written since the last sync */
+    bool spare;              /* there is a file for the next segment (10) */
 
     /* Repeated at the start of each segment. */
     struct raft_hard_state hard_state;
@@ -171,6 +172,8 @@ bool wal_has_later_batch(struct slice bytes, uint64_t sequence,
                          uint64_t offset);
 /* Was the segment's beginning written whole (wal.c, invariant 3)? */
 bool wal_is_begun(struct slice bytes, uint64_t sequence);
+/* Is it whole, and of a format that is not this one's? */
+bool wal_is_foreign(struct slice bytes);
 /* Fills segments, file, end, filled and what is repeated, and `out`. With no
  * usable segment, segment_count is 0. */
 MUST_USE enum err wal_recover(struct wal *w, raft_index applied,

@@ -178,7 +178,7 @@ bool wal_is_begun(struct slice bytes, uint64_t sequence)
 }
 
 /* Nothing can be said of such a file, least of all that it was never used. */
-static bool is_foreign(struct slice bytes)
+bool wal_is_foreign(struct slice bytes)
 {
     struct wal_head head;
     return bytes.size >= WAL_HEAD_SIZE &&
@@ -212,7 +212,7 @@ static enum err drop_unbegun(struct recovery *r, struct buf *b)
     }
     uint64_t sequence = w->segments[w->segment_count - 1].sequence;
     enum err rc = load(w, sequence, FILE_SIZE_MAX, b);
-    if (rc == ERR_OK && is_foreign(buf_slice(b))) {
+    if (rc == ERR_OK && wal_is_foreign(buf_slice(b))) {
         return foreign(w, r->out, sequence);
     }
     if (rc != ERR_OK || wal_is_begun(buf_slice(b), sequence)) {
@@ -545,6 +545,9 @@ enum err wal_recover(struct wal *w, raft_index applied,
     }
     if (rc == ERR_OK) {
         rc = replay_all(&r, &b);
+    }
+    if (rc == ERR_OK) {
+        rc = wal_drop_spare(w); /* which may have been begun (wal.c, 10) */
     }
     buf_free(&b);
     if (rc != ERR_OK) {

@@ -106,6 +106,12 @@ static enum err read_all(struct repair *p)
         struct wal_holes *h = &p->holes[i];
         if (r->disk != NULL) {
             enum err rc = wal_holes_read(r->disk, p->dir, i, h, &p->places);
+            if (rc == ERR_VERSION) {
+                snprintf(p->problem, 256,
+                         "the log of replica %" PRIu64 " has another format: "
+                         "use the version of flotilla that wrote it",
+                         r->id);
+            }
             if (rc != ERR_OK) {
                 return rc;
             }

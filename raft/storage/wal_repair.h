@@ -32,8 +32,8 @@ struct wal_repair_replica {
 
 /* Every replica of the group, in any order; at most RAFT_PEERS_MAX.
  * ERR_OK: a majority can start, all that are REPAIRED were written.
- * ERR_CORRUPT: nothing was written; `problem` says why. Other errors: of a
- * disk; each log is as it was, or whole. */
+ * ERR_CORRUPT, ERR_VERSION: nothing was written; `problem` says why. Other
+ * errors: of a disk; each log is as it was, or whole. */
 MUST_USE enum err wal_repair(struct wal_repair_replica *replicas,
                              uint32_t count, const char *dir,
                              char problem[256]);

@@ -46,7 +46,7 @@ struct wal_holes {
     uint64_t last_sequence; /* of its files */
 };
 
-/* Reads; changes nothing on the disk. */
+/* Reads; changes nothing on the disk. ERR_VERSION: it has another format. */
 MUST_USE enum err wal_holes_read(struct disk *disk, const char *dir,
                                  uint32_t replica, struct wal_holes *h,
                                  struct wal_places *places);

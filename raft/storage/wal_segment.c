@@ -15,11 +15,13 @@ static enum err sync_names(struct wal *w)
     return wal_final(w->disk->ops->sync_dir(w->disk, w->dir));
 }
 
+/* That somebody else removed it is as good. */
 enum err wal_drop_spare(struct wal *w)
 {
     char path[WAL_PATH_SIZE];
     wal_spare_path(w->dir, path);
     enum err rc = w->spare ? w->disk->ops->remove(w->disk, path) : ERR_OK;
+    rc = rc == ERR_NOTFOUND ? ERR_OK : rc;
     w->spare = w->spare && rc != ERR_OK;
     return rc;
 }
@@ -79,26 +81,30 @@ static enum err write_beginning(struct wal *w, const struct wal_head *head,
     return rc == ERR_OK ? sync_names(w) : rc;
 }
 
-/* The spare gets the new segment's name. */
+/* The spare gets the new segment's name, unless somebody removed it. */
 static enum err take_spare(struct wal *w, const char *path)
 {
     char spare[WAL_PATH_SIZE];
     wal_spare_path(w->dir, spare);
     enum err rc = w->disk->ops->rename(w->disk, spare, path);
-    if (rc == ERR_OK) {
+    if (rc == ERR_OK || rc == ERR_NOTFOUND) {
         w->spare = false;
     }
     return rc;
 }
 
 /* The file of the new segment, empty or the spare, as the last one. */
-static enum err open_segment(struct wal *w, const struct wal_head *head)
+static enum err open_segment(struct wal *w, struct wal_head *head)
 {
     char path[WAL_PATH_SIZE];
     struct disk_file *file = NULL;
     uint64_t held = 0;
     wal_path(w->dir, head->sequence, path);
     enum err rc = head->reused ? take_spare(w, path) : ERR_OK;
+    if (rc == ERR_NOTFOUND) {
+        head->reused = false;
+        rc = ERR_OK;
+    }
     if (rc == ERR_OK) {
         rc = w->disk->ops->open(w->disk, path, !head->reused, &file);
     }

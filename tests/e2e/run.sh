@@ -377,6 +377,22 @@ member_again() {
         { echo "$after, then $(members_and_described)"; return 1; }
 }
 check "a change of members that is killed again and again is made once" member_again
+# One was begun, and then another one added: the group takes no id below that.
+member_overtaken() {
+    local after id
+    after=$(members_and_described) && "$F" member --cluster "$C" add 1 &&
+        id=$(members_and_described | awk '{print $NF}') && "$F" member --cluster "$C" remove 1 "$id" &&
+        [ "$(members_and_described)" = "$after" ] && set -- $after &&
+        python3 -c 'import json, sys
+c = json.load(open(sys.argv[1]))
+c["replicas"].append({"name": "g1-" + sys.argv[2], "group": 1, "id": int(sys.argv[2]),
+                      "address": "127.0.0.1:" + sys.argv[3], "replaces": int(sys.argv[4]), "unfinished": True})
+json.dump(c, open(sys.argv[1], "w"))' "$C/cluster.json" "$id" $((PORT + 60)) "$1" &&
+        "$F" member --cluster "$C" replace 1 "$1" &&
+        [ "$(members_and_described)" = "$2 $3 $((id + 1))" ] ||
+        { echo "$after, then $(members_and_described)"; return 1; }
+}
+check "what was begun and overtaken goes" member_overtaken
 # What cannot be is said before anything is made.
 member_refuses() {
     local before

@@ -768,6 +768,82 @@ static void test_a_used_file_keeps_nothing(void **state)
     }
 }
 
+/* Begins a log in a used file and a spare, up to where one more text begins the
+ * next segment in that. */
+static raft_index fill_to_the_spare(struct wal *w)
+{
+    enum { TEXTS = 90 }; /* the next one is too many for a segment */
+    raft_index last = fill_used(w, 0);
+    for (uint32_t i = 0; i < TEXTS; i++) {
+        const char *text[] = {"some text that is in an older segment"};
+        append_text(w, ++last, text, 1);
+    }
+    return last;
+}
+
+/* Its `fail_at`th operation fails, and then the power. */
+static void begin_segment_and_crash(struct faultdisk *d, struct wal *w,
+                                    raft_index first, uint64_t fail_at,
+                                    uint64_t seed)
+{
+    struct bytes *data = bytes_new(SEGMENT / 4);
+    memset(data->data, 'z', data->size);
+    struct raft_entry entry = {
+        .term = 1, .index = first, .type = RAFT_ENTRY_COMMAND, .data = data};
+    faultdisk_fail_at(d, fail_at);
+    (void)!wal_append(w, NULL, &entry, 1);
+    bytes_unref(data);
+    wal_close(w);
+    faultdisk_crash(d, seed);
+}
+
+/* Twice in a row the power fails while the same segment is begun: first its
+ * bytes are on the disk and its name is not, then its name and not its bytes.
+ * What was begun the first time says nothing of what came between. */
+static void begun_twice_once(uint64_t seed, uint64_t first, uint64_t second)
+{
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    raft_index last = fill_to_the_spare(w);
+    begin_segment_and_crash(d, w, last + 1, first, seed);
+
+    open_ok(d, &w, &r);
+    last = r.start_index + r.entry_count;
+    wal_recovery_free(&r);
+    struct raft_hard_state hs = {.term = 7, .vote = 2};
+    assert_int_equal(wal_append(w, &hs, NULL, 0), ERR_OK);
+    const char *text[] = {"x"};
+    append_text(w, ++last, text, 1);
+    begin_segment_and_crash(d, w, last + 1, second, seed + 1000);
+
+    open_ok(d, &w, &r);
+    if (r.hard_state.term != 7 || r.hard_state.vote != 2 ||
+        r.start_index + r.entry_count < last) {
+        fail_msg("seed %d, operations %d and %d: a vote in term %d, and the "
+                 "last entry %d, not %d",
+                 (int)seed, (int)first, (int)second, (int)r.hard_state.term,
+                 (int)(r.start_index + r.entry_count), (int)last);
+    }
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+static void test_a_segment_begun_twice(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        for (uint64_t first = 1; first <= 9; first++) {
+            for (uint64_t second = 1; second <= 9; second++) {
+                begun_twice_once(seed, first, second);
+            }
+        }
+    }
+}
+
 /* The spare is given back where space is short. */
 static void test_a_spare_goes_when_space_is_short(void **state)
 {
@@ -795,6 +871,71 @@ static void test_a_spare_goes_when_space_is_short(void **state)
     assert_null(faultdisk_bytes(d, "wal/spare"));
     wal_close(w);
     faultdisk_free(d);
+}
+
+/* An entry that found no space is not one that the log still needs. */
+static void test_shrinks_after_a_refusal(void **state)
+{
+    (void)state;
+    struct faultdisk *d = faultdisk_new();
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    raft_index last = 0;
+    while (last < 50) {
+        const char *text[] = {"some text that is in an older segment"};
+        append_text(w, ++last, text, 1);
+    }
+    struct raft_conf conf = conf_at(last);
+    assert_int_equal(wal_compact(w, last, 1, &conf), ERR_OK);
+    size_t before = last_file(d)->size;
+    struct raft_entry large = {.term = 1,
+                               .index = last + 1,
+                               .type = RAFT_ENTRY_COMMAND,
+                               .data = bytes_new(3000)};
+    memset(large.data->data, 'x', large.data->size);
+    faultdisk_fill(d, 2000, false);
+    assert_int_equal(wal_append(w, NULL, &large, 1), ERR_NOSPACE);
+    bytes_unref(large.data);
+    assert_int_equal(wal_shrink(w), ERR_OK);
+    assert_true(last_file(d)->size < before / 2);
+    wal_close(w);
+    open_ok(d, &w, &r);
+    assert_int_equal(r.start_index, last);
+    assert_int_equal(r.entry_count, 0);
+    wal_recovery_free(&r);
+    wal_close(w);
+    faultdisk_free(d);
+}
+
+/* Somebody tidied up while the log was open. */
+static void test_a_spare_that_is_gone(void **state)
+{
+    (void)state;
+    for (uint32_t shrinks = 0; shrinks < 2; shrinks++) {
+        struct faultdisk *f = faultdisk_new();
+        struct disk *d = faultdisk_disk(f);
+        struct wal *w = NULL;
+        struct wal_recovery r;
+        open_ok(f, &w, &r);
+        wal_recovery_free(&r);
+        raft_index last = fill_to_the_spare(w) + 1;
+        assert_int_equal(d->ops->remove(d, "wal/spare"), ERR_OK);
+        if (shrinks) {
+            assert_int_equal(wal_shrink(w), ERR_OK);
+        }
+        static char text[SEGMENT / 4];
+        memset(text, 'z', sizeof text - 1);
+        const char *texts[] = {text};
+        append_text(w, last, texts, 1);
+        wal_close(w);
+        open_ok(f, &w, &r);
+        assert_int_equal(r.start_index + r.entry_count, last);
+        wal_recovery_free(&r);
+        wal_close(w);
+        faultdisk_free(f);
+    }
 }
 
 enum { HEADS_SIZE = 6 << 20 };
@@ -985,7 +1126,10 @@ int main(void)
         cmocka_unit_test(test_torn_leftovers_do_not_come_back),
         cmocka_unit_test(test_records_inside_an_entry),
         cmocka_unit_test(test_a_used_file_keeps_nothing),
+        cmocka_unit_test(test_a_segment_begun_twice),
         cmocka_unit_test(test_a_spare_goes_when_space_is_short),
+        cmocka_unit_test(test_shrinks_after_a_refusal),
+        cmocka_unit_test(test_a_spare_that_is_gone),
         cmocka_unit_test(test_bytes_like_heads_cost_little),
         cmocka_unit_test(test_another_format_is_refused),
     };

@@ -445,9 +445,31 @@ static void what_was_replaced_in_a_hole_does_not_come_back(void **state)
     group_free(&g);
 }
 
+/* Nothing can be said of such logs: least of all that they are not there, or
+ * damaged, and that a backup is what remains. */
+static void another_format_is_not_damage(void **state)
+{
+    (void)state;
+    struct group g;
+    struct wal_repair_replica replicas[REPLICAS];
+    char problem[256];
+    group_fill(&g, all_ten);
+    group_stop(&g);
+    struct buf *b = faultdisk_bytes(g.disks[1], "wal/0000000000000001.wal");
+    assert_non_null(b);
+    b->data[8] = 1; /* the version */
+    set_u32(b->data + 36, crc32c(0, slice_of(b->data, 36)));
+    assert_int_equal(repair(&g, replicas, problem), ERR_VERSION);
+    assert_string_equal(problem,
+                        "the log of replica 2 has another format: use the "
+                        "version of flotilla that wrote it");
+    group_free(&g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(another_format_is_not_damage),
         cmocka_unit_test(each_elsewhere_is_made_whole),
         cmocka_unit_test(what_is_intact_nowhere_is_named),
         cmocka_unit_test(lost_ends_do_not_vote),
