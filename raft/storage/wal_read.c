@@ -47,6 +47,25 @@ static enum err open_file(struct reader *r, uint64_t sequence, uint64_t offset)
     return r->disk->ops->size(r->file, &r->file_size);
 }
 
+/* Up to `size` bytes from r->offset on. The file may have become shorter: a
+ * group commit that found no space is cut off (wal_take_back). */
+static enum err read_part(struct reader *r, size_t size)
+{
+    enum err rc = ERR_OK;
+    uint64_t file_size = r->file_size;
+    do {
+        r->file_size = file_size;
+        uint64_t left = file_size > r->offset ? file_size - r->offset : 0;
+        size_t part = left < size ? (size_t)left : size;
+        buf_clear(&r->held);
+        rc = r->disk->ops->read(r->file, r->offset, buf_extend(&r->held, part),
+                                part);
+    } while (rc == ERR_CORRUPT &&
+             r->disk->ops->size(r->file, &file_size) == ERR_OK &&
+             file_size < r->file_size);
+    return rc;
+}
+
 /* At least `size` bytes at hand, if the file has so many. */
 static enum err hold(struct reader *r, size_t size)
 {
@@ -55,13 +74,9 @@ static enum err hold(struct reader *r, size_t size)
     }
     r->offset += r->used;
     r->used = 0;
-    uint64_t left = r->file_size > r->offset ? r->file_size - r->offset : 0;
     size_t part = size > r->read_size ? size : r->read_size;
     r->read_size *= r->read_size < READ_SIZE_MAX ? 2 : 1;
-    part = left < part ? (size_t)left : part;
-    buf_clear(&r->held);
-    return r->disk->ops->read(r->file, r->offset, buf_extend(&r->held, part),
-                              part);
+    return read_part(r, part);
 }
 
 static raft_term expected(struct reader *r)

@@ -844,6 +844,68 @@ static void test_a_segment_begun_twice(void **state)
     }
 }
 
+static uint64_t cut_to; /* 0: nothing is cut */
+static const struct disk_ops *whole_ops;
+
+static enum err read_of_a_shorter_file(struct disk_file *f, uint64_t offset,
+                                       void *to, size_t size)
+{
+    if (cut_to > 0) {
+        assert_int_equal(whole_ops->truncate(f, cut_to), ERR_OK);
+    }
+    cut_to = 0;
+    return whole_ops->read(f, offset, to, size);
+}
+
+/* Wrong if a reader takes it for damage that the zeros behind the end went
+ * while it read, as they do when a write finds no space: that ends the replica.
+ */
+static void test_a_reader_of_a_file_that_is_cut(void **state)
+{
+    (void)state;
+    struct faultdisk *d = faultdisk_new();
+    struct disk *disk = faultdisk_disk(d);
+    struct wal *w = NULL;
+    struct wal_recovery r;
+    struct wal_mark *marks = NULL;
+    uint32_t mark_count = 0, count = 0;
+    open_ok(d, &w, &r);
+    wal_recovery_free(&r);
+    for (uint32_t i = 1; i <= 5; i++) {
+        const char *text[] = {"the last of them"};
+        append_text(w, i, text, 1);
+    }
+    wal_take_marks(w, &marks, &mark_count);
+    wal_close(w);
+    struct buf *bytes = last_file(d);
+    const uint8_t *end = memrchr(bytes->data, 'm', bytes->size);
+    assert_non_null(end);
+
+    struct disk_ops ops = *disk->ops;
+    whole_ops = disk->ops;
+    ops.read = read_of_a_shorter_file;
+    disk->ops = &ops;
+    cut_to = (uint64_t)(end - bytes->data) + 1;
+    assert_true(cut_to < bytes->size);
+    struct raft_run run = {.first = 1, .term = 1};
+    struct wal_want want = {.from = marks[0],
+                            .first = 1,
+                            .last = 5,
+                            .size_max = 1 << 20,
+                            .runs = &run,
+                            .run_count = 1};
+    struct raft_entry *entries = NULL;
+    assert_int_equal(wal_read(disk, "wal", &want, &entries, &count), ERR_OK);
+    assert_int_equal(count, 5);
+    disk->ops = whole_ops;
+    for (uint32_t i = 0; i < count; i++) {
+        bytes_unref(entries[i].data);
+    }
+    mem_free(entries);
+    mem_free(marks);
+    faultdisk_free(d);
+}
+
 /* The spare is given back where space is short. */
 static void test_a_spare_goes_when_space_is_short(void **state)
 {
@@ -1127,6 +1189,7 @@ int main(void)
         cmocka_unit_test(test_records_inside_an_entry),
         cmocka_unit_test(test_a_used_file_keeps_nothing),
         cmocka_unit_test(test_a_segment_begun_twice),
+        cmocka_unit_test(test_a_reader_of_a_file_that_is_cut),
         cmocka_unit_test(test_a_spare_goes_when_space_is_short),
         cmocka_unit_test(test_shrinks_after_a_refusal),
         cmocka_unit_test(test_a_spare_that_is_gone),
