@@ -215,7 +215,7 @@ static int check_all(struct view *v)
                           .progress = &progress};
         check_group(&c, shards);
         differs |= c.differs;
-        incomplete |= c.incomplete;
+        incomplete += c.incomplete;
     }
     return verdict(differs, incomplete, count);
 }
