@@ -64,9 +64,9 @@ void health_ask(struct health *h, struct skv_client *client,
 
 /* ---- who has what ---- */
 
-static bool is_named(const struct ctl_status *s, uint32_t shard)
+bool health_waits_for(const struct ctl_status *s, uint32_t shard)
 {
-    bool named = s->arriving > s->moves_count; /* not all are */
+    bool named = s->arriving > s->moves_count;
     for (uint32_t i = 0; i < s->moves_count; i++) {
         named |= s->moves[i].shard == shard;
     }
@@ -82,7 +82,7 @@ static void note_holders(struct health *h, const struct ctl_status *s,
          i++) {
         ctl_gid from = before->shards[i].gid;
         if (now->shards[i].gid == s->gid && from != 0 && from != s->gid &&
-            is_named(s, i)) {
+            health_waits_for(s, i)) {
             h->holder[i] = from;
         }
     }

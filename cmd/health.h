@@ -34,6 +34,10 @@ void health_ask(struct health *h, struct skv_client *client,
 void health_ask_all(struct health *h, struct skv_client *client,
                     const struct ctl_config *newest, uint32_t timeout_ms);
 
+/* Does the leader that said this wait for the shard? It names some of those
+ * that it waits for; if not all, any may be one of the others. */
+bool health_waits_for(const struct ctl_status *s, uint32_t shard);
+
 struct health_group {
     ctl_gid gid;
     uint32_t all, answer;

@@ -94,8 +94,6 @@ static const struct ctl_status *leader_status(const struct watch *w,
     return g.leader != NULL ? &g.leader->status : NULL;
 }
 
-/* A leader names some of the shards that it waits for; if not all, any may be
- * one of the others. */
 static bool is_missing(const struct watch *w, uint32_t shard)
 {
     const struct ctl_status *s = leader_status(w, owner(&w->after, shard));
@@ -105,11 +103,7 @@ static bool is_missing(const struct watch *w, uint32_t shard)
     if (s->config_number > w->after.number) {
         return false; /* it follows no other before all have arrived */
     }
-    bool named = s->arriving > s->moves_count;
-    for (uint32_t i = 0; i < s->moves_count; i++) {
-        named |= s->moves[i].shard == shard;
-    }
-    return named;
+    return health_waits_for(s, shard);
 }
 
 static bool has_left(const struct watch *w, ctl_gid gid)

@@ -273,14 +273,6 @@ static void read_records(struct reading *r, struct slice bytes,
     }
 }
 
-static bool read_head(struct slice bytes, uint64_t sequence,
-                      struct wal_head *head)
-{
-    return bytes.size >= WAL_HEAD_SIZE &&
-           wal_head_read(bytes.data, head) == ERR_OK &&
-           head->sequence == sequence;
-}
-
 /* Nothing older counts: neither its entries nor its holes. */
 static void forget_older(struct wal_holes *h)
 {
@@ -299,7 +291,7 @@ static void read_segment(struct reading *r, struct slice bytes,
 {
     struct wal_head head;
     r->foreign |= wal_is_foreign(bytes);
-    if (!read_head(bytes, sequence, &head)) {
+    if (!wal_segment_head(bytes, sequence, &head)) {
         hole(r, sequence, 0, WAL_HEAD_SIZE);
     } else if (head.reset) {
         forget_older(r->h);
@@ -336,7 +328,7 @@ static void read_one(struct reading *r, uint32_t i, struct buf *b)
     bool next_known =
         !last && r->sequences[i + 1] == sequence + 1 &&
         wal_holes_load(r->disk, r->dir, sequence + 1, b) == ERR_OK &&
-        read_head(buf_slice(b), sequence + 1, &next);
+        wal_segment_head(buf_slice(b), sequence + 1, &next);
     if (wal_holes_load(r->disk, r->dir, sequence, b) == ERR_OK) {
         read_segment(r, buf_slice(b), sequence, last,
                      next_known ? &next : NULL);

@@ -170,6 +170,9 @@ void wal_path(const char *dir, uint64_t sequence, char to[WAL_PATH_SIZE]);
 /* Is there a record of a later group commit than the one at `offset`? */
 bool wal_has_later_batch(struct slice bytes, uint64_t sequence,
                          uint64_t offset);
+/* Has it a whole head, which is of this sequence? */
+bool wal_segment_head(struct slice bytes, uint64_t sequence,
+                      struct wal_head *head);
 /* Was the segment's beginning written whole (wal.c, invariant 3)? */
 bool wal_is_begun(struct slice bytes, uint64_t sequence);
 /* Is it whole, and of a format that is not this one's? */

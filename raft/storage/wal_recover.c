@@ -124,7 +124,7 @@ static enum err load(struct wal *w, uint64_t sequence, uint64_t size_max,
                               (size_t)size);
 }
 
-static bool read_head(struct slice bytes, uint64_t sequence,
+bool wal_segment_head(struct slice bytes, uint64_t sequence,
                       struct wal_head *head)
 {
     return bytes.size >= WAL_HEAD_SIZE &&
@@ -166,7 +166,7 @@ bool wal_is_begun(struct slice bytes, uint64_t sequence)
 {
     struct wal_head head;
     struct wal_record record;
-    if (!read_head(bytes, sequence, &head) ||
+    if (!wal_segment_head(bytes, sequence, &head) ||
         wal_record_look(bytes, sequence, WAL_HEAD_SIZE, &record) !=
             WAL_LOOK_RECORD ||
         record.type != WAL_HARD_STATE) {
@@ -248,7 +248,7 @@ static enum err find_base(struct wal *w, struct wal_recovery *out,
             return rc;
         }
         struct wal_head head;
-        if (!read_head(buf_slice(b), sequence, &head)) {
+        if (!wal_segment_head(buf_slice(b), sequence, &head)) {
             return damaged(w, out, sequence, 0, "its head is damaged");
         }
         base--;
@@ -456,7 +456,7 @@ static enum err cut_tail(struct wal *w, struct slice bytes, uint64_t sequence)
     if (tail_is_zero(bytes, w->end)) {
         return ERR_OK;
     }
-    if (!read_head(bytes, sequence, &head) || !head.reused) {
+    if (!wal_segment_head(bytes, sequence, &head) || !head.reused) {
         log_warn("wal",
                  "cutting off a write that a crash interrupted "
                  "sequence=%" PRIu64 " offset=%" PRIu64,
@@ -500,7 +500,7 @@ static enum err replay_older(struct recovery *r, struct wal_segment *s,
     if (rc != ERR_OK) {
         return rc;
     }
-    if (!read_head(buf_slice(b), next_sequence, &next)) {
+    if (!wal_segment_head(buf_slice(b), next_sequence, &next)) {
         return damaged(w, r->out, next_sequence, 0, "its head is damaged");
     }
     uint64_t end = 0;
