@@ -9,6 +9,7 @@
 
 #include "cmd/health.h"
 #include "cmd/moves.h"
+#include "cmd/process.h"
 #include "cmd/progress.h"
 
 enum {
@@ -38,13 +39,6 @@ struct watch {
     bool terminal;
     uint32_t drawn; /* lines */
 };
-
-static uint64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
 
 /* ---- what the change moves ---- */
 
@@ -143,7 +137,7 @@ static void note_movement(struct watch *w)
     }
     if (memcmp(&mark, &w->mark, sizeof mark) != 0) {
         w->mark = mark;
-        w->moved_ms = now_ms();
+        w->moved_ms = process_now_ms();
     }
 }
 
@@ -209,8 +203,8 @@ static void say_missing(const struct watch *w)
             "flotilla: configuration %" PRIu64 " is made, but after %" PRIu64
             " s %u of %u shards have not "
             "arrived:\n",
-            w->after.number, (now_ms() - w->began_ms) / 1000, w->missing_count,
-            w->moved_count);
+            w->after.number, (process_now_ms() - w->began_ms) / 1000,
+            w->missing_count, w->moved_count);
     for (uint32_t b = 0; b < w->before.groups_count; b++) {
         for (uint32_t a = 0; a < w->after.groups_count; a++) {
             say_shards(w, w->before.groups[b].gid, w->after.groups[a].gid);
@@ -231,7 +225,7 @@ static uint64_t left_ms(const struct watch *w)
     bool bound = w->timeout_ms != 0;
     uint64_t until =
         bound ? w->began_ms + w->timeout_ms : w->moved_ms + PATIENCE_MS;
-    uint64_t now = now_ms();
+    uint64_t now = process_now_ms();
     return until > now ? until - now : 0;
 }
 
@@ -267,7 +261,7 @@ bool moves_wait(struct skv_client *client, uint64_t number, uint32_t timeout_ms)
     if (rc == ERR_OK) {
         progress_begin(&w->progress, "moving", w->moved_count);
         w->progress.unit = "shards";
-        w->began_ms = w->moved_ms = now_ms();
+        w->began_ms = w->moved_ms = process_now_ms();
         arrived = watch_all(w);
     } else {
         fprintf(stderr,

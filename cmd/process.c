@@ -227,11 +227,11 @@ static void last_line(const char *log_file, off_t from, char *words,
              cause);
 }
 
-static int64_t now_ms(void)
+uint64_t process_now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
 enum ready { READY_YES, READY_ENDED, READY_LATE };
@@ -241,10 +241,10 @@ static enum ready wait_ready(int fd, uint32_t timeout_ms)
     struct pollfd p = {.fd = fd, .events = POLLIN};
     char byte = 0;
     int n;
-    int64_t end = now_ms() + timeout_ms;
+    uint64_t end = process_now_ms() + timeout_ms;
     do {
-        int64_t left = end - now_ms();
-        n = poll(&p, 1, left > 0 ? (int)left : 0);
+        uint64_t now = process_now_ms();
+        n = poll(&p, 1, now < end ? (int)(end - now) : 0);
     } while (n < 0 && errno == EINTR);
     if (n == 0) {
         return READY_LATE;
@@ -361,11 +361,11 @@ uint32_t process_stop_all(char (*pid_files)[PATH_MAX], uint32_t count,
             stopped++;
         }
     }
-    int64_t end = now_ms() + grace_ms;
+    uint64_t end = process_now_ms() + grace_ms;
     for (uint32_t i = 0; i < count; i++) {
         pid_t pid;
         while ((pid = process_alive(pid_files[i])) != 0) {
-            if (now_ms() >= end) {
+            if (process_now_ms() >= end) {
                 kill(pid, SIGKILL);
             }
             /* Reaps it if it is our child; harmless if not. */

@@ -36,6 +36,9 @@ uint32_t process_stop_all(char (*pid_files)[PATH_MAX], uint32_t count,
 /* Can somebody listen on this TCP port of 127.0.0.1 now? */
 bool process_port_free(uint32_t port);
 
+/* Milliseconds of a clock that is never set. */
+uint64_t process_now_ms(void);
+
 /* User and system CPU time of a process, in clock ticks; 0 if gone. */
 uint64_t process_cpu_ticks(pid_t pid);
 

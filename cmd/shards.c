@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cmd/args.h"
@@ -12,6 +11,7 @@
 #include "cmd/cmd.h"
 #include "cmd/health.h"
 #include "cmd/moves.h"
+#include "cmd/process.h"
 
 enum { TIMEOUT_MS = 10000, LOOK_MS = 1500, GLANCE_MS = 500 };
 
@@ -24,20 +24,13 @@ struct shards {
     uint64_t began_ms;
 };
 
-static uint64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
-
 /* Of --timeout, or `otherwise`; never 0, which would be for ever. */
 static uint32_t left_ms(const struct shards *s, uint32_t otherwise)
 {
     if (s->timeout_ms == 0) {
         return otherwise;
     }
-    uint64_t spent = now_ms() - s->began_ms;
+    uint64_t spent = process_now_ms() - s->began_ms;
     return spent < s->timeout_ms ? (uint32_t)(s->timeout_ms - spent) : 1;
 }
 
@@ -471,7 +464,7 @@ static int run(const struct shards *s, const char *action, char **words,
 int cmd_shards(int argc, char **argv)
 {
     struct cluster_access access = {0};
-    struct shards s = {.began_ms = now_ms()};
+    struct shards s = {.began_ms = process_now_ms()};
     const struct arg_option options[] = {
         CLUSTER_ACCESS_OPTIONS(&access),
         {"json", 'j', ARG_FLAG, &s.json, NULL, "query: print JSON"},

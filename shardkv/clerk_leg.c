@@ -221,14 +221,19 @@ void skv_leg_start(struct skv_leg *leg)
     leg_try(leg);
 }
 
+static void leg_cancel(struct skv_leg *leg)
+{
+    net_cancel(leg->clerk->net, leg->net_call);
+    leg->net_call = 0;
+}
+
 void skv_leg_stop(struct skv_leg *leg)
 {
     if (!leg->running) {
         return;
     }
     if (leg->net_call != 0) {
-        net_cancel(leg->clerk->net, leg->net_call);
-        leg->net_call = 0;
+        leg_cancel(leg);
     }
     leg_rest(leg);
 }
@@ -247,8 +252,7 @@ void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
     DL_FOREACH(c->legs, leg)
     {
         if (leg_is_at(leg, gid, server, sent_until_us)) {
-            net_cancel(c->net, leg->net_call);
-            leg->net_call = 0;
+            leg_cancel(leg);
             leg_elsewhere(leg);
         }
     }
@@ -262,8 +266,7 @@ void skv_legs_follow(struct skv_clerk *c, ctl_gid gid, uint32_t leader,
     {
         if (leg->server != leader &&
             leg_is_at(leg, gid, leg->server, sent_until_us)) {
-            net_cancel(c->net, leg->net_call);
-            leg->net_call = 0;
+            leg_cancel(leg);
             leg_try(leg);
         }
     }
