@@ -426,12 +426,12 @@ static void every_command_keeps_to_its_timeout(void **state)
         const char *line, *input, *words;
         bool controller; /* it is silent; else both groups are */
     } cases[] = {
-        {"kv get k -t 800", NULL, "did not answer for 800 ms", false},
-        {"kv put k v -t 800", NULL, "did not answer for 800 ms", false},
-        {"kv txn -t 800", "put k v\nput l v\n", "did not answer", false},
+        {"kv get k -t 2000", NULL, "did not answer for 2000 ms", false},
+        {"kv put k v -t 2000", NULL, "did not answer for 2000 ms", false},
+        {"kv txn -t 2000", "put k v\nput l v\n", "did not answer", false},
         {"kv get k --timeout 800", NULL, "no configuration within 800", true},
         {"shards query -t 800", NULL, "no configuration within 800", true},
-        {"shards leave 2 -t 800", NULL, "group 2: only 0 of 1", false},
+        {"shards leave 2 -t 5000", NULL, "group 2: only 0 of 1", false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         reset();
