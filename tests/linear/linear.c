@@ -28,8 +28,9 @@
  *     first of `ops` comes first.)
  *  8. Nor is one whose bytes no read shows, unless somebody who could come next
  *     can tell of them: by the length, which is all of them that shows. With
- *     (7), all others have a place later, or none. Else each wrong turn late in
- *     a history is tried again with every choice of those before it.
+ *     (7), all others have a place later, or none: none if nobody is left who
+ *     tells. Else each wrong turn late in a history is tried again with every
+ *     choice of those before it.
  *  9. A length shrinks by an overwrite only. So when one of the next operations
  *     reported a shorter one than there would be, something that overwrites the
  *     key, with no more than that, must still be able to come before it. Else
@@ -95,6 +96,7 @@ struct op {
     uint32_t touches;  /* (7): what the key is matters to it, or changes */
     uint32_t compares; /* a length, also by where an append landed */
     uint32_t writes, overwrites;
+    uint32_t grows;  /* (8): appends to, where no read shows it */
     uint32_t unseen; /* (8): it only grows or puts these, and nobody shows it */
     struct part parts[LINEAR_PARTS];
 };
@@ -536,6 +538,7 @@ struct search {
     struct op *ops;
     uint32_t op_count;
     uint32_t known_left; /* operations with an answer, not yet explained */
+    uint32_t tellers[LINEAR_KEYS]; /* (8): of those not yet taken */
     struct entry *entries;
     struct entry head;    /* calls and returns of what has an answer */
     struct entry unknown; /* calls of what has none */
@@ -631,6 +634,20 @@ static void keys_take(struct op *op, uint32_t i)
         kind == LINEAR_CMP_LENGTH || (appends && !op->from->unknown) ? key : 0;
 }
 
+/* What a read shows has one place (2), where all bytes are known: there a
+ * length tells nothing more, neither its own nor one compared with it. */
+static void places_take(struct op *op)
+{
+    for (uint32_t i = 0; i < op->from->part_count; i++) {
+        const struct part *p = &op->parts[i];
+        if (p->kind == LINEAR_APPEND && p->is_shown) {
+            op->compares &= ~(1u << p->key);
+        } else if (p->kind == LINEAR_APPEND) {
+            op->grows |= 1u << p->key;
+        }
+    }
+}
+
 static void op_take(struct search *s, struct op *to,
                     const struct linear_op *from)
 {
@@ -645,7 +662,18 @@ static void op_take(struct search *s, struct op *to,
             key_count(k, to->parts[i].seen, 1);
         }
     }
+    places_take(to);
     to->unseen = from->unknown && !op_is_shown(to) ? to->writes : 0;
+}
+
+/* `by`: 1 or UINT32_MAX, which is -1. Not those that need no place themselves:
+ * see told_later(). */
+static void count_tellers(struct search *s, const struct op *op, uint32_t by)
+{
+    for (uint32_t key = 0; key < LINEAR_KEYS; key++) {
+        s->tellers[key] +=
+            op->unseen == 0 && (op->compares >> key & 1) != 0 ? by : 0;
+    }
 }
 
 /* Leaves out what cannot matter: a read without an answer; a write without one
@@ -667,6 +695,7 @@ static void search_take_ops(struct search *s, const struct linear_op *ops,
             continue;
         }
         s->known_left += !ops[i].unknown;
+        count_tellers(s, op, 1);
         s->op_count++;
     }
 }
@@ -860,8 +889,9 @@ static struct entry *first_return(const struct search *s)
 
 /* What could come next does to the keys: sets of them. */
 struct outlook {
+    uint32_t ever; /* told_later() */
     uint32_t told; /* their length */
-    uint32_t written, overwritten;
+    uint32_t written, overwritten, grown;
 };
 
 static void outlook_add(struct outlook *o, const struct op *op)
@@ -869,6 +899,26 @@ static void outlook_add(struct outlook *o, const struct op *op)
     o->told |= op->compares;
     o->written |= op->writes;
     o->overwritten |= op->overwrites;
+    o->grown |= op->grows;
+}
+
+/* (8) The keys whose length somebody not yet taken tells. Those that nobody
+ * shows tell only if somebody tells of them in turn. */
+static uint32_t told_later(const struct search *s)
+{
+    uint32_t told = 0;
+    uint32_t before = 0;
+    for (uint32_t key = 0; key < LINEAR_KEYS; key++) {
+        told |= s->tellers[key] > 0 ? 1u << key : 0;
+    }
+    while (told != before) {
+        before = told;
+        for (const struct entry *e = s->unknown.next; e != NULL; e = e->next) {
+            const struct op *op = &s->ops[e->op];
+            told |= (op->unseen & told) != 0 ? op->compares : 0;
+        }
+    }
+    return told;
 }
 
 /* (8) Does anything that comes next depend on `op` coming before it? It can
@@ -877,9 +927,13 @@ static void outlook_add(struct outlook *o, const struct op *op)
 static bool cannot_wait(const struct op *op, const struct outlook *o)
 {
     bool is_pair = (op->unseen & (op->unseen - 1)) != 0;
-    return op->unseen == 0 || (op->unseen & o->told) != 0 ||
-           ((op->compares | op->overwrites) & o->written) != 0 ||
-           (is_pair && (op->unseen & o->overwritten) != 0);
+    if (op->unseen == 0) {
+        return true;
+    }
+    return (op->unseen & o->ever) != 0 &&
+           ((op->unseen & o->told) != 0 || (op->compares & o->written) != 0 ||
+            (op->overwrites & o->grown) != 0 ||
+            (is_pair && (op->unseen & o->overwritten) != 0));
 }
 
 /* (8) Those that cannot wait count in turn, until no more do. */
@@ -889,6 +943,10 @@ static bool is_untold(const struct search *s, const struct op *op)
     struct outlook before;
     if (op->unseen == 0) {
         return false;
+    }
+    now.ever = told_later(s);
+    if ((op->unseen & now.ever) == 0) {
+        return true;
     }
     uint64_t end = first_return(s)->time;
     for (const struct entry *e = s->head.next; !e->is_return; e = e->next) {
@@ -1025,6 +1083,7 @@ static bool search_advance(struct search *s, struct entry *e)
         .call = e, .state = s->state, .forced = s->ops[e->op].only_reads};
     s->state = next;
     s->known_left -= !s->ops[e->op].from->unknown;
+    count_tellers(s, &s->ops[e->op], UINT32_MAX);
     entry_lift(e);
     return true;
 }
@@ -1036,6 +1095,7 @@ static struct frame search_back(struct search *s)
     const struct op *op = &s->ops[f.call->op];
     s->state = f.state;
     s->known_left += !op->from->unknown;
+    count_tellers(s, op, 1);
     set_flip(s, f.call->op);
     count_reads(s, op, 1);
     entry_unlift(f.call);

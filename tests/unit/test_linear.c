@@ -297,6 +297,36 @@ static void a_length_shrinks_by_an_overwrite_only(void **state)
     buf_free(&why);
 }
 
+/* (8) 24 appends of three sizes that nobody shows, beside one that a read shows
+ * in its one place: whoever takes its length for a question about them tries
+ * every combination of those, and all in vain. */
+static void a_place_that_is_shown_tells_nothing_more(void **state)
+{
+    (void)state;
+    struct linear_op ops[28];
+    for (uint32_t i = 0; i < 24; i++) {
+        static char tokens[24][6];
+        snprintf(tokens[i], sizeof tokens[i], "<%c%.*s", (char)('A' + i),
+                 (int)(i % 3 + 1), ">>>");
+        ops[i] = unknown(append(3 + i, 0, tokens[i], 0));
+    }
+    ops[24] = append(2, 100, "end", 5);
+    ops[25] = unknown(put(90, 0, "begin"));
+    ops[26] = get(110, 111, "beginend");
+    ops[27] = op_of(LINEAR_GET, 120, 121, NULL); /* who took it away? */
+    struct buf why = {0};
+    assert_int_equal(linear_check(ops, 28, 1000, &why), LINEAR_BAD);
+    ops[24].parts[0].number = 6;
+    assert_int_equal(linear_check(ops, 27, 1000, &why), LINEAR_BAD);
+    ops[24].parts[0].number = 5;
+    assert_int_equal(linear_check(ops, 27, 1000, &why), LINEAR_OK);
+    /* A compare tells: that of a length that only two of them make up. */
+    ops[26] = op_of(LINEAR_CMP_LENGTH, 95, 99, NULL);
+    ops[26].parts[0].number = 7;
+    assert_int_equal(linear_check(ops, 27, 1000000, &why), LINEAR_OK);
+    buf_free(&why);
+}
+
 static void no_budget_is_no_answer(void **state)
 {
     (void)state;
@@ -555,6 +585,7 @@ int main(void)
         cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(what_nobody_shows_is_told_by_a_length),
         cmocka_unit_test(a_length_shrinks_by_an_overwrite_only),
+        cmocka_unit_test(a_place_that_is_shown_tells_nothing_more),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
         cmocka_unit_test(as_a_search_of_every_order_decides),
