@@ -7,7 +7,7 @@
  * it leads, and is slow, is waited for: nobody else will say so.
  *
  * Invariant: the timer runs while there are legs, and at most one question to a
- * server is on its way. */
+ * server is on its way, begun AGAIN_US or more behind the one before. */
 #include "shardkv/clerk_int.h"
 
 #include <utlist.h>
@@ -15,6 +15,7 @@
 enum {
     LOOK_US = 100000,
     LONG_US = 100000,  /* without an answer: ask */
+    AGAIN_US = 250000, /* still without one: ask once more */
     QUESTION_MS = 500, /* without an answer to that: gone */
 };
 
@@ -66,6 +67,9 @@ static void question_ask(struct skv_clerk *c, const struct skv_leg *leg,
             q->waited_for |= server == leg->server;
             return;
         }
+    }
+    if (!skv_route_may_ask(c, leg->gid, server, AGAIN_US)) {
+        return;
     }
     q = mem_alloc(sizeof *q);
     q->clerk = c;

@@ -1,8 +1,12 @@
 #!/bin/bash
 # Moves a shard of 1 GiB between two groups while 16 clients write to it, and
 # others to shards that stay: how long does any of the 16 wait at most, and how
-# much slower are the others meanwhile? Both are also measured before the move,
-# as this machine's disk has its own pauses. Prints one JSON object.
+# much slower are the others meanwhile? The waits are also measured before the
+# move, as this machine's disk has its own pauses. The others are measured in
+# turns, with the move going on and with it held by the operator's rate, 1 MiB a
+# second: the machine's own speed drifts by a quarter in a minute. Prints one
+# JSON object; others_ratio is to no move at all, if what it costs them is in
+# proportion to its speed.
 #   KEYS=100000 FILES=600   of 4 KiB and of 1 MiB
 #   PAUSE=16                each of the 16 begins a write that often, in ms
 #   ROW=20                  seconds of each row of load while it moves
@@ -33,6 +37,10 @@ others() { # others SECONDS: a row for each of two shards, at once
     bench --ops put --shard $elsewhere --sizes 100 --clients 2 --seconds "$1"
     wait $!
 }
+rate() { # ... until the group's leader has seen it
+    "$F" shards --cluster "$C" rate "$1" >/dev/null
+    sleep 3
+}
 started() { date +%s.%N; }
 
 "$F" up --cluster "$C" --no-mount --port "$PORT" >/dev/null
@@ -51,13 +59,19 @@ sleep 3
 begin=$(started)
 "$F" shards --cluster "$C" --wait move $shard 2 >"$W/move" & jobs+=($!)
 move=$!
-: >"$W/others-during"
+: >"$W/others-moving"
+: >"$W/others-held"
+turn=moving
 while kill -0 $move 2>/dev/null; do
     others 4 >"$W/row"
     # A row that the end of the move cut short would say little.
-    if kill -0 $move 2>/dev/null || [ ! -s "$W/others-during" ]; then
-        cat "$W/row" >>"$W/others-during"
+    if kill -0 $move 2>/dev/null || [ ! -s "$W/others-$turn" ]; then
+        cat "$W/row" >>"$W/others-$turn"
     fi
+    case $turn in
+    moving) turn=held && rate 1MiB ;;
+    held) turn=moving && rate off ;;
+    esac
 done
 wait $move
 wait_end=$(started)
@@ -75,9 +89,13 @@ rate = lambda name: sum(r["ops_per_s"] for r in rows(name)) / len(rows(name)) * 
 assert worst(before + during, "errors") == 0, (before, during)
 arrived = dict(word.split("=") for word in open(f"{w}/arrived").read().split()
                if "=" in word)
-old, new = rate("others-before"), rate("others-during")
+before_s, held, new = (rate("others-" + x) for x in ("before", "held", "moving"))
+ratio = new / held
+size = (int(keys) * 4096 + int(files) * (1 << 20)) >> 20
+speed = 2 * size / (float(end) - float(begin)) - 1 # MiB/s; held half the time
+cost = (1 - ratio) / (speed - ratio) # of 1 MiB/s, as a part of the others' rate
 print(json.dumps({
-    "MiB": (int(keys) * 4096 + int(files) * (1 << 20)) >> 20,
+    "MiB": size,
     "writes_per_s": round(sum(r["ops_per_s"] for r in during) / len(during)),
     "move_s": round(float(end) - float(begin), 1),
     "frozen_ms": int(arrived["frozen_ms"]),
@@ -87,6 +105,8 @@ print(json.dumps({
     "longest_wait_before_ms": round(worst(before, "max_ms")),
     "longest_wait_ms": round(worst(during, "max_ms")),
     "p99_before_ms": worst(before, "p99_ms"), "p99_ms": worst(during, "p99_ms"),
-    "others_before_per_s": round(old), "others_per_s": round(new),
-    "others_ratio": round(new / old, 2)}))
+    "others_before_per_s": round(before_s), "others_held_per_s": round(held),
+    "others_per_s": round(new), "others_rows": len(rows("others-moving")) // 2,
+    "others_to_held": round(ratio, 2),
+    "others_ratio": round(1 - cost * speed, 2)}))
 END
