@@ -44,8 +44,10 @@ MODE_asan    := -O1 -g3 -fsanitize=address,undefined -fno-sanitize-recover=all
 MODE_tsan    := -O1 -g3 -fsanitize=thread
 MODE_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 MODE_release := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
-# The soak alone: optimized as a whole, with all checks.
-MODE_soak    := -O3 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -flto=2 -fomit-frame-pointer
+# The soak alone: optimized as a whole, with all checks, for this machine and for
+# what a training run of it spends its time on.
+MODE_soak    := -O3 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -flto=2 -fomit-frame-pointer -march=native
+MODE_soak    += $(if $(TRAIN),-fprofile-generate -fprofile-update=atomic,-fprofile-use -fprofile-partial-training -Wno-missing-profile)
 
 CPPFLAGS += -I. -D_GNU_SOURCE -DFUSE_USE_VERSION=314 -MMD -MP
 CFLAGS   += -std=c11 -fno-omit-frame-pointer $(WARN) $(WERROR) $(MODE_$(MODE))
@@ -60,12 +62,12 @@ BENCH_PACKAGES := etcd-server etcd-client golang-go golang-etcd-server-dev \
 
 FUZZ_PACKAGES := clang libclang-rt-14-dev
 
-# clang, whose library libFuzzer is. gcc has warned of all this code already;
-# these would only warn of uthash, of CHECK(!"words"), and of offsetof casts.
 ifeq ($(MODE),soak)
 AR := gcc-ar # keeps what the linker optimizes with
 endif
 
+# clang, whose library libFuzzer is. gcc has warned of all this code already;
+# these would only warn of uthash, of CHECK(!"words"), and of offsetof casts.
 ifeq ($(MODE),fuzz)
 CC := clang
 WARN += -Wno-implicit-fallthrough -Wno-string-conversion -Wno-cast-align
@@ -88,7 +90,7 @@ NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/
 SIM_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/sim/*.c tests/linear/*.c)))
 FUZZ_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/fuzz/*.c)) cmd/args.c cmd/cluster.c cmd/process.c)
 
-.PHONY: all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate bench-stall bench-restart soak-store test-disk lint up down clean-cluster clean help
+.PHONY: train all deps test-deps test test-real one unit sim labs soak fuzz planted bench bench-gap bench-log bench-slow bench-catchup bench-migrate bench-stall bench-restart soak-store test-disk lint up down clean-cluster clean help
 all: $(OUT)/flotilla
 
 help:
@@ -158,8 +160,16 @@ test-real: $(OUT)/labs_real $(OUT)/labs_node
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
 soak:
+	@$(MAKE) -sq MODE=soak build/soak/simulate || $(MAKE) -s train
 	@$(MAKE) -s -j2 MODE=soak build/soak/simulate build/soak/labs
 	@tests/sim/soak.sh build/soak $(FIRST)
+
+# The counts of what ran stay where the objects were, which are made anew.
+train:
+	@rm -rf build/soak
+	@$(MAKE) -s -j2 MODE=soak TRAIN=yes build/soak/simulate
+	@build/soak/simulate --seeds 60 >/dev/null
+	@find build/soak -type f ! -name '*.gcda' -delete
 
 # The store on disk and its twin, with a death every few hundred operations.
 soak-store:
