@@ -728,6 +728,11 @@ void sim_disk_fail_sync(struct sim_disk *d)
     d->fail_sync = true;
 }
 
+bool sim_disk_sync_failed(const struct sim_disk *d)
+{
+    return d->sync_failed_us != 0;
+}
+
 void sim_disk_fill(struct sim_disk *d, uint64_t slack)
 {
     d->full = true;

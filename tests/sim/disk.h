@@ -51,6 +51,8 @@ struct sim_rot {
 bool sim_disk_rot(struct sim_disk *d, struct sim_rot *rot);
 /* The same bit again. */
 void sim_disk_unrot(struct sim_disk *d, const struct sim_rot *rot);
+/* Has one, since the disk crashed last? */
+bool sim_disk_sync_failed(const struct sim_disk *d);
 /* Takes back die_after and fail_sync. */
 void sim_disk_calm(struct sim_disk *d);
 uint64_t sim_disk_syncs(const struct sim_disk *d);

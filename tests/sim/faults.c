@@ -489,6 +489,7 @@ void faults_heal(struct cluster *c)
         if (n->disk != NULL) {
             sim_disk_calm(n->disk);
         }
-        n->doomed = false;
+        /* It may have heard of it, and not have said so yet. */
+        n->doomed = n->disk != NULL && sim_disk_sync_failed(n->disk);
     }
 }
