@@ -4,17 +4,18 @@
  *  1. Clients first: while either group has any, a leader takes at most one
  *     part in PARTS of the time for batches, of all its shards together. What
  *     a batch took is measured, so the slower the machines are the longer they
- *     rest; not after one that is so small that this was the net's delay.
+ *     rest; not after one that is so small that this was the net's delay. What
+ *     it costs behind its log, where replicas apply it and write it down, is as
+ *     much again: one part in PARTS is what clients lose twice.
  *  2. An operator's rate is kept, with clients or without.
  *  3. A move ends: no rest for clients is longer than REST_MAX_US, and while
- *     changes are caught up with both are half as long, and ease off until,
- *     after as long as the copy took, they are gone. Else who writes faster
- *     than changes are fetched would keep the shard on its way, or freeze it
- *     for the rest. */
+ *     changes are caught up with both ease off until, after as long as the copy
+ *     took, they are gone. Else who writes faster than changes are fetched
+ *     would keep the shard on its way, or freeze it for the rest. */
 #include "shardkv/server_int.h"
 
 enum {
-    PARTS = 10,
+    PARTS = 20,
     REST_MAX_US = 1000000,
     QUIET_US = 100000, /* without a request: no clients */
     ALL = 1024,
@@ -33,8 +34,7 @@ static uint64_t ease(const struct skv_pace_batch *b, uint64_t now_us)
     }
     uint64_t copied_us = b->changes_us - b->copy_us;
     uint64_t chased_us = now_us - b->changes_us;
-    return chased_us < copied_us ? ALL / 2 - chased_us * ALL / 2 / copied_us
-                                 : 0;
+    return chased_us < copied_us ? ALL - chased_us * ALL / copied_us : 0;
 }
 
 static uint64_t rest_us(const struct skv_pace_batch *b, uint64_t now_us)
