@@ -635,15 +635,19 @@ static void keys_take(struct op *op, uint32_t i)
 }
 
 /* What a read shows has one place (2), where all bytes are known: there a
- * length tells nothing more, neither its own nor one compared with it. */
+ * length tells nothing more, neither its own nor one compared with it. Unless
+ * the operation overwrites the key first, and what it compares was before that;
+ * or was refused, and has no place. */
 static void places_take(struct op *op)
 {
+    uint32_t elsewhere = op->from->conflict ? UINT32_MAX : op->overwrites;
     for (uint32_t i = 0; i < op->from->part_count; i++) {
         const struct part *p = &op->parts[i];
-        if (p->kind == LINEAR_APPEND && p->is_shown) {
-            op->compares &= ~(1u << p->key);
-        } else if (p->kind == LINEAR_APPEND) {
-            op->grows |= 1u << p->key;
+        uint32_t key = 1u << p->key;
+        if (p->kind == LINEAR_APPEND && !p->is_shown) {
+            op->grows |= key;
+        } else if (p->kind == LINEAR_APPEND && (elsewhere & key) == 0) {
+            op->compares &= ~key;
         }
     }
 }

@@ -327,6 +327,23 @@ static void a_place_that_is_shown_tells_nothing_more(void **state)
     buf_free(&why);
 }
 
+/* (8) Though a read shows its append: what it compares is before a delete of
+ * its own; or it was refused, and somebody else wrote those bytes later. */
+static void what_was_compared_before_another_beginning_tells(void **state)
+{
+    (void)state;
+    struct linear_op anew = append_if(3, 4, 3, "end", false);
+    anew.parts[2] = anew.parts[1];
+    anew.parts[1] = (struct linear_part){.kind = LINEAR_DELETE};
+    anew.parts[2].number = 0;
+    anew.part_count = 3;
+    CHECK_HISTORY(LINEAR_OK, unknown(append(1, 0, "abc", 0)), anew,
+                  get(5, 6, "end"));
+    CHECK_HISTORY(LINEAR_OK, put(1, 2, "a"), unknown(append(3, 0, "bc", 0)),
+                  append_if(4, 5, 1, "end", true), put(6, 7, "d"),
+                  append_if(8, 9, 1, "end", false), get(10, 11, "dend"));
+}
+
 static void no_budget_is_no_answer(void **state)
 {
     (void)state;
@@ -409,7 +426,6 @@ static bool small_holds(const struct linear_part *p,
                 (size == v->size &&
                  (size == 0 || memcmp(p->data.data, v->bytes, size) == 0)));
     case LINEAR_CMP_LENGTH: return v->exists && v->size == p->number;
-    case LINEAR_APPEND: return p->number == v->size;
     default: return true;
     }
 }
@@ -441,7 +457,12 @@ static bool small_step(const struct linear_op *op, struct small_state *s)
         }
     }
     for (uint32_t i = 0; i < op->part_count; i++) {
-        small_write(&op->parts[i], &s->keys[op->parts[i].key]);
+        const struct linear_part *p = &op->parts[i];
+        struct small_value *v = &s->keys[p->key];
+        if (p->kind == LINEAR_APPEND && !op->unknown && p->number != v->size) {
+            return false;
+        }
+        small_write(p, v);
     }
     return true;
 }
@@ -475,7 +496,7 @@ static void small_part(struct rng *rng, struct arena *arena,
                        struct linear_op *op, enum linear_kind kind,
                        uint32_t key, const struct small_state *s)
 {
-    static uint8_t next;
+    static uint32_t next; /* a byte that wraps would repeat tokens */
     struct linear_part *p = &op->parts[op->part_count++];
     *p = (struct linear_part){.kind = kind, .key = key};
     const struct small_value *v = &s->keys[key];
@@ -486,13 +507,13 @@ static void small_part(struct rng *rng, struct arena *arena,
     } else if (kind == LINEAR_CMP_LENGTH) {
         p->number += rng_chance(rng, 250) ? 3 : 0;
     } else if (kind != LINEAR_DELETE) {
-        uint8_t token[3] = {'[', (uint8_t)(1 + next++ % 80), ']'};
+        uint8_t token[4] = {'[', (uint8_t)(1 + next++ % 80), ']', ']'};
         p->exists = true;
-        p->data = arena_copy(arena, slice_of(token, 3));
+        p->data = arena_copy(arena, slice_of(token, 3 + rng_below(rng, 2)));
     }
 }
 
-/* What the simulator's clerks do. */
+/* What the simulator's clerks do, and a value that is begun anew. */
 static void small_draw(struct rng *rng, struct arena *arena,
                        struct linear_op *op, const struct small_state *s)
 {
@@ -512,9 +533,14 @@ static void small_draw(struct rng *rng, struct arena *arena,
     } else if (draw < 85) {
         small_part(rng, arena, op, LINEAR_APPEND, 0, s);
         small_part(rng, arena, op, LINEAR_PUT + rng_below(rng, 2), 1, s);
-    } else if (draw < 93) {
+    } else if (draw < 90) {
         small_part(rng, arena, op, LINEAR_GET, one, s);
         small_part(rng, arena, op, LINEAR_APPEND, 1 - one, s);
+    } else if (draw < 95) {
+        small_part(rng, arena, op, LINEAR_CMP_LENGTH, one, s);
+        small_part(rng, arena, op, LINEAR_DELETE, one, s);
+        small_part(rng, arena, op, LINEAR_APPEND, one, s);
+        op->parts[2].number = 0;
     } else {
         small_part(rng, arena, op, LINEAR_CMP_LENGTH, one, s);
         small_part(rng, arena, op, LINEAR_APPEND, 1 - one, s);
@@ -586,6 +612,7 @@ int main(void)
         cmocka_unit_test(what_nobody_shows_is_told_by_a_length),
         cmocka_unit_test(a_length_shrinks_by_an_overwrite_only),
         cmocka_unit_test(a_place_that_is_shown_tells_nothing_more),
+        cmocka_unit_test(what_was_compared_before_another_beginning_tells),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
         cmocka_unit_test(as_a_search_of_every_order_decides),
