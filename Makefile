@@ -160,16 +160,18 @@ test-real: $(OUT)/labs_real $(OUT)/labs_node
 # Fresh seeds until you stop it. A check that fails ends the program, so it is
 # started again after that seed.
 soak:
-	@$(MAKE) -sq MODE=soak build/soak/simulate || $(MAKE) -s train
+	@test -e build/soak/trained && $(MAKE) -sq MODE=soak build/soak/simulate || $(MAKE) -s train
 	@$(MAKE) -s -j2 MODE=soak build/soak/simulate build/soak/labs
 	@tests/sim/soak.sh build/soak $(FIRST)
 
-# The counts of what ran stay where the objects were, which are made anew.
+# The counts of what ran stay where the objects were, which are made anew. Until
+# `trained` is there, what is in the folder may count, or lack the counts.
 train:
 	@rm -rf build/soak
 	@$(MAKE) -s -j2 MODE=soak TRAIN=yes build/soak/simulate
 	@build/soak/simulate --seeds 60 >/dev/null
 	@find build/soak -type f ! -name '*.gcda' -delete
+	@touch build/soak/trained
 
 # The store on disk and its twin, with a death every few hundred operations.
 soak-store:
