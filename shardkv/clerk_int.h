@@ -108,7 +108,7 @@ struct skv_route {
     ctl_gid gid;
     uint32_t leader; /* index of the server that answered last; a guess */
     uint64_t avoid_until_us[CTL_SERVERS_MAX]; /* see skv_route_avoid() */
-    uint64_t asked_us[CTL_SERVERS_MAX];       /* see skv_route_may_ask() */
+    uint64_t led_us; /* when one of them said last that it leads; 0: never */
     UT_hash_handle hh;
 };
 
@@ -131,9 +131,10 @@ bool skv_route_address(struct skv_clerk *c, uint16_t shard, ctl_gid gid,
 void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                       uint32_t server_count);
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server);
-/* At most one question to a server in `every_us`: true takes the turn. */
-bool skv_route_may_ask(struct skv_clerk *c, ctl_gid gid, uint32_t server,
-                       uint64_t every_us);
+/* One of its servers says that it leads. */
+void skv_route_led(struct skv_clerk *c, ctl_gid gid);
+/* Did one say so in the last `for_us`? */
+bool skv_route_is_led(struct skv_clerk *c, ctl_gid gid, uint64_t for_us);
 /* `asked` does not serve the shard and names `owner`, an encoded group or
  * nothing. True: there is somebody else to ask. */
 bool skv_detour_take(struct skv_clerk *c, uint16_t shard, ctl_gid asked,

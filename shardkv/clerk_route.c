@@ -117,16 +117,15 @@ void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,
     skv_route_failed(c, gid, server, server_count);
 }
 
-bool skv_route_may_ask(struct skv_clerk *c, ctl_gid gid, uint32_t server,
-                       uint64_t every_us)
+void skv_route_led(struct skv_clerk *c, ctl_gid gid)
 {
-    uint64_t *asked_us = &route_of(c, gid)->asked_us[server];
-    uint64_t now_us = env_now_us(c->env);
-    if (*asked_us != 0 && now_us - *asked_us < every_us) {
-        return false;
-    }
-    *asked_us = now_us;
-    return true;
+    route_of(c, gid)->led_us = env_now_us(c->env);
+}
+
+bool skv_route_is_led(struct skv_clerk *c, ctl_gid gid, uint64_t for_us)
+{
+    uint64_t led_us = route_of(c, gid)->led_us;
+    return led_us != 0 && env_now_us(c->env) - led_us < for_us;
 }
 
 /* ---- detours ---- */
@@ -192,7 +191,6 @@ static void routes_prune(struct skv_clerk *c)
         } else {
             /* Another server may have taken the place. */
             memset(r->avoid_until_us, 0, sizeof r->avoid_until_us);
-            memset(r->asked_us, 0, sizeof r->asked_us);
         }
     }
 }

@@ -7,7 +7,9 @@
  * it leads, and is slow, is waited for: nobody else will say so.
  *
  * Invariant: the timer runs while there are legs, and at most one question to a
- * server is on its way, begun AGAIN_US or more behind the one before. */
+ * server is on its way. None begins within AGAIN_US after one of the group said
+ * that it leads: then the rest is waiting. Who is silent, or not elected yet,
+ * is asked at each look. */
 #include "shardkv/clerk_int.h"
 
 #include <utlist.h>
@@ -15,7 +17,7 @@
 enum {
     LOOK_US = 100000,
     LONG_US = 100000,  /* without an answer: ask */
-    AGAIN_US = 250000, /* still without one: ask once more */
+    AGAIN_US = 250000, /* it leads, and still gave none: ask once more */
     QUESTION_MS = 500, /* without an answer to that: gone */
 };
 
@@ -45,6 +47,7 @@ static void question_answered(void *arg, enum err rc, struct slice body)
     question_end(of);
     if (rc == ERR_OK) {
         skv_route_answered(c, q.gid, q.server);
+        skv_route_led(c, q.gid);
         skv_legs_follow(c, q.gid, q.server, q.asked_us);
         return;
     }
@@ -67,9 +70,6 @@ static void question_ask(struct skv_clerk *c, const struct skv_leg *leg,
             q->waited_for |= server == leg->server;
             return;
         }
-    }
-    if (!skv_route_may_ask(c, leg->gid, server, AGAIN_US)) {
-        return;
     }
     q = mem_alloc(sizeof *q);
     q->clerk = c;
@@ -107,7 +107,8 @@ static void look(struct env_timer *timer)
     c->watching = false;
     DL_FOREACH(c->legs, leg)
     {
-        if (leg->net_call != 0 && now_us - leg->sent_us >= LONG_US) {
+        if (leg->net_call != 0 && now_us - leg->sent_us >= LONG_US &&
+            !skv_route_is_led(c, leg->gid, AGAIN_US)) {
             group_ask(c, leg);
         }
     }

@@ -726,6 +726,16 @@ static struct sn_call *any_question(struct world *w)
     return c;
 }
 
+static struct sn_call *question_to(struct world *w, char server)
+{
+    struct sn_call *c = w->sn.calls;
+    while (c != NULL &&
+           (c->method != SKV_METHOD_LEADS || c->address[1] != server)) {
+        c = c->next;
+    }
+    return c;
+}
+
 /* The question to that server, or NULL: waits until `for_us` are over. The
  * others say meanwhile that they do not lead. */
 static struct sn_call *question(struct world *w, char server, uint64_t for_us)
@@ -803,6 +813,37 @@ static void another_that_leads_is_turned_to_at_once(void **state)
     assert_true(c->sent_us - sent_us <= 200 * MS);
     assert_int_equal(again.sequence, r.sequence);
     assert_int_equal(outstanding(&w), 1);
+    answer_ok(&w, c, &again, 0);
+    assert_int_equal(j.done, 1);
+    job_fini(&j);
+    run(&w, SECOND); /* the silent one's question */
+    world_fini(&w);
+}
+
+/* Wrong if one that is elected while another one is silent is found late: those
+ * who did not lead are asked at each look. */
+static void one_that_leads_from_now_on_is_found_at_the_next_look(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0};
+    struct skv_request r, again;
+    world_init(&w);
+    job_add(&j, 0, SKV_APPEND);
+    job_start(&w, &j);
+    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    char silent = c->address[1], leader = silent == '3' ? '1' : '3';
+    for (int i = 0; i < 3; i++) {
+        run(&w, 100 * MS);
+        struct sn_call *q = question_to(&w, leader);
+        assert_true(i == 0 || q != NULL);
+        if (q != NULL) {
+            refuse(&w, q, i < 2 ? ERR_NOTLEADER : ERR_OK);
+        }
+    }
+    c = expect(&w, 0, SKV_EXECUTE, &again);
+    assert_int_equal(c->address[1], leader);
+    assert_int_equal(again.sequence, r.sequence);
     answer_ok(&w, c, &again, 0);
     assert_int_equal(j.done, 1);
     job_fini(&j);
@@ -1342,6 +1383,7 @@ int main(void)
         cmocka_unit_test(
             a_silent_server_is_asked_whether_it_lives_and_then_left),
         cmocka_unit_test(another_that_leads_is_turned_to_at_once),
+        cmocka_unit_test(one_that_leads_from_now_on_is_found_at_the_next_look),
         cmocka_unit_test(a_slow_server_that_lives_is_waited_for),
         cmocka_unit_test(nonsense_is_refused_without_the_net),
         cmocka_unit_test(all_votes_for_it_commit_everywhere),
