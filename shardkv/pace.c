@@ -5,8 +5,8 @@
  *     part in PARTS of the time for batches, of all its shards together. What
  *     a batch took is measured, so the slower the machines are the longer they
  *     rest; not after one that is so small that this was the net's delay. What
- *     it costs behind its log, where replicas apply it and write it down, is as
- *     much again: one part in PARTS is what clients lose twice.
+ *     it costs behind its log, where replicas apply it and write it down, is
+ *     not measured and comes on top: hence so small a part.
  *  2. An operator's rate is kept, with clients or without.
  *  3. A move ends: no rest for clients is longer than REST_MAX_US, and while
  *     changes are caught up with both ease off until, after as long as the copy
