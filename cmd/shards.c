@@ -503,8 +503,7 @@ int cmd_shards(int argc, char **argv)
         fprintf(stderr, "usage: flotilla %s\n", spec.usage);
         return EXIT_USAGE;
     }
-    /* All of it, as nothing was done yet: a message names what was asked for.
-     */
+    /* All of it: a message names what was asked for. */
     s.client = cluster_connect(&access, "admin",
                                s.timeout_ms == 0 ? TIMEOUT_MS
                                                  : (uint32_t)s.timeout_ms);

@@ -7,7 +7,7 @@
  *     rest; not after one that is so small that this was the net's delay. What
  *     it costs behind its log, where replicas apply it and write it down, is
  *     not measured and comes on top: hence so small a part.
- *  2. An operator's rate is kept, with clients or without.
+ *  2. An operator's rate is kept, with clients or without, but for (3).
  *  3. A move ends: no rest for clients is longer than REST_MAX_US, and while
  *     changes are caught up with both ease off until, after as long as the copy
  *     took, they are gone. Else who writes faster than changes are fetched

@@ -86,6 +86,10 @@ touch "$W/over"
 wait $load
 grep -ah 'arrived shard=' "$C"/log/g2-*.log | tail -1 >"$W/arrived"
 [ -z "${SLOW:-}" ] || grep 'a request took' "$W/err" | sort | uniq -c >&2 || true
+[ -s "$W/others-held" ] && [ -s "$W/others-moving" ] || {
+    echo "the move was too short to compare, or this machine too busy" >&2
+    exit 1
+}
 python3 - "$W" "$begin" "$wait_end" "$keys" "$files" <<'END'
 import json, sys
 w, begin, end, keys, files = sys.argv[1:]
@@ -99,7 +103,8 @@ arrived = dict(word.split("=") for word in open(f"{w}/arrived").read().split()
 before_s, held, new = (rate("others-" + x) for x in ("before", "held", "moving"))
 ratio = new / held
 size = (int(keys) * 4096 + int(files) * (1 << 20)) >> 20
-# Batches of 1 MiB a second, changes too; half of the time it was held to one.
+# Batches of 1 MiB a second, changes too; half of the time it was held to one
+# (but while changes are caught up with: there the rate eases off).
 speed = 2 * int(arrived["batches"]) / (float(end) - float(begin)) - 1
 cost = (1 - ratio) / (speed - ratio) # of 1 MiB/s, as a part of the others' rate
 print(json.dumps({

@@ -94,7 +94,8 @@ struct op {
     uint32_t twin; /* (5): the one before it, + 1; 0: none */
     /* Sets of keys, as bits. */
     uint32_t touches;  /* (7): what the key is matters to it, or changes */
-    uint32_t compares; /* a length, also by where an append landed */
+    uint32_t compares; /* a length, also by where an append landed (but see
+                          places_take()) */
     uint32_t writes, overwrites;
     uint32_t grows;  /* (8): appends to, where no read shows it */
     uint32_t unseen; /* (8): it only grows or puts these, and nobody shows it */

@@ -35,6 +35,8 @@ void sim_disk_die_after(struct sim_disk *d, uint32_t count);
 void sim_disk_die_after_full(struct sim_disk *d, uint32_t count);
 /* The next sync fails with ERR_IO, and what it should have written is lost. */
 void sim_disk_fail_sync(struct sim_disk *d);
+/* Has a sync failed since the disk last crashed? */
+bool sim_disk_sync_failed(const struct sim_disk *d);
 /* From now on there is room for `slack` more bytes; until sim_disk_empty(). */
 void sim_disk_fill(struct sim_disk *d, uint64_t slack);
 /* This one copies on write: any write may find no space. */
@@ -51,8 +53,6 @@ struct sim_rot {
 bool sim_disk_rot(struct sim_disk *d, struct sim_rot *rot);
 /* The same bit again. */
 void sim_disk_unrot(struct sim_disk *d, const struct sim_rot *rot);
-/* Has one, since the disk crashed last? */
-bool sim_disk_sync_failed(const struct sim_disk *d);
 /* Takes back die_after and fail_sync. */
 void sim_disk_calm(struct sim_disk *d);
 uint64_t sim_disk_syncs(const struct sim_disk *d);
