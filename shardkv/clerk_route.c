@@ -93,12 +93,14 @@ bool skv_route_address(struct skv_clerk *c, uint16_t shard, ctl_gid gid,
     return true;
 }
 
-/* Only the first of many that fail at once turns to the next server. */
+/* Only the first of many that fail at once turns to the next server. The one
+ * that would be asked now may stand in for one to be avoided: it is that one's
+ * turn that is over, or it alone would be asked for as long. */
 void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                       uint32_t server_count)
 {
     struct skv_route *r = route_of(c, gid);
-    if (r->leader % server_count == server) {
+    if (route_choose(c, r, server_count) == server) {
         r->leader = (server + 1) % server_count;
     }
 }
@@ -113,8 +115,8 @@ void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
 void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                      uint32_t server_count)
 {
-    route_of(c, gid)->avoid_until_us[server] = env_now_us(c->env) + AVOID_US;
     skv_route_failed(c, gid, server, server_count);
+    route_of(c, gid)->avoid_until_us[server] = env_now_us(c->env) + AVOID_US;
 }
 
 void skv_route_led(struct skv_clerk *c, ctl_gid gid)
