@@ -440,7 +440,7 @@ static enum err may_read(const struct skv_fsm *f, uint16_t shard,
     }
     uint8_t state = f->shards[shard].state;
     bool leaves = state == SKV_SHARD_LEAVING || state == SKV_SHARD_FROZEN;
-    return leaves ? skv_shard_may_take(f, shard, to) : ERR_INVALID;
+    return leaves ? skv_shard_may_take(f, shard, number, to) : ERR_INVALID;
 }
 
 enum err skv_batch_fill(const struct skv_source *source, uint16_t shard,

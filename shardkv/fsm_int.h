@@ -374,10 +374,11 @@ MUST_USE enum err skv_shard_freeze(struct skv_fsm *f,
 MUST_USE enum err skv_shard_settled(struct skv_fsm *f,
                                     const struct skv_step *step,
                                     enum err *fault);
-/* May group `gid` have the frozen shard, and say that it has? ERR_DENIED: it is
- * another's. ERR_OK also when there is nothing left to protect. */
+/* May group `gid` have the frozen shard by move `number`, and say that it has?
+ * ERR_DENIED: it is another's. ERR_OK also when there is nothing left to
+ * protect. */
 MUST_USE enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
-                                     ctl_gid gid);
+                                     uint64_t number, ctl_gid gid);
 MUST_USE enum err skv_shard_drop(struct skv_fsm *f, const struct skv_step *step,
                                  bool *more, enum err *fault);
 

@@ -228,7 +228,8 @@ static void step_run(struct rsm_read *rd)
         c->rc = step_decode(c, &step);
     }
     if (c->rc == ERR_OK) {
-        c->rc = skv_shard_may_take(c->server->fsm, step.shard, c->group);
+        c->rc = skv_shard_may_take(c->server->fsm, step.shard, step.number,
+                                   c->group);
     }
 }
 

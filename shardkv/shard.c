@@ -397,11 +397,14 @@ enum err skv_shard_freeze(struct skv_fsm *f, const struct skv_step *step,
 }
 
 /* While a shard is leaving no other configuration is applied (invariant 5), so
- * its new owner is the one that the newest names. */
+ * its new owner is the one that the newest names. Who names a move before that
+ * one has not heard that it is over; denied, it would ask for as long as the
+ * shard leaves, and could hold up who is to take it. */
 enum err skv_shard_may_take(const struct skv_fsm *f, uint16_t shard,
-                            ctl_gid gid)
+                            uint64_t number, ctl_gid gid)
 {
     bool leaving = shard < f->config.shards_count &&
+                   f->shards[shard].number <= number &&
                    (f->shards[shard].state == SKV_SHARD_LEAVING ||
                     f->shards[shard].state == SKV_SHARD_FROZEN);
     return !leaving || owner(&f->config, shard) == gid ? ERR_OK : ERR_DENIED;

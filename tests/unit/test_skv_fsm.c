@@ -1191,8 +1191,12 @@ static void steps_that_do_not_fit_are_refused(void **state)
     pull.number = 2;
     assert_int_equal(skv_batch_read(a.fsm, &pull, 3, false, &out, &fault),
                      ERR_DENIED);
-    assert_int_equal(skv_shard_may_take(a.fsm, 0, 3), ERR_DENIED);
-    assert_int_equal(skv_shard_may_take(a.fsm, 0, 2), ERR_OK);
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 2, 3), ERR_DENIED);
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 2, 2), ERR_OK);
+    /* It has not heard that a move before this one is over. */
+    assert_int_equal(skv_shard_may_take(a.fsm, 0, 1, 3), ERR_OK);
+    assert_int_equal(step(&a, SKV_COMMAND_DROP, 0, 1), ERR_OK);
+    assert_value(&a, "0:x", "1");
     pull_all(&a, &b, 0, 2, false);
     put(&b, "0:x", "2");
     /* A late batch of a leader that was replaced. */
