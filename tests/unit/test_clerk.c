@@ -792,6 +792,16 @@ a_silent_server_is_asked_whether_it_lives_and_then_left(void **state)
     world_fini(&w);
 }
 
+/* The world begins, and an append is on its way. */
+static struct sn_call *append_sent(struct world *w, struct job *j,
+                                   struct skv_request *r)
+{
+    world_init(w);
+    job_add(j, 0, SKV_APPEND);
+    job_start(w, j);
+    return expect(w, 0, SKV_EXECUTE, r);
+}
+
 /* Wrong if a clerk that has never spoken to the group, and begins with a halted
  * server, waits until that is known to be gone; or asks around without need. */
 static void another_that_leads_is_turned_to_at_once(void **state)
@@ -800,10 +810,7 @@ static void another_that_leads_is_turned_to_at_once(void **state)
     struct world w;
     struct job j = {0};
     struct skv_request r, again;
-    world_init(&w);
-    job_add(&j, 0, SKV_APPEND);
-    job_start(&w, &j);
-    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    struct sn_call *c = append_sent(&w, &j, &r);
     char silent = c->address[1], leader = silent == '3' ? '1' : '3';
     uint64_t sent_us = c->sent_us;
     run(&w, 90 * MS);
@@ -831,10 +838,7 @@ static void one_that_leads_from_now_on_is_found_at_the_next_look(void **state)
     struct world w;
     struct job j = {0};
     struct skv_request r, again;
-    world_init(&w);
-    job_add(&j, 0, SKV_APPEND);
-    job_start(&w, &j);
-    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    struct sn_call *c = append_sent(&w, &j, &r);
     char silent = c->address[1], leader = silent == '3' ? '1' : '3';
     for (int i = 0; i < 3; i++) {
         run(&w, 100 * MS);
@@ -862,10 +866,7 @@ static void a_slow_server_that_lives_is_waited_for(void **state)
     struct world w;
     struct job j = {0};
     struct skv_request r;
-    world_init(&w);
-    job_add(&j, 0, SKV_APPEND);
-    job_start(&w, &j);
-    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    struct sn_call *c = append_sent(&w, &j, &r);
     uint64_t id = c->id;
     char slow = c->address[1];
     uint64_t asked_us = 0;
