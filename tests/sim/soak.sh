@@ -11,17 +11,21 @@ start=$(date +%s.%N)
 # A world is made and freed for each seed: its pages stay with the process.
 export MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000
 export MALLOC_TOP_PAD_=33554432
-rm -f build/soak.*.hours
+rm -f build/soak.*.hours build/soak.said
+# At most each ten seconds, whichever worker comes by.
 rate() {
-    cat build/soak.*.hours 2>/dev/null | awk -v start="$start" -v now="$(date +%s.%N)" '
+    [ "${1:-}" = now ] || [ -z "$(find build/soak.said -newermt '-10 seconds' 2>/dev/null)" ] || return 0
+    touch build/soak.said
+    cat build/soak.*.log 2>/dev/null | grep -hE 'FAILED|^--- FAIL|died of|replay' >build/soak-failures.txt
+    cat build/soak.*.hours 2>/dev/null | awk -v start="$start" -v now="$(date +%s.%N)" \
+        -v failures="$(grep -c replay build/soak-failures.txt)" '
         $2 == "labs" { labs += $1; next }
         { hours += $1; seeds += $2 }
         END { minutes = (now - start) / 60
               printf "soak: %d seeds, %.1f cluster-hours in %.1f min: %.1f a minute", seeds, hours, minutes, hours / minutes
               if (labs > 0) printf "; labs %.1f hours: %.1f together", labs, (hours + labs) / minutes
+              if (failures > 0) printf "; %d failures, of this and of earlier runs: build/soak-failures.txt", failures
               printf "\n" }'
-    cat build/soak.*.log 2>/dev/null | grep -hE 'FAILED|^--- FAIL|died of|replay' \
-        >build/soak-failures.txt && echo "soak: failures, of this and of earlier runs: see build/soak-failures.txt"
 }
 simulate() { # NUMBER AT SEEDS
     "$out/simulate" --first "$2" --seeds "$3" --keep-going |
@@ -54,7 +58,7 @@ worker() { # NUMBER: every worker has seeds of its own
 }
 # Each worker is a process group, with the simulator that it waits for: a worker
 # alone would die, and leave that one running.
-trap 'for n in $(jobs -p); do kill -- -"$n"; done 2>/dev/null; rate; exit 0' INT TERM
+trap 'for n in $(jobs -p); do kill -- -"$n"; done 2>/dev/null; rate now; exit 0' INT TERM
 set -m
 for n in $(seq "$(nproc)"); do worker "$n" & done
 wait
