@@ -192,18 +192,32 @@ void conn_read_start(struct conn *conn)
     conn->reading = true;
 }
 
+/* Do we owe it answers to more than we want to hold? Its next request waits in
+ * its own memory then, and who asks for little is not behind it. Another server
+ * bounds what it asks by itself, and there is more than calls on its
+ * connection. When all together are too many, only those are stopped that have
+ * an answer to come, with which they are looked at again. */
+static bool is_owed_much(const struct conn *conn)
+{
+    if (tls_peer(conn->tls)->role == NET_ROLE_SERVER) {
+        return false;
+    }
+    return conn->request_size >= RPC_OWED_SIZE_MAX ||
+           (conn->request_size >= RPC_OWED_SIZE_MIN &&
+            conn->rpc->request_size >= RPC_OWED_ALL_MAX);
+}
+
 void conn_throttle(struct conn *conn)
 {
     if (conn->state != CONN_READY || conn->peer != NULL) {
         return; /* what we called, we read: replies free memory */
     }
     size_t unsent = conn_unsent(conn);
-    if (conn->reading && (unsent > RPC_UNSENT_STOP_SIZE ||
-                          conn->request_count >= RPC_REQUESTS_MAX)) {
+    bool much = conn->request_count >= RPC_REQUESTS_MAX || is_owed_much(conn);
+    if (conn->reading && (unsent > RPC_UNSENT_STOP_SIZE || much)) {
         uv_read_stop((uv_stream_t *)&conn->tcp);
         conn->reading = false;
-    } else if (!conn->reading && unsent < RPC_UNSENT_GO_SIZE &&
-               conn->request_count < RPC_REQUESTS_MAX) {
+    } else if (!conn->reading && unsent < RPC_UNSENT_GO_SIZE && !much) {
         conn_read_start(conn);
     }
 }

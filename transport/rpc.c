@@ -175,8 +175,11 @@ static struct net_request *request_new(struct conn *conn, const struct frame *f)
     r->conn = conn;
     r->call = f->call;
     r->method = f->method;
+    r->size = f->size;
     DL_APPEND(conn->requests, r);
     conn->request_count++;
+    conn->request_size += r->size;
+    conn->rpc->request_size += r->size;
     return r;
 }
 
@@ -204,6 +207,7 @@ static void rpc_reply(struct net_request *r, enum err rc,
     struct net_part some[PARTS_MAX];
     const struct net_part *parts = to_copy(some, slices, part_count);
     uint64_t call = r->call;
+    r->rpc->request_size -= r->size;
     if (conn == NULL) {
         DL_DELETE(r->rpc->orphans, r);
         mem_free(r);
@@ -214,6 +218,7 @@ static void rpc_reply(struct net_request *r, enum err rc,
     }
     DL_DELETE(conn->requests, r);
     conn->request_count--;
+    conn->request_size -= r->size;
     mem_free(r);
     if (conn->state != CONN_READY) {
         return;

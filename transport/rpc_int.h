@@ -26,6 +26,9 @@ enum {
     RPC_UNSENT_STOP_SIZE = 32 << 20,    /* stop reading from who does not */
     RPC_UNSENT_GO_SIZE = 16 << 20,      /* ... and go on below this */
     RPC_REQUESTS_MAX = 16384,           /* unanswered, per connection */
+    RPC_OWED_SIZE_MAX = 16 << 20,       /* ... bytes of them, of a client */
+    RPC_OWED_ALL_MAX = 64 << 20,        /* of all together; beyond it each */
+    RPC_OWED_SIZE_MIN = 256 << 10,      /* may still have this much */
     RPC_HANDSHAKE_US = 5 * 1000 * 1000, /* from connect to ready */
     RPC_REFUSAL_US = 10 * 1000,         /* a failed call takes this long, so */
                                         /* a caller that retries never spins */
@@ -89,6 +92,7 @@ struct net_request {
     struct conn *conn; /* NULL when the connection has gone */
     uint64_t call;
     net_method method;
+    size_t size;                     /* of its body */
     struct net_request *prev, *next; /* of the connection, or orphans */
 };
 
@@ -157,6 +161,7 @@ struct conn {
     struct call *calls;           /* outgoing: wait for a reply from here */
     struct net_request *requests; /* incoming: wait for a reply by us */
     uint32_t request_count;
+    size_t request_size; /* of their bodies */
 };
 
 struct listener {
@@ -179,6 +184,7 @@ struct rpc {
     uint32_t conn_count;
     uint32_t incoming_count;
     uint32_t open_count; /* handles that libuv still holds */
+    size_t request_size; /* of the bodies of all unanswered requests */
     bool closing;
     uv_prepare_t prepare; /* flushes, once per turn of the loop */
     uint8_t *read_buffer; /* one for all: a read is used up before the next */

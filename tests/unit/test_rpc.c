@@ -33,6 +33,7 @@ enum {
     M_LATER, /* answered when the next M_ECHO comes */
     M_KEEP,  /* likewise, by its body */
     M_NEVER,
+    M_HELD,
     M_WHO,
     M_ERROR,
     M_COUNT, /* one way */
@@ -115,8 +116,8 @@ struct server {
     struct end end;
     pthread_t thread;
     char address[NET_ADDRESS_SIZE_MAX];
-    struct net_request *held[16];
-    struct bytes *kept[16]; /* their bodies; NULL: M_LATER */
+    struct net_request *held[32];
+    struct bytes *kept[32]; /* their bodies; NULL: M_LATER */
     uint32_t held_count;
     uint32_t counted;
     uint32_t sum; /* CRC of the bodies that came by M_SUM */
@@ -181,6 +182,10 @@ static void serve(void *arg, struct net_request *r, const struct net_peer *peer,
     case M_LATER: hold(s, r, NULL); break;
     case M_KEEP: hold(s, r, keep(s, body)); break;
     case M_NEVER: break;
+    case M_HELD:
+        set_u32(number, s->held_count);
+        answer(s, r, slice_of(number, sizeof number));
+        break;
     case M_WHO: answer_who(s, r, peer); break;
     case M_ERROR:
         net_reply(rpc_net(s->end.rpc), r, ERR_NOTLEADER, slice_text("gone"));
@@ -1120,6 +1125,88 @@ static void frames_may_be_cut_and_joined_anywhere(void **state)
     rogue_end(&r);
 }
 
+enum { MUCH = 4 << 20 };
+
+static void ask_much(struct waiter *w, uint32_t count)
+{
+    uint8_t *data = mem_alloc(MUCH);
+    for (uint32_t i = 0; i < count; i++) {
+        waiter_call(w, server.address, M_KEEP, slice_of(data, MUCH), LONG_MS);
+    }
+    mem_free(data);
+}
+
+/* What the server has and has not answered, once that does not change. */
+static uint32_t held_at_last(struct end *from)
+{
+    uint32_t held = 0;
+    struct waiter w = {.end = &client};
+    for (int same = 0; same < 10;) {
+        run_for(from->loop, 20000);
+        assert_int_equal(call_wait(&w, server.address, M_HELD, slice_text("")),
+                         ERR_OK);
+        uint32_t now = get_u32(w.body.data);
+        same = now == held ? same + 1 : 0;
+        held = now;
+    }
+    buf_free(&w.body);
+    return held;
+}
+
+static void answer_all(struct waiter *w)
+{
+    while (w->left > 0) {
+        struct waiter one = {.end = &client};
+        assert_int_equal(
+            call_wait(&one, server.address, M_ECHO, slice_text("")), ERR_OK);
+        buf_free(&one.body);
+        run_for(w->end->loop, 20000);
+    }
+    assert_int_equal(w->rc, ERR_OK);
+}
+
+/* Wrong if one who asks for much fills the server's memory, is refused, or
+ * keeps others waiting; or if another server's messages wait with its calls. */
+static void who_asks_for_much_is_made_to_wait(void **state)
+{
+    (void)state;
+    const char *const names[] = {"mount", "s3", "mount"};
+    for (int i = 0; i < 3; i++) {
+        struct end e;
+        end_open(&e, dir, names[i]);
+        struct waiter w = {.end = &e};
+        ask_much(&w, 12);
+        uint32_t held = held_at_last(&e);
+        assert_int_equal(held, i == 1 ? 12 : 4);
+        answer_all(&w);
+        buf_free(&w.body);
+        end_close(&e);
+    }
+}
+
+/* Wrong if many, each below its own bound, fill the server's memory; or if then
+ * nobody else comes through. */
+static void many_who_ask_for_much_are_made_to_wait(void **state)
+{
+    (void)state;
+    enum { ENDS = 6 };
+    struct end e[ENDS];
+    struct waiter w[ENDS];
+    uint32_t held = 0;
+    for (int i = 0; i < ENDS; i++) {
+        end_open(&e[i], dir, "mount");
+        w[i] = (struct waiter){.end = &e[i]};
+        ask_much(&w[i], 4);
+        held = held_at_last(&e[i]);
+    }
+    assert_int_equal(held, 4 * 4 + 2); /* 64 MiB, and one of each more */
+    for (int i = 0; i < ENDS; i++) {
+        answer_all(&w[i]);
+        buf_free(&w[i].body);
+        end_close(&e[i]);
+    }
+}
+
 /* A client that asks and does not read: the server must stop reading from it
  * and keep its memory bounded, and go on with others. */
 static void who_does_not_read_is_not_read_from(void **state)
@@ -1244,6 +1331,8 @@ int main(void)
         T(idle_connections_disturb_nobody),
         T(a_handshake_that_is_held_open_ends),
         T(frames_may_be_cut_and_joined_anywhere),
+        T(who_asks_for_much_is_made_to_wait),
+        T(many_who_ask_for_much_are_made_to_wait),
         T(who_does_not_read_is_not_read_from),
         T(a_late_reply_to_a_caller_that_has_gone_is_harmless),
         T(a_port_in_use_is_said_so),
