@@ -56,6 +56,7 @@ static void answer(struct rsm *r, struct apply_job *j)
             rsm_propose_fail(r, p, ERR_CLOSED);
             continue;
         }
+        rsm_propose_over(r, p);
         struct buf reply = p->reply; /* done() may free the proposal */
         p->reply = (struct buf){0};
         p->done(p, ERR_OK, buf_slice(&reply));

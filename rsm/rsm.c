@@ -342,6 +342,9 @@ static void set_defaults(struct rsm_config *c)
     if (c->checkpoint_ms_max == 0) {
         c->checkpoint_ms_max = RSM_CHECKPOINT_MS_DEFAULT;
     }
+    if (c->under_way_size == 0) {
+        c->under_way_size = RSM_UNDER_WAY_SIZE_DEFAULT;
+    }
     if (c->space_low == 0) {
         c->space_low = RSM_SPACE_LOW_DEFAULT;
     }

@@ -167,6 +167,8 @@ struct rsm_config {
     size_t checkpoint_size_max;
     uint32_t checkpoint_ms_max; /* time between; 0: 2000 */
     size_t append_size_max;     /* of a message with entries; 0: default */
+    size_t under_way_size; /* proposed and not answered, then others wait; 0: 8
+                              MiB, two of the longest */
     size_t log_keep_size; /* bytes kept after a checkpoint for slow followers */
     /* The most that is kept on disk for followers that are behind; 0: as long
      * as they answer and there is room. Memory holds twice log_keep_size. */
@@ -225,6 +227,8 @@ struct rsm_proposal {
     raft_term term;
     enum err rc;
     struct bytes *command;
+    size_t size;    /* of the command */
+    bool under_way; /* counts in what the core and the applier have */
     struct buf reply;
     struct rsm_proposal *next, *prev;
 };

@@ -12,6 +12,9 @@ enum {
     RSM_PROPOSE_COUNT_MAX = 256, /* entries in one RAFT_EV_PROPOSE */
     RSM_PROPOSE_SIZE_MAX = 1 << 20,
     RSM_PROPOSALS_MAX = 65536,
+    RSM_PROPOSALS_SIZE_MAX = 128 << 20, /* that wait for their turn */
+    RSM_UNDER_WAY_SIZE_DEFAULT = 8 << 20,
+    RSM_SHORT_SIZE = 16 << 10, /* shorter ones go first, with half of a step */
     RSM_READS_MAX = 65536,
     RSM_APPLY_COUNT_MAX = 1024,
     RSM_APPLY_SIZE_MAX = 512 << 10,
@@ -195,6 +198,10 @@ struct rsm_space {
                   entry, until it has been rewound or replaced */
 };
 
+struct rsm_proposals {
+    struct rsm_proposal *head, *tail;
+};
+
 struct rsm_read_list {
     struct rsm_read *head, *tail;
     uint32_t count;
@@ -228,11 +235,13 @@ struct rsm {
     void *step_down_arg;
 
     /* propose.c: not yet in the core; in the core's log, by index; failed */
-    struct rsm_proposal *queued_head, *queued_tail;
+    struct rsm_proposals queued_short, queued_long;
     uint32_t queued_count;
-    struct rsm_proposal *waiting_head, *waiting_tail;
+    size_t queued_size;
+    struct rsm_proposals waiting;
     uint32_t waiting_count;
-    struct rsm_proposal *failed_head, *failed_tail;
+    size_t under_way_size; /* in the core's log or in an apply job */
+    struct rsm_proposals failed;
 
     /* read.c */
     struct rsm_read_list reads_queued, reads_local, reads_failed;
@@ -410,6 +419,8 @@ struct rsm_spread rsm_samples_spread(const struct rsm_samples *s);
 
 /* propose.c */
 void rsm_propose_flush(struct rsm *r);
+/* Its apply job is done, or it failed: another may be proposed for it. */
+void rsm_propose_over(struct rsm *r, struct rsm_proposal *p);
 void rsm_propose_overwritten(struct rsm *r, const struct raft_entry *entries,
                              uint32_t count);
 /* Takes a proposal that is in no list; answered at the next flush. */

@@ -416,6 +416,7 @@ static enum err start(struct skv_server *s)
         .wal_segment_size = s->config.wal_segment_size,
         .log_keep_size = s->config.log_keep_size,
         .append_size_max = s->config.append_size_max,
+        .under_way_size = s->config.under_way_size,
         .snap_piece_size = s->config.snap_piece_size,
         .snap_rate = s->config.snap_rate,
         .log_hold_size = s->config.log_hold_size,

@@ -23,7 +23,7 @@ struct skv_server_config {
     uint32_t checkpoint_ms_max; /* see rsm_config; 0: default */
     size_t batch_size;          /* of a shard on its way, about; 0: default */
     /* See rsm_config; 0: default. */
-    size_t wal_segment_size, log_keep_size, append_size_max;
+    size_t wal_segment_size, log_keep_size, append_size_max, under_way_size;
     size_t snap_piece_size;
     uint64_t snap_rate, log_hold_size;
     uint64_t space_low;         /* see rsm_config; 0: its default */

@@ -64,7 +64,7 @@ struct plan {
     uint32_t groups, replicas, shards, clerks, keys;
     uint64_t duration_us; /* of the time of faults */
     size_t checkpoint_size_max, wal_segment_size, log_keep_size,
-        append_size_max;
+        append_size_max, under_way_size;
     size_t batch_size; /* of a shard on its way */
     uint32_t checkpoint_ms_max;
     size_t snap_piece_size;

@@ -189,6 +189,7 @@ static enum err server_start(struct node *n)
         .wal_segment_size = n->cluster->plan.wal_segment_size,
         .log_keep_size = log_keep_size(n),
         .append_size_max = n->cluster->plan.append_size_max,
+        .under_way_size = n->cluster->plan.under_way_size,
         .snap_piece_size = n->cluster->plan.snap_piece_size,
         .log_hold_size = n->cluster->plan.log_hold_size,
         .space_low = n->cluster->plan.space_low,

@@ -274,6 +274,7 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     p->unreliable = rng_chance(&rng, 250);
     p->pairs = rng_chance(&rng, 600);
     p->space_low = rng_chance(&rng, 500) ? 1 : 16384;
+    p->under_way_size = seed % 4 == 1 ? 1 : 0; /* a step at a time */
     p->log_hold_size = seed % 3; /* 1, 2: nothing; snapshots all the time */
     p->snap_piece_size = 256u << seed % 8;
     p->clock_error_ppm = 5000;

@@ -203,6 +203,7 @@ const struct rsm_fsm_ops stepping_ops = {
 /* --- The cluster */
 
 size_t keep_size;
+size_t under_way_size;
 uint64_t snap_rate;
 uint32_t checkpoint_ms;
 
@@ -231,6 +232,7 @@ enum err node_try_start(uint32_t at)
         .wal_segment_size = 16384,
         .checkpoint_ms_max = checkpoint_ms,
         .log_keep_size = keep_size,
+        .under_way_size = under_way_size,
         .snap_piece_size = 4096,
         .snap_rate = snap_rate,
         .on_leader = on_leader,
@@ -261,6 +263,7 @@ void cluster_new(uint64_t seed)
 {
     world.rng = (struct rng){seed};
     keep_size = 10000;
+    under_way_size = 0;
     snap_rate = 0;
     unsaved_each = 0;
     apply_us = checkpoint_us = 0;

@@ -73,6 +73,7 @@ extern struct answer {
 
 /* Of the next start. */
 extern size_t keep_size;
+extern size_t under_way_size;
 extern uint64_t snap_rate;
 extern uint32_t checkpoint_ms;
 /* What each command since the checkpoint is said to take. */

@@ -298,6 +298,92 @@ static void test_proposals_do_not_wait_for_ever(void **state)
     cluster_free();
 }
 
+enum { MANY = 70, LONG = 1 << 20 };
+
+/* Wrong if what is too much at once is refused: it would all be sent again. Or
+ * if it is all proposed: what comes then would wait for all of it. */
+static void test_too_much_at_once_waits(void **state)
+{
+    (void)state;
+    static struct client c[MANY], at_end;
+    cluster_start(21);
+    struct node *leader = await_leader();
+    for (uint32_t i = 0; i < MANY; i++) {
+        propose_sized(leader, &c[i], i, LONG);
+    }
+    uint64_t most = 0, until_us = world.now_us + 30000000;
+    while (!c[MANY - 1].ended && world.now_us < until_us) {
+        assert_true(run_one());
+        struct rsm_status s;
+        rsm_status(leader->rsm, &s);
+        uint64_t ahead = s.raft.last_index - s.applied;
+        most = ahead > most ? ahead : most;
+    }
+    assert_true(most > 4 && most <= 8);
+    for (uint32_t i = 0; i < MANY; i++) {
+        assert_int_equal(c[i].rc, ERR_OK);
+        assert_int_equal(c[i].place, i);
+    }
+    propose(leader, &at_end, MANY);
+    await_client(&at_end);
+    assert_int_equal(at_end.place, MANY);
+    cluster_free();
+}
+
+/* Wrong if who writes little waits until all is written of who writes much; or
+ * the other way round. */
+static void test_short_and_long_proposals_do_not_wait_for_all(void **state)
+{
+    (void)state;
+    static struct client c[MANY], shorts[1000], one;
+    cluster_start(22);
+    struct node *leader = await_leader();
+    for (uint32_t i = 0; i < MANY; i++) {
+        propose_sized(leader, &c[i], i, LONG);
+    }
+    run_ms(1);
+    propose(leader, &one, 1000);
+    await_client(&one);
+    assert_int_equal(one.rc, ERR_OK);
+    assert_true(one.place <= 9);
+    await_client(&c[MANY - 1]);
+    for (uint32_t i = 0; i < 1000; i++) {
+        propose(leader, &shorts[i], 2000 + i);
+    }
+    propose_sized(leader, &one, 1001, LONG);
+    await_client(&shorts[999]);
+    assert_true(one.ended && one.place < shorts[999].place - 500);
+    cluster_free();
+}
+
+/* Wrong if memory has no bound, or what waits for its turn is forgotten when
+ * the leader finds that it leads no more. */
+static void test_proposals_that_wait_are_bounded_and_answered(void **state)
+{
+    (void)state;
+    static struct client c[MANY];
+    cluster_start(23);
+    struct node *leader = await_leader();
+    leader->cut = true;
+    for (uint32_t i = 0; i < MANY; i++) {
+        propose_sized(leader, &c[i], i, RSM_COMMAND_SIZE_MAX);
+    }
+    run_ms(1);
+    assert_true(!c[31].ended && c[32].ended);
+    assert_int_equal(c[32].rc, ERR_BUSY);
+    while (rsm_is_leader(leader->rsm)) {
+        run_ms(1);
+    }
+    run_ms(1);
+    assert_true(!c[0].ended && c[31].ended);
+    run_ms(2000);
+    for (uint32_t i = 0; i < 32; i++) {
+        assert_true(c[i].ended);
+        assert_int_equal(c[i].rc, ERR_NOTLEADER);
+    }
+    cluster_free();
+}
+
 static enum err wish_of_an_admin(struct node *n, const struct rsm_wish *wish)
 {
     struct net_peer admin = {.role = NET_ROLE_ADMIN, .name = "admin"};
@@ -476,6 +562,7 @@ static void chaos_run(uint64_t seed)
 {
     cluster_new(seed);
     keep_size = 3000;
+    under_way_size = seed % 2 == 0 ? 250 : 0;
     slow_per_mille = 200;
     loss_per_mille = 20;
     for (uint32_t i = 0; i < NODES; i++) {
@@ -551,6 +638,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_damaged_log_is_refused),
         cmocka_unit_test(test_failed_sync_is_final),
         cmocka_unit_test(test_proposals_do_not_wait_for_ever),
+        cmocka_unit_test(test_too_much_at_once_waits),
+        cmocka_unit_test(test_short_and_long_proposals_do_not_wait_for_all),
+        cmocka_unit_test(test_proposals_that_wait_are_bounded_and_answered),
         cmocka_unit_test(test_wishes_wait_for_a_leader_that_is_one),
         cmocka_unit_test(test_a_leader_syncs_itself_when_callers_come_alone),
         cmocka_unit_test(test_step_down),
