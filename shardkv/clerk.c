@@ -530,6 +530,7 @@ void skv_clerk_free(struct skv_clerk *c)
     env_timer_stop(c->env, &c->finish_timer);
     env_timer_stop(c->env, &c->poll_timer);
     skv_watch_stop(c);
+    skv_line_stop(c);
     while (c->finished != NULL) {
         /* done() may run another: it joins this list with ERR_CLOSED. */
         finish_timer_fired(&c->finish_timer);

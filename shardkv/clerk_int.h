@@ -21,6 +21,10 @@
 #define SKV_PAUSE_MIN_US      1000u
 #define SKV_PAUSE_MAX_US      250000u
 #define SKV_TRY_MS            2000u
+#define SKV_TRY_DOUBLINGS_MAX 3u
+/* Of long requests so much is under way to a group; the rest waits in line. */
+#define SKV_LONG_SIZE (16u << 10)
+#define SKV_LINE_SIZE (8u << 20)
 
 /* ---- sessions ---- */
 
@@ -82,6 +86,11 @@ struct skv_leg {
     uint32_t server;                    /* likewise: the index in the group */
     uint32_t servers;                   /* likewise: how many the group has */
     char address[NET_ADDRESS_SIZE_MAX]; /* likewise: the server's */
+    uint32_t timeouts;                  /* of tries, since it was started */
+    size_t size;                        /* of a long request, about */
+    ctl_gid booked; /* its size counts in this group's line; 0: in none */
+    bool in_line;   /* until others of that group have their answers */
+    ctl_gid line_gid;
     uint32_t refusals; /* ERR_WRONGGROUP, since it was started */
     ctl_gid silent;    /* did not answer, and was the last; 0: all answered */
     enum err refused;  /* found without the net; given by the timer */
@@ -99,6 +108,9 @@ void skv_legs_leave(struct skv_clerk *c, ctl_gid gid, uint32_t server,
 /* Everything sent to others of the group until then is sent to its leader. */
 void skv_legs_follow(struct skv_clerk *c, ctl_gid gid, uint32_t leader,
                      uint64_t sent_until_us);
+/* Those in line are tried again, soon. */
+void skv_line_later(struct skv_clerk *c);
+void skv_line_stop(struct skv_clerk *c);
 /* Doubles *pause_us; half of the result is random. */
 uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us);
 
@@ -108,6 +120,9 @@ struct skv_route {
     ctl_gid gid;
     uint32_t leader; /* index of the server that answered last; a guess */
     uint64_t avoid_until_us[CTL_SERVERS_MAX]; /* see skv_route_avoid() */
+    uint64_t answered_us[CTL_SERVERS_MAX];    /* last, by any answer */
+    size_t long_size;                         /* of long requests under way */
+    uint32_t line_length;                     /* of those that wait for them */
     uint64_t led_us; /* when one of them said last that it leads; 0: never */
     UT_hash_handle hh;
 };
@@ -131,6 +146,14 @@ bool skv_route_address(struct skv_clerk *c, uint16_t shard, ctl_gid gid,
 void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                       uint32_t server_count);
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server);
+bool skv_route_has_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                            uint64_t since_us);
+/* May a long request go to the group now? Then it counts until it is taken out
+ * again. `first`: it is the first in line, and not one that comes. */
+bool skv_route_book(struct skv_clerk *c, ctl_gid gid, size_t size, bool first);
+void skv_route_unbook(struct skv_clerk *c, ctl_gid gid, size_t size);
+/* One more waits in line, or one less. */
+void skv_route_line(struct skv_clerk *c, ctl_gid gid, bool joins);
 /* One of its servers says that it leads. */
 void skv_route_led(struct skv_clerk *c, ctl_gid gid);
 /* Did one say so in the last `for_us`? */
@@ -268,6 +291,8 @@ struct skv_clerk {
     struct skv_session *sessions; /* the current one is the last */
     struct skv_session *session;
     struct skv_leg *legs;
+    struct env_timer line_timer;
+    bool line_set;
     struct env_timer watch_timer; /* runs while there are legs */
     bool watching;
     struct skv_question *questions;

@@ -4,9 +4,15 @@
  *  1. All tries carry the same (session, sequence): a lost reply looks like a
  *     lost request, and only the shard knows the difference.
  *  2. A running leg has a try on the net, or its timer, or waits for the first
- *     configuration.
+ *     configuration, or in line.
  *  3. done() is never called from inside skv_leg_start().
- *  4. `first` and SKV_FLAG_OPEN are those of the moment a try is sent. */
+ *  4. `first` and SKV_FLAG_OPEN are those of the moment a try is sent.
+ *  5. Of long requests SKV_LINE_SIZE is under way to a group at most, or one;
+ *     who is in line for a group has others' under way to it before it.
+ *
+ * The line is there because what has left cannot be called back: it would wait
+ * in sockets and in the server, in front of short requests and of the question
+ * whether it lives, until the try is given up and all of it is sent again. */
 #include "shardkv/clerk_int.h"
 
 #include <utlist.h>
@@ -16,6 +22,7 @@
 enum { REFUSALS_SHORT = 200, PAUSE_SHORT_US = 8000 };
 
 static void leg_try(struct skv_leg *leg);
+static void leg_try_as(struct skv_leg *leg, bool first_in_line);
 
 uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us)
 {
@@ -25,12 +32,95 @@ uint64_t skv_pause_next(struct skv_clerk *c, uint64_t *pause_us)
     return half + env_random(c->env) % (half + 1);
 }
 
+/* ---- the line ---- */
+
+/* What it carries; keys and the rest are short. */
+static size_t long_size(const struct skv_request *r)
+{
+    size_t size = 0;
+    for (uint32_t i = 0; i < r->items_count; i++) {
+        size += r->items[i].data.size;
+    }
+    return size < SKV_LONG_SIZE ? 0 : size;
+}
+
+static void leg_leave_line(struct skv_leg *leg)
+{
+    if (leg->in_line) {
+        leg->in_line = false;
+        skv_route_line(leg->clerk, leg->line_gid, false);
+    }
+}
+
+/* False: it is in line. */
+static bool leg_book(struct skv_leg *leg, bool first)
+{
+    CHECK(leg->booked == 0 && !leg->in_line);
+    if (leg->size == 0) {
+        return true;
+    }
+    if (skv_route_book(leg->clerk, leg->gid, leg->size, first)) {
+        leg->booked = leg->gid;
+        return true;
+    }
+    leg->in_line = true;
+    leg->line_gid = leg->gid;
+    skv_route_line(leg->clerk, leg->line_gid, true);
+    return false;
+}
+
+static void leg_unbook(struct skv_leg *leg)
+{
+    if (leg->booked != 0) {
+        skv_route_unbook(leg->clerk, leg->booked, leg->size);
+        leg->booked = 0;
+        skv_line_later(leg->clerk);
+    }
+}
+
+/* In the order in which they were started. */
+static void line_move(struct env_timer *timer)
+{
+    struct skv_clerk *c =
+        (struct skv_clerk *)(void *)((char *)timer -
+                                     offsetof(struct skv_clerk, line_timer));
+    struct skv_leg *leg = NULL;
+    struct skv_leg *next = NULL;
+    ctl_gid full = 0;
+    c->line_set = false;
+    DL_FOREACH_SAFE(c->legs, leg, next)
+    {
+        if (leg->in_line && (full == 0 || leg->line_gid != full)) {
+            leg_try_as(leg, true);
+            full = leg->in_line ? leg->line_gid : full;
+        }
+    }
+}
+
+void skv_line_later(struct skv_clerk *c)
+{
+    if (!c->line_set && !c->closing) {
+        c->line_set = true;
+        c->line_timer.fire = line_move;
+        env_timer_start(c->env, &c->line_timer, 0);
+    }
+}
+
+void skv_line_stop(struct skv_clerk *c)
+{
+    env_timer_stop(c->env, &c->line_timer);
+}
+
+/* ---- its end ---- */
+
 static void leg_rest(struct skv_leg *leg)
 {
     DL_DELETE(leg->clerk->legs, leg);
     env_timer_stop(leg->clerk->env, &leg->timer);
+    leg_unbook(leg);
     leg->running = false;
     leg->waits_config = false;
+    leg_leave_line(leg);
 }
 
 static void leg_end(struct skv_leg *leg, enum err rc, struct slice body)
@@ -140,6 +230,8 @@ static void leg_answered(void *arg, enum err rc, struct slice body)
     uint64_t config_number = 0;
     bool replied = rc == ERR_OK;
     leg->net_call = 0;
+    leg->timeouts += rc == ERR_TIMEDOUT;
+    leg_unbook(leg);
     if (replied) {
         rc = reply_rc(body, &config_number);
     }
@@ -165,6 +257,15 @@ static void leg_answered(void *arg, enum err rc, struct slice body)
 
 /* ---- sending ---- */
 
+/* Longer after each that got no answer: where many wait, what is sent again
+ * only makes all wait longer. */
+static uint32_t try_ms(const struct skv_leg *leg)
+{
+    return SKV_TRY_MS << (leg->timeouts < SKV_TRY_DOUBLINGS_MAX
+                              ? leg->timeouts
+                              : SKV_TRY_DOUBLINGS_MAX);
+}
+
 static void leg_send(struct skv_leg *leg)
 {
     struct skv_clerk *c = leg->clerk;
@@ -182,13 +283,14 @@ static void leg_send(struct skv_leg *leg)
     leg->sent_us = env_now_us(c->env);
     skv_watch_start(c);
     leg->net_call = net_call(c->net, leg->address, leg->method, &body, 1,
-                             SKV_TRY_MS, leg_answered, leg);
+                             try_ms(leg), leg_answered, leg);
 }
 
-static void leg_try(struct skv_leg *leg)
+static void leg_try_as(struct skv_leg *leg, bool first_in_line)
 {
     struct skv_clerk *c = leg->clerk;
     leg->waits_config = false;
+    leg_leave_line(leg);
     env_timer_stop(c->env, &leg->timer);
     if (!c->has_config) {
         leg->waits_config = true;
@@ -205,7 +307,14 @@ static void leg_try(struct skv_leg *leg)
         leg_pause(leg);
         return;
     }
-    leg_send(leg);
+    if (leg_book(leg, first_in_line)) {
+        leg_send(leg);
+    }
+}
+
+static void leg_try(struct skv_leg *leg)
+{
+    leg_try_as(leg, false);
 }
 
 void skv_leg_start(struct skv_leg *leg)
@@ -214,6 +323,8 @@ void skv_leg_start(struct skv_leg *leg)
     leg->running = true;
     leg->failures = 0;
     leg->refusals = 0;
+    leg->timeouts = 0;
+    leg->size = long_size(&leg->request);
     leg->silent = 0;
     leg->pause_us = SKV_PAUSE_MIN_US;
     leg->refused = ERR_OK;
@@ -225,6 +336,7 @@ static void leg_cancel(struct skv_leg *leg)
 {
     net_cancel(leg->clerk->net, leg->net_call);
     leg->net_call = 0;
+    leg_unbook(leg);
 }
 
 void skv_leg_stop(struct skv_leg *leg)
@@ -278,7 +390,7 @@ void skv_legs_config_changed(struct skv_clerk *c)
     struct skv_leg *next = NULL;
     DL_FOREACH_SAFE(c->legs, leg, next)
     {
-        if (leg->waits_config) {
+        if (leg->waits_config || leg->in_line) {
             leg->failures = 0;
             leg_try(leg);
         }

@@ -110,6 +110,38 @@ void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
     struct skv_route *r = route_of(c, gid);
     r->leader = server;
     r->avoid_until_us[server] = 0;
+    r->answered_us[server] = env_now_us(c->env);
+}
+
+bool skv_route_has_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server,
+                            uint64_t since_us)
+{
+    return route_of(c, gid)->answered_us[server] > since_us;
+}
+
+bool skv_route_book(struct skv_clerk *c, ctl_gid gid, size_t size, bool first)
+{
+    struct skv_route *r = route_of(c, gid);
+    bool has_room = r->long_size == 0 || r->long_size + size <= SKV_LINE_SIZE;
+    if (!has_room || (r->line_length > 0 && !first)) {
+        return false;
+    }
+    r->long_size += size;
+    return true;
+}
+
+void skv_route_unbook(struct skv_clerk *c, ctl_gid gid, size_t size)
+{
+    struct skv_route *r = route_of(c, gid);
+    CHECK(r->long_size >= size);
+    r->long_size -= size;
+}
+
+void skv_route_line(struct skv_clerk *c, ctl_gid gid, bool joins)
+{
+    struct skv_route *r = route_of(c, gid);
+    CHECK(joins || r->line_length > 0);
+    r->line_length += joins ? 1 : UINT32_MAX;
 }
 
 void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,
@@ -187,12 +219,14 @@ static void routes_prune(struct skv_clerk *c)
     struct skv_route *next = NULL;
     HASH_ITER(hh, c->routes, r, next)
     {
-        if (ctl_config_group(&c->config, r->gid) == NULL) {
+        if (ctl_config_group(&c->config, r->gid) == NULL && r->long_size == 0 &&
+            r->line_length == 0) {
             HASH_DEL(c->routes, r);
             mem_free(r);
         } else {
             /* Another server may have taken the place. */
             memset(r->avoid_until_us, 0, sizeof r->avoid_until_us);
+            memset(r->answered_us, 0, sizeof r->answered_us);
         }
     }
 }

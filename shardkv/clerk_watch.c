@@ -54,6 +54,10 @@ static void question_answered(void *arg, enum err rc, struct slice body)
     if (!q.waited_for || rc == ERR_INVALID || rc == ERR_BUSY) {
         return; /* it lives; of an older version it cannot say more */
     }
+    if (rc == ERR_TIMEDOUT &&
+        skv_route_has_answered(c, q.gid, q.server, q.asked_us)) {
+        return; /* requests; the question waits behind long ones */
+    }
     if (rc != ERR_NOTLEADER) {
         skv_route_avoid(c, q.gid, q.server, q.servers);
     }

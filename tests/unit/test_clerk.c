@@ -717,6 +717,96 @@ static void more_than_the_bound_wait_in_order(void **state)
     world_fini(&w);
 }
 
+/* A put of as much as four of which are under way to a group at most. */
+static uint8_t quarter[(8 << 20) / 4];
+
+static void job_start_long(struct world *w, struct job *j, uint16_t shard)
+{
+    job_add(j, shard, SKV_PUT);
+    j->items[0].data = slice_of(quarter, sizeof quarter);
+    job_start(w, j);
+}
+
+static void answer_next(struct world *w, uint16_t shard, uint64_t sequence)
+{
+    struct skv_request r;
+    struct sn_call *c = expect(w, shard, SKV_EXECUTE, &r);
+    assert_int_equal(r.sequence, sequence);
+    answer_ok(w, c, &r, 0);
+    arena_free(&w->arena);
+}
+
+/* Wrong if all that one clerk has to write is sent at once: short requests, and
+ * the question whether the server lives, would be behind it. Or if one that
+ * comes now is sent before one that has waited. */
+static void long_requests_wait_in_line(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j[11] = {{.done = 0}};
+    world_init(&w);
+    for (uint32_t i = 0; i < 7; i++) {
+        job_start_long(&w, &j[i], 0);
+    }
+    assert_int_equal(outstanding(&w), 4);
+    job_add(&j[7], 1, SKV_PUT); /* a short one, to the same group */
+    job_start(&w, &j[7]);
+    job_start_long(&w, &j[8], 2); /* to another */
+    assert_int_equal(outstanding(&w), 6);
+    answer_next(&w, 1, 8);
+    answer_next(&w, 2, 9);
+    answer_next(&w, 0, 1);
+    job_start_long(&w, &j[9], 0); /* before the line has moved */
+    assert_int_equal(outstanding(&w), 3);
+    run(&w, 0);
+    assert_int_equal(outstanding(&w), 4);
+    skv_clerk_cancel(w.clerk, &j[5].txn); /* the next in line */
+    for (uint64_t sequence = 2; sequence <= 10; sequence++) {
+        if (sequence != 6 && sequence != 8 && sequence != 9) {
+            answer_next(&w, 0, sequence);
+            run(&w, 0);
+        }
+    }
+    assert_int_equal(outstanding(&w), 0);
+    job_start_long(&w, &j[10], 0); /* there is no line any more */
+    answer_next(&w, 0, 11);
+    for (uint32_t i = 0; i < 11; i++) {
+        assert_int_equal(j[i].done, 1);
+        job_fini(&j[i]);
+    }
+    world_fini(&w);
+}
+
+/* Wrong if the line for a group that has lost the shard does not end. */
+static void who_waits_in_line_goes_where_the_shard_goes(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j[6] = {{.done = 0}};
+    struct skv_request r;
+    world_init(&w);
+    for (uint32_t i = 0; i < 6; i++) {
+        job_start_long(&w, &j[i], 0);
+    }
+    w.number = 2;
+    w.owners[0] = 2;
+    run(&w, 50 * MS);
+    struct sn_call *c = expect(&w, 0, SKV_EXECUTE, &r);
+    while (c != NULL && c->address[0] != 'b') {
+        c = c->next;
+    }
+    assert_non_null(c);
+    for (uint32_t i = 0; i < 6; i++) {
+        skv_clerk_cancel(w.clerk, &j[i].txn);
+    }
+    run(&w, MS);
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_int_equal(j[i].done, 1);
+        job_fini(&j[i]);
+    }
+    world_fini(&w);
+}
+
 static struct sn_call *any_question(struct world *w)
 {
     struct sn_call *c = w->sn.calls;
@@ -886,6 +976,58 @@ static void a_slow_server_that_lives_is_waited_for(void **state)
     refuse(&w, q, ERR_NOTLEADER);
     c = expect(&w, 0, SKV_EXECUTE, &r);
     assert_true(c->id != id);
+    answer_ok(&w, c, &r, 0);
+    assert_int_equal(j.done, 1);
+    job_fini(&j);
+    world_fini(&w);
+}
+
+/* Wrong if a server that answers others' requests is taken for a silent one, as
+ * the question is behind long ones: all would be sent again. */
+static void a_server_that_answers_requests_is_not_silent(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0}, other = {0};
+    struct skv_request r;
+    struct sn_call *c = append_sent(&w, &j, &r);
+    uint64_t id = c->id;
+    char slow = c->address[1];
+    struct sn_call *q = question(&w, slow, SECOND);
+    assert_non_null(q);
+    job_add(&other, 1, SKV_PUT);
+    job_start(&w, &other);
+    run(&w, MS);
+    answer_next(&w, 1, 2);
+    uint64_t until_us = q->deadline_us + MS;
+    q->method = SKV_METHOD_STATUS; /* nobody answers this one */
+    while (w.sn.now_us < until_us &&
+           (q = question(&w, slow, until_us - w.sn.now_us)) != NULL) {
+        refuse(&w, q, ERR_OK);
+    }
+    c = expect(&w, 0, SKV_EXECUTE, &r);
+    assert_int_equal(c->id, id);
+    answer_ok(&w, c, &r, 0);
+    job_fini(&j);
+    job_fini(&other);
+    world_fini(&w);
+}
+
+/* Wrong if a group that is slow because much is sent to it is sent all of it
+ * again every two seconds. */
+static void each_try_that_ends_gives_the_next_more_time(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job j = {0};
+    struct skv_request r;
+    struct sn_call *c = append_sent(&w, &j, &r);
+    static const uint64_t seconds[] = {2, 4, 8, 16, 16};
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(c->deadline_us - c->sent_us, seconds[i] * SECOND);
+        refuse(&w, c, ERR_TIMEDOUT);
+        c = expect(&w, 0, SKV_EXECUTE, &r);
+    }
     answer_ok(&w, c, &r, 0);
     assert_int_equal(j.done, 1);
     job_fini(&j);
@@ -1389,6 +1531,10 @@ int main(void)
         cmocka_unit_test(another_that_leads_is_turned_to_at_once),
         cmocka_unit_test(one_that_leads_from_now_on_is_found_at_the_next_look),
         cmocka_unit_test(a_slow_server_that_lives_is_waited_for),
+        cmocka_unit_test(long_requests_wait_in_line),
+        cmocka_unit_test(who_waits_in_line_goes_where_the_shard_goes),
+        cmocka_unit_test(a_server_that_answers_requests_is_not_silent),
+        cmocka_unit_test(each_try_that_ends_gives_the_next_more_time),
         cmocka_unit_test(nonsense_is_refused_without_the_net),
         cmocka_unit_test(all_votes_for_it_commit_everywhere),
         cmocka_unit_test(a_conflict_aborts_all_and_is_told_when_they_know),
