@@ -1,8 +1,9 @@
 /* raft_bench DIR: the replicated log alone, in the processes and with the
  * disks, TLS and threads that ship: three replicas whose state machine forgets
- * what it applies, and a client that keeps so many entries outstanding at the
- * leader. Prints one JSON object a row (make bench-raft puts the limits beside
- * them).
+ * what it applies, and a client that keeps so many entries outstanding. What it
+ * has sent and not yet given to the kernel is bounded, as a clerk's is; the
+ * rest waits in line, and that counts in its latency. Prints one JSON object a
+ * row (make bench-log puts the limits beside them).
  *
  *   raft_bench DIR PORT SECONDS SIZES OUTSTANDING    lists with commas
  */
@@ -35,6 +36,7 @@ enum {
     PAYLOAD_MAX = 1 << 20,
     CALL_TIMEOUT_MS = 30000,
     RETRY_US = 1000,
+    SENT_SIZE_MAX = 8 << 20, /* of the connection's queue */
     WARM_US = 1000000,
 };
 
@@ -251,6 +253,7 @@ struct client {
     uint32_t in_flight;
     uint64_t committed, refused;
     uint32_t *took_us;
+    struct asked *line, **line_end;
     struct env_timer timer;
     uint8_t *payload;
     struct rng rng;
@@ -260,17 +263,38 @@ struct asked {
     struct client *client;
     struct env_timer timer; /* to ask again */
     uint64_t began_us;
-    bool was_measuring;
+    struct asked *next; /* in line */
 };
 
 static struct client client;
 static struct asked asked[OUTSTANDING_MAX];
 
-static void ask(struct asked *a);
+static void send(struct asked *a);
 
 static void ask_again(struct env_timer *timer)
 {
-    ask((struct asked *)((char *)timer - offsetof(struct asked, timer)));
+    send((struct asked *)((char *)timer - offsetof(struct asked, timer)));
+}
+
+static void line_move(struct client *c)
+{
+    while (c->line != NULL &&
+           net_queued(c->net, c->leader) + c->size <= SENT_SIZE_MAX) {
+        struct asked *a = c->line;
+        c->line = a->next;
+        c->line_end = c->line == NULL ? &c->line : c->line_end;
+        send(a);
+    }
+}
+
+static void ask(struct asked *a)
+{
+    struct client *c = a->client;
+    a->began_us = env_now_us(c->env);
+    a->next = NULL;
+    *c->line_end = a;
+    c->line_end = &a->next;
+    line_move(c);
 }
 
 static void on_reply(void *arg, enum err rc, struct slice body)
@@ -278,7 +302,7 @@ static void on_reply(void *arg, enum err rc, struct slice body)
     (void)body;
     struct asked *a = arg;
     struct client *c = a->client;
-    if (rc == ERR_OK && a->was_measuring && !c->over) {
+    if (rc == ERR_OK && c->measuring && !c->over) {
         uint64_t took = env_now_us(c->env) - a->began_us;
         if (c->committed < LATENCIES_MAX) {
             c->took_us[c->committed] = (uint32_t)took;
@@ -297,13 +321,11 @@ static void on_reply(void *arg, enum err rc, struct slice body)
     }
 }
 
-static void ask(struct asked *a)
+static void send(struct asked *a)
 {
     struct client *c = a->client;
     struct slice body =
         slice_of(c->payload + rng_below(&c->rng, PAYLOAD_MAX), c->size);
-    a->began_us = env_now_us(c->env);
-    a->was_measuring = c->measuring;
     net_call(c->net, c->leader, METHOD_PROPOSE, &body, 1, CALL_TIMEOUT_MS,
              on_reply, a);
 }
@@ -378,6 +400,8 @@ static void row(uint32_t size, uint32_t outstanding, double seconds)
     c->outstanding = c->in_flight = outstanding;
     c->measuring = c->over = false;
     c->committed = c->refused = 0;
+    c->line = NULL;
+    c->line_end = &c->line;
     for (uint32_t i = 0; i < outstanding; i++) {
         asked[i] = (struct asked){.client = c, .timer.fire = ask_again};
         ask(&asked[i]);
@@ -390,6 +414,9 @@ static void row(uint32_t size, uint32_t outstanding, double seconds)
     double took = (double)(env_now_us(c->env) - began) / 1e6;
     struct looked after = looks_sum();
     c->over = true;
+    for (; c->line != NULL; c->line = c->line->next) {
+        c->in_flight--; /* was not sent, and has nothing to wait for */
+    }
     net_loop_run(c->loop);
     print_row(c, took, &before, &after);
 }
