@@ -1234,6 +1234,9 @@ static void search_explain(const struct search *s, struct buf *why)
 enum linear_verdict linear_check(const struct linear_op *ops, uint32_t count,
                                  uint64_t steps, struct buf *why)
 {
+    if (linear_follow(ops, count)) {
+        return LINEAR_OK;
+    }
     struct search s = {0};
     search_take_ops(&s, ops, count);
     search_link(&s);

@@ -561,6 +561,7 @@ static void small_make(struct rng *rng, struct arena *arena,
         small_draw(rng, arena, op, &s);
         op->unknown = rng_chance(rng, 450);
         bool executed = !op->unknown || rng_chance(rng, 500);
+        op->rank = executed ? i + 1 : 0;
         if (executed && !small_step(op, &s) && !op->unknown) {
             op->conflict = true; /* its compare, which is its first part */
         }
@@ -575,27 +576,92 @@ static void small_make(struct rng *rng, struct arena *arena,
     }
 }
 
+/* The ranks as they are, and in a wrong order, some missing: what is followed
+ * is linearizable. */
+static uint32_t small_follow(struct rng *rng, struct linear_op ops[SMALL_OPS],
+                             bool expected)
+{
+    bool followed = linear_follow(ops, SMALL_OPS);
+    assert_true(expected || !followed);
+    for (uint32_t i = 0; i < SMALL_OPS; i++) {
+        ops[i].rank = rng_below(rng, 2 * SMALL_OPS);
+    }
+    assert_true(expected || !linear_follow(ops, SMALL_OPS));
+    assert_int_equal(check(ops, SMALL_OPS), expected ? LINEAR_OK : LINEAR_BAD);
+    return followed;
+}
+
 static void as_a_search_of_every_order_decides(void **state)
 {
     (void)state;
     struct rng rng = {.state = 11};
     uint32_t good = 0;
+    uint32_t followed = 0;
     enum { ROUNDS = 20000 };
     for (uint32_t round = 0; round < ROUNDS; round++) {
         struct arena arena = {0};
         struct linear_op ops[SMALL_OPS];
+        struct linear_op bare[SMALL_OPS];
         small_make(&rng, &arena, ops);
+        for (uint32_t i = 0; i < SMALL_OPS; i++) {
+            bare[i] = ops[i];
+            bare[i].rank = 0;
+        }
         struct small_state empty = {0};
         bool expected = small_search(ops, 0, &empty);
-        if (check(ops, SMALL_OPS) != (expected ? LINEAR_OK : LINEAR_BAD)) {
+        if (check(bare, SMALL_OPS) != (expected ? LINEAR_OK : LINEAR_BAD)) {
             fail_msg("round %u: every order says %s", round,
                      expected ? "linearizable" : "not linearizable");
         }
         good += expected;
+        followed += small_follow(&rng, ops, expected);
         arena_free(&arena);
     }
     /* Both kinds must come, or this shows nothing. */
     assert_in_range(good, ROUNDS / 5, ROUNDS - ROUNDS / 10);
+    /* Where the last change was none that shows, the order is the true one. */
+    assert_in_range(followed, ROUNDS / 2, good);
+}
+
+#define FOLLOWS(expected, ...)                                                 \
+    do {                                                                       \
+        struct linear_op ops[] = {__VA_ARGS__};                                \
+        assert_int_equal(linear_follow(ops, sizeof ops / sizeof *ops),         \
+                         expected);                                            \
+    } while (0)
+
+static struct linear_op ranked(uint64_t rank, struct linear_op op)
+{
+    op.rank = rank;
+    return op;
+}
+
+static void an_order_that_was_seen_explains(void **state)
+{
+    (void)state;
+    FOLLOWS(true, ranked(2, append(1, 10, "a", 1)),
+            ranked(1, append(1, 10, "b", 0)), get(11, 12, "ba"));
+    FOLLOWS(false, ranked(1, append(1, 10, "a", 1)),
+            ranked(2, append(1, 10, "b", 0)), get(11, 12, "ba"));
+    /* Nobody saw anything: nothing is said. */
+    FOLLOWS(false, put(1, 2, "a"), get(3, 4, "a"));
+    /* A read has its place between two writes, or none. */
+    FOLLOWS(true, ranked(1, put(1, 9, "a")), ranked(2, put(1, 9, "b")),
+            get(2, 8, "a"));
+    FOLLOWS(false, ranked(1, put(1, 9, "a")), ranked(2, put(1, 9, "b")),
+            get(2, 8, "c"));
+    /* Not against real time, whatever somebody saw. */
+    FOLLOWS(false, ranked(2, put(1, 2, "a")), ranked(1, put(3, 4, "b")),
+            get(5, 6, "a"));
+    FOLLOWS(false, ranked(1, put(5, 6, "a")), get(1, 2, "a"));
+    /* What was not seen, and got no answer, did not happen; what was, did. */
+    FOLLOWS(true, ranked(1, put(1, 2, "a")), unknown(put(1, 2, "b")),
+            get(3, 4, "a"));
+    FOLLOWS(true, ranked(1, put(1, 2, "a")), ranked(2, unknown(put(1, 2, "b"))),
+            get(3, 4, "b"));
+    /* A write with an answer that nobody saw: when nothing else can go on. */
+    FOLLOWS(true, ranked(1, put(1, 2, "a")), op_of(LINEAR_DELETE, 3, 9, NULL),
+            ranked(2, append(4, 8, "b", 0)), get(10, 11, "b"));
 }
 
 int main(void)
@@ -616,6 +682,7 @@ int main(void)
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
         cmocka_unit_test(as_a_search_of_every_order_decides),
+        cmocka_unit_test(an_order_that_was_seen_explains),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
