@@ -168,8 +168,10 @@ void order_wrote(struct order *o, struct slice key, const struct slice *data)
     bool is_record = key.size > SKV_OBJECT_SIZE &&
                      get_be64(key.data) << 16 == 0; /* of object 0 */
     uint16_t shard = key.size < 2 ? 0 : get_be16(key.data);
-    if (!is_record ||
-        (data == NULL && !begins_with(key, skv_name_changes(shard)))) {
+    if (is_record && shard == SKV_GROUP_SHARD) {
+        return; /* the group's own: a change of a leaving shard is noted */
+    }
+    if (!is_record || data == NULL) {
         buf_clear(&o->removed);
     }
     if (!is_record && data == NULL) {
