@@ -252,7 +252,7 @@ static void alike_without_an_answer_are_tried_once(void **state)
     buf_free(&why);
 }
 
-/* (8) One without an answer may come only because another one without does. */
+/* One without an answer may come only because another one without does. */
 static void what_nobody_shows_is_told_by_a_length(void **state)
 {
     (void)state;
@@ -270,64 +270,7 @@ static void what_nobody_shows_is_told_by_a_length(void **state)
     assert_int_equal(check(ops, 4), LINEAR_BAD);
 }
 
-/* (9) The delete comes after the append that overlaps it. Before it, any of 24
- * of three sizes could make up the 20 bytes that the append reports, and all in
- * vain: the next one landed at 0. */
-static void a_length_shrinks_by_an_overwrite_only(void **state)
-{
-    (void)state;
-    struct linear_op ops[29];
-    for (uint32_t i = 0; i < 24; i++) {
-        static char tokens[24][6];
-        snprintf(tokens[i], sizeof tokens[i], "<%c%.*s", (char)('A' + i),
-                 (int)(i % 3 + 1), ">>>");
-        ops[i] = unknown(append(3 + i, 0, tokens[i], 0));
-    }
-    ops[24] = put(1, 2, "twenty bytes, or so.");
-    ops[25] = op_of(LINEAR_DELETE, 100, 110, NULL);
-    ops[26] = append(101, 111, "x", 20);
-    ops[27] = append(105, 115, "end", 0);
-    ops[28] = get(120, 121, "end");
-    struct buf why = {0};
-    assert_int_equal(linear_check(ops, 29, 1000, &why), LINEAR_OK);
-    ops[25].ret = 100; /* now it came before, and 20 bytes cannot be gone */
-    assert_int_equal(linear_check(ops, 29, 1000, &why), LINEAR_BAD);
-    ops[0] = unknown(op_of(LINEAR_DELETE, 3, 0, NULL));
-    assert_int_equal(linear_check(ops, 29, 1000000, &why), LINEAR_OK);
-    buf_free(&why);
-}
-
-/* (8) 24 appends of three sizes that nobody shows, beside one that a read shows
- * in its one place: whoever takes its length for a question about them tries
- * every combination of those, and all in vain. */
-static void a_place_that_is_shown_tells_nothing_more(void **state)
-{
-    (void)state;
-    struct linear_op ops[28];
-    for (uint32_t i = 0; i < 24; i++) {
-        static char tokens[24][6];
-        snprintf(tokens[i], sizeof tokens[i], "<%c%.*s", (char)('A' + i),
-                 (int)(i % 3 + 1), ">>>");
-        ops[i] = unknown(append(3 + i, 0, tokens[i], 0));
-    }
-    ops[24] = append(2, 100, "end", 5);
-    ops[25] = unknown(put(90, 0, "begin"));
-    ops[26] = get(110, 111, "beginend");
-    ops[27] = op_of(LINEAR_GET, 120, 121, NULL); /* who took it away? */
-    struct buf why = {0};
-    assert_int_equal(linear_check(ops, 28, 1000, &why), LINEAR_BAD);
-    ops[24].parts[0].number = 6;
-    assert_int_equal(linear_check(ops, 27, 1000, &why), LINEAR_BAD);
-    ops[24].parts[0].number = 5;
-    assert_int_equal(linear_check(ops, 27, 1000, &why), LINEAR_OK);
-    /* A compare tells: that of a length that only two of them make up. */
-    ops[26] = op_of(LINEAR_CMP_LENGTH, 95, 99, NULL);
-    ops[26].parts[0].number = 7;
-    assert_int_equal(linear_check(ops, 27, 1000000, &why), LINEAR_OK);
-    buf_free(&why);
-}
-
-/* (8) Though a read shows its append: what it compares is before a delete of
+/* A read shows its append; but what it compares is before a delete of
  * its own; or it was refused, and somebody else wrote those bytes later. */
 static void what_was_compared_before_another_beginning_tells(void **state)
 {
@@ -676,8 +619,6 @@ int main(void)
         cmocka_unit_test(anomalies_of_transactions),
         cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(what_nobody_shows_is_told_by_a_length),
-        cmocka_unit_test(a_length_shrinks_by_an_overwrite_only),
-        cmocka_unit_test(a_place_that_is_shown_tells_nothing_more),
         cmocka_unit_test(what_was_compared_before_another_beginning_tells),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
