@@ -109,6 +109,7 @@ struct skv_route {
     uint32_t leader; /* index of the server that answered last; a guess */
     uint64_t avoid_until_us[CTL_SERVERS_MAX]; /* see skv_route_avoid() */
     uint64_t led_us; /* when one of them said last that it leads; 0: never */
+    bool known;      /* one of them has answered as its leader does */
     UT_hash_handle hh;
 };
 
@@ -131,6 +132,8 @@ bool skv_route_address(struct skv_clerk *c, uint16_t shard, ctl_gid gid,
 void skv_route_failed(struct skv_clerk *c, ctl_gid gid, uint32_t server,
                       uint32_t server_count);
 void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server);
+/* Did any of its servers, ever? */
+bool skv_route_is_known(struct skv_clerk *c, ctl_gid gid);
 /* One of its servers says that it leads. */
 void skv_route_led(struct skv_clerk *c, ctl_gid gid);
 /* Did one say so in the last `for_us`? */

@@ -109,7 +109,13 @@ void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
 {
     struct skv_route *r = route_of(c, gid);
     r->leader = server;
+    r->known = true;
     r->avoid_until_us[server] = 0;
+}
+
+bool skv_route_is_known(struct skv_clerk *c, ctl_gid gid)
+{
+    return route_of(c, gid)->known;
 }
 
 void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,
