@@ -21,6 +21,7 @@
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "raft/raft.h"
+#include "rsm/rsm.h"
 #include "shardkv/cut.h"
 #include "transport/rpc.h"
 
@@ -160,6 +161,21 @@ static enum err answer_change(struct buf *out)
     return ERR_OK;
 }
 
+/* Of any group: the last fake leads it, with another that is halted. */
+static enum err answer_members(struct buf *out)
+{
+    struct rsm_member both[] = {
+        {.id = 1, .address = slice_text(w.fakes[1].address), .role = RSM_VOTER},
+        {.id = 2,
+         .address = slice_text(w.fakes[GROUPS].address),
+         .role = RSM_VOTER,
+         .active = 1}};
+    struct rsm_members m = {
+        .leader = 2, .term = 5, .members = both, .members_count = 2};
+    rsm_members_encode(out, &m);
+    return ERR_OK;
+}
+
 static enum err answer(struct fake *f, net_method method, struct slice body,
                        struct buf *out)
 {
@@ -173,6 +189,7 @@ static enum err answer(struct fake *f, net_method method, struct slice body,
     case SKV_METHOD_READ: return answer_read(body, out);
     case SKV_METHOD_CUT: return answer_cut(out);
     case SKV_METHOD_VIEW: return answer_view(out);
+    case RSM_METHOD_MEMBERS: return answer_members(out);
     default: return ERR_INVALID;
     }
 }
@@ -226,7 +243,7 @@ static void *run_loop(void *arg)
 }
 
 /* Of replica 1 of each, and of one that was begun and is no member. */
-static void describe(void)
+static void describe(const char *begun)
 {
     struct cluster c = {.shard_count = SHARDS, .replica_count = 4};
     assert_non_null(realpath(w.dir, c.dir));
@@ -237,7 +254,7 @@ static void describe(void)
     }
     c.replicas[3] =
         (struct cluster_replica){.gid = 1, .id = 2, .unfinished = true};
-    strcpy(c.replicas[3].address, NOBODY);
+    strcpy(c.replicas[3].address, begun);
     cluster_replica_name(&c.replicas[3]);
     assert_true(cluster_save(&c));
 }
@@ -260,7 +277,7 @@ static int open_all(void **state)
     for (ctl_gid gid = 0; gid <= GROUPS; gid++) {
         fake_open(&w.fakes[gid], gid, certs);
     }
-    describe();
+    describe(NOBODY);
     setenv("FLOTILLA_CLUSTER", w.dir, 1);
     pthread_mutex_lock(&w.lock);
     return pthread_create(&w.thread, NULL, run_loop, w.loop);
@@ -334,7 +351,8 @@ static struct outcome run(const char *line, const char *input)
     } commands[] = {{"kv", cmd_kv},
                     {"shards", cmd_shards},
                     {"status", cmd_status},
-                    {"fsck", cmd_fsck}};
+                    {"fsck", cmd_fsck},
+                    {"member", cmd_member}};
     char *copy = mem_printf("%s", line), *rest = copy, *argv[16] = {0};
     int argc = 0, saved[3], files[3];
     struct outcome o = {.status = -1};
@@ -425,13 +443,15 @@ static void every_command_keeps_to_its_timeout(void **state)
     static const struct {
         const char *line, *input, *words;
         bool controller; /* it is silent; else both groups are */
+        uint32_t least_ms;
     } cases[] = {
-        {"kv get k -t 2000", NULL, "did not answer for 2000 ms", false},
-        {"kv put k v -t 2000", NULL, "did not answer for 2000 ms", false},
-        {"kv txn -t 2000", "put k v\nput l v\n", "did not answer", false},
-        {"kv get k --timeout 800", NULL, "no configuration within 800", true},
-        {"shards query -t 800", NULL, "no configuration within 800", true},
-        {"shards leave 2 -t 5000", NULL, "group 2: only 0 of 1", false},
+        {"kv get k -t 2000", NULL, "did not answer for 2000 ms", false, 1950},
+        {"kv put k v -t 2000", NULL, "did not answer for 2000 ms", false, 1950},
+        {"kv txn -t 2000", "put k v\nput l v\n", "did not answer", false, 1950},
+        {"kv get k --timeout 800", NULL, "no configuration within 800", true,
+         750},
+        {"shards query -t 800", NULL, "no configuration within 800", true, 750},
+        {"shards leave 2 -t 5000", NULL, "group 2: only 0 of 1", false, 450},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         reset();
@@ -440,10 +460,42 @@ static void every_command_keeps_to_its_timeout(void **state)
         struct outcome o = run(cases[i].line, cases[i].input);
         has(o.err, cases[i].words);
         assert_int_equal(o.status, EXIT_FAILED);
-        assert_in_range(o.ms, 750, 6000);
+        assert_in_range(o.ms, cases[i].least_ms, 6000);
         assert_int_equal(w.changes, 0);
         outcome_free(&o);
     }
+}
+
+/* Wrong if who is halted is waited for as long as if nobody answered, or if it
+ * is left before it was given a chance. */
+static void who_is_silent_among_others_is_soon_left(void **state)
+{
+    (void)state;
+    reset();
+    w.fakes[2].silent = true;
+    struct outcome o = run("status", NULL);
+    assert_int_equal(o.status, EXIT_UNWELL);
+    has(o.out, "replica 1 of group 2 at");
+    has(o.out, "does not answer");
+    assert_null(strstr(o.out, "replica 1 of group 1 at"));
+    assert_in_range(o.ms, 450, 1500);
+    outcome_free(&o);
+}
+
+/* Wrong if those of a group are asked one after the other. */
+static void a_leader_is_found_behind_one_that_is_halted(void **state)
+{
+    (void)state;
+    reset();
+    describe(w.fakes[GROUPS].address);
+    w.fakes[1].silent = true;
+    struct outcome o = run("member list 1", NULL);
+    describe(NOBODY);
+    assert_int_equal(o.status, EXIT_DONE);
+    has(o.out, "group 1: term 5");
+    has(o.out, "does not answer");
+    assert_in_range(o.ms, 0, 450);
+    outcome_free(&o);
 }
 
 /* ---- shards ---- */
@@ -640,6 +692,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_of_megabytes_are_read_whole),
         cmocka_unit_test(every_command_keeps_to_its_timeout),
+        cmocka_unit_test(who_is_silent_among_others_is_soon_left),
+        cmocka_unit_test(a_leader_is_found_behind_one_that_is_halted),
         cmocka_unit_test(who_does_not_run_cannot_join),
         cmocka_unit_test(status_names_what_a_dead_group_that_left_still_has),
         cmocka_unit_test(a_dead_group_leaves_only_by_force),
