@@ -35,7 +35,8 @@ struct fake {
     struct tls_context *context;
     struct rpc *rpc;
     char address[NET_ADDRESS_SIZE_MAX];
-    bool silent; /* as if halted: takes calls, and answers none */
+    bool silent;   /* as if halted: takes calls, and answers none */
+    uint64_t step; /* so many entries are executed before each answer */
     struct ctl_status status;
     struct ctl_move moves[SHARDS];
 };
@@ -106,6 +107,7 @@ static enum err answer_query(struct slice body, struct buf *out)
 static enum err answer_status(struct fake *f, struct buf *out)
 {
     struct ctl_heard heard = {.gid = w.heard_gid, .ago_ms = 25000};
+    f->status.applied += f->step;
     f->status.gid = f->gid;
     f->status.id = f->status.leader = 1;
     f->status.role = RAFT_LEADER;
@@ -307,6 +309,7 @@ static void reset(void)
     static const ctl_gid even[SHARDS] = {1, 1, 2, 2};
     for (ctl_gid gid = 0; gid <= GROUPS; gid++) {
         w.fakes[gid].silent = false;
+        w.fakes[gid].step = 0;
         w.fakes[gid].status = (struct ctl_status){.config_number = 1};
         w.address[gid] = w.fakes[gid].address;
     }
@@ -649,6 +652,47 @@ static void fsck_compares_those_that_answer(void **state)
     outcome_free(&o);
 }
 
+static void group_1_lacks(uint64_t entries, uint64_t step)
+{
+    reset();
+    w.fakes[1].status.commit = 12000;
+    w.fakes[1].status.applied = 12000 - entries;
+    w.fakes[1].step = step;
+    w.fakes[2].status.commit = 5;
+    w.fakes[2].status.applied = 6; /* it was asked a little later */
+}
+
+/* Wrong if a replica that does not get on passes for well, or one that lacks
+ * only what is on its way for one that does not. */
+static void status_says_who_is_behind(void **state)
+{
+    (void)state;
+    group_1_lacks(10700, 1);
+    struct outcome o = run("status", NULL);
+    assert_int_equal(o.status, EXIT_UNWELL);
+    has(o.out, "PROBLEM replica 1 of group 1 is behind: of 10699 entries that "
+               "were committed 3 s ago");
+    assert_null(strstr(o.out, "group 2 is behind"));
+    assert_in_range(o.ms, 2950, 5000);
+    outcome_free(&o);
+    group_1_lacks(10700, 0);
+    o = run("status --json", NULL);
+    assert_int_equal(o.status, EXIT_UNWELL);
+    has(o.out, "\"behind\": 10700");
+    has(o.out, "\"behind\": 0");
+    has(o.out, "\"replica 1 of group 1 is behind: of 10700 entries");
+    has(o.out, "has executed 0 since");
+    outcome_free(&o);
+    group_1_lacks(9000, 3000); /* under load */
+    w.fakes[2].status.commit = 7;
+    w.fakes[2].step = 1;
+    o = run("status", NULL);
+    assert_int_equal(o.status, EXIT_DONE);
+    has(o.out, "all is well");
+    assert_in_range(o.ms, 0, 1500);
+    outcome_free(&o);
+}
+
 /* "PID STARTTIME": this test's own. */
 static void run_as(const char *name)
 {
@@ -699,6 +743,7 @@ int main(void)
         cmocka_unit_test(a_dead_group_leaves_only_by_force),
         cmocka_unit_test(a_wait_ends_and_says_what_is_missing),
         cmocka_unit_test(fsck_compares_those_that_answer),
+        cmocka_unit_test(status_says_who_is_behind),
         cmocka_unit_test(status_names_a_process_that_is_no_member),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
