@@ -652,6 +652,54 @@ static void fsck_compares_those_that_answer(void **state)
     outcome_free(&o);
 }
 
+static void shows_move(struct ctl_move move, const char *words,
+                       const char *json)
+{
+    reset();
+    w.fakes[1].status.moves_count = 1;
+    w.fakes[1].moves[0] = move;
+    struct outcome o = run("status", NULL);
+    has(o.out, words);
+    outcome_free(&o);
+    o = run("status --json", NULL);
+    has(o.out, json);
+    outcome_free(&o);
+}
+
+/* Wrong if more has gone than there is. */
+static void what_has_gone_is_at_most_all_there_is(void **state)
+{
+    (void)state;
+    struct ctl_move m = {.shard = 3,
+                         .from = 2,
+                         .stage = CTL_MOVE_COPY,
+                         .keys = 50,
+                         .keys_all = 100,
+                         .bytes = 400 << 20,
+                         .bytes_all = 990 << 20};
+    shows_move(m, " 40 % copying, 400 of 990 MiB, 50 of 100 keys\n",
+               "\"changed_bytes\": 0,");
+    m.bytes = 1000 << 20; /* it grew after it was counted */
+    m.keys = 101;
+    shows_move(m, "100 % copying, 1000 of 1000 MiB, 101 of 101 keys\n",
+               "\"bytes_all\": 1048576000,");
+    m.stage = CTL_MOVE_CHANGES;
+    m.bytes = 1440 << 20;
+    m.keys = 130;
+    shows_move(m,
+               "100 % catching up, 990 MiB, 100 keys copied, and 450 MiB, 30 "
+               "keys of changes\n",
+               "\"changed_bytes\": 471859200,");
+    m.bytes = 980 << 20; /* it shrank */
+    m.stage = CTL_MOVE_TAIL;
+    shows_move(m, "handing over, 980 MiB, 100 keys copied, and 0 MiB, 30 keys",
+               "\"changed_keys\": 30,");
+    m.stage = CTL_MOVE_COUNT; /* of one batch that has come already */
+    m.bytes = 2 << 20;
+    m.bytes_all = 1 << 20;
+    shows_move(m, "  0 % counting, 2 MiB,", "\"bytes_all\": 2097152,");
+}
+
 static void group_1_lacks(uint64_t entries, uint64_t step)
 {
     reset();
@@ -743,6 +791,7 @@ int main(void)
         cmocka_unit_test(a_dead_group_leaves_only_by_force),
         cmocka_unit_test(a_wait_ends_and_says_what_is_missing),
         cmocka_unit_test(fsck_compares_those_that_answer),
+        cmocka_unit_test(what_has_gone_is_at_most_all_there_is),
         cmocka_unit_test(status_says_who_is_behind),
         cmocka_unit_test(status_names_a_process_that_is_no_member),
     };
