@@ -605,7 +605,7 @@ static void a_wait_ends_and_says_what_is_missing(void **state)
     assert_int_equal(w.changes, 1);
     assert_in_range(o.ms, 950, 6000);
     has(o.out, "configuration 2");
-    has(o.err, "2 of 2 shards have not arrived");
+    has(o.err, "within 1000 ms 2 of 2 shards have not arrived");
     has(o.err, "from group 2 to group 1: 2-3\n");
     has(o.err, "group 2: only 0 of 1 replicas answer");
     outcome_free(&o);
