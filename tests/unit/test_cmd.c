@@ -469,6 +469,26 @@ static void every_command_keeps_to_its_timeout(void **state)
     }
 }
 
+/* Wrong if somebody who gave no line is only told that it makes no sense. */
+static void an_empty_transaction_is_called_so(void **state)
+{
+    (void)state;
+    static const char *const inputs[] = {NULL, "\n# put k v\n\n"};
+    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
+        reset();
+        struct outcome o = run("kv txn", inputs[i]);
+        assert_int_equal(o.status, EXIT_USAGE);
+        has(o.err, "the transaction is empty: kv txn takes lines such as ");
+        has(o.err, "'put KEY VALUE'");
+        has(o.err, "--help");
+        outcome_free(&o);
+    }
+    reset();
+    struct outcome o = run("kv txn", "get k\n");
+    assert_int_equal(o.status, EXIT_DONE);
+    outcome_free(&o);
+}
+
 /* Wrong if who is halted is waited for as long as if nobody answered, or if it
  * is left before it was given a chance. */
 static void who_is_silent_among_others_is_soon_left(void **state)
@@ -784,6 +804,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_of_megabytes_are_read_whole),
         cmocka_unit_test(every_command_keeps_to_its_timeout),
+        cmocka_unit_test(an_empty_transaction_is_called_so),
         cmocka_unit_test(who_is_silent_among_others_is_soon_left),
         cmocka_unit_test(a_leader_is_found_behind_one_that_is_halted),
         cmocka_unit_test(who_does_not_run_cannot_join),
