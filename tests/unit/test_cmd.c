@@ -672,6 +672,24 @@ static void fsck_compares_those_that_answer(void **state)
     outcome_free(&o);
 }
 
+/* Wrong if the count is of what was met first, or only says that there are
+ * any. */
+static void fsck_counts_all_that_are_missing(void **state)
+{
+    (void)state;
+    static const ctl_gid three[SHARDS] = {1, 2, 3, 3};
+    reset();
+    memcpy(w.owners[1], three, sizeof three);
+    w.address[1] = w.address[3] = NOBODY;
+    struct outcome o = run("fsck --kv", NULL);
+    assert_int_equal(o.status, EXIT_FAILED);
+    has(o.out, "group 1: was not compared");
+    has(o.out, "group 2: OK: 1 of 1 replicas hold the same at index 7");
+    has(o.out, "group 3: was not compared");
+    has(o.out, "INCOMPLETE: 2 of 3 groups");
+    outcome_free(&o);
+}
+
 static void shows_move(struct ctl_move move, const char *words,
                        const char *json)
 {
@@ -812,6 +830,7 @@ int main(void)
         cmocka_unit_test(a_dead_group_leaves_only_by_force),
         cmocka_unit_test(a_wait_ends_and_says_what_is_missing),
         cmocka_unit_test(fsck_compares_those_that_answer),
+        cmocka_unit_test(fsck_counts_all_that_are_missing),
         cmocka_unit_test(what_has_gone_is_at_most_all_there_is),
         cmocka_unit_test(status_says_who_is_behind),
         cmocka_unit_test(status_names_a_process_that_is_no_member),
