@@ -83,7 +83,7 @@ LABS_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/labs/*.c)) \
             $(addprefix tests/sim/,world.c env.c net.c disk.c node.c verify.c) \
             $(wildcard tests/linear/*.c))
 REAL_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/labs_real real/control real/process real/home \
-            real/group real/kv real/kv_begin real/user lib/faultnet linear/linear labs/rows labs/ask labs/entry \
+            real/group real/kv real/kv_begin real/user lib/faultnet linear/linear linear/follow labs/rows labs/ask labs/entry \
             labs/raft_2a labs/raft_2b labs/raft_2c labs/raft_2d labs/kv_ask labs/kv_generic \
             labs/kv_3a labs/kv_3b labs/shard_4a labs/shard_4b)
 NODE_OBJ := $(patsubst %,$(OUT)/tests/%.o,real/node real/control real/list labs/entry lib/faultnet)
@@ -113,7 +113,7 @@ $(patsubst %,$(OUT)/unit/%,test_rsm test_rsm_snap test_rsm_space): $(patsubst %,
 $(OUT)/unit/test_member: $(OUT)/cmd/arrival.o
 $(OUT)/unit/test_cmd: $(filter-out %/main.o,$(CMD_OBJ))
 $(OUT)/unit/test_member_step: $(OUT)/cmd/arrival.o $(OUT)/cmd/progress.o
-$(OUT)/unit/test_linear: $(OUT)/tests/linear/linear.o
+$(OUT)/unit/test_linear: $(patsubst %,$(OUT)/tests/linear/%.o,linear follow)
 $(OUT)/unit/test_sim: $(patsubst %,$(OUT)/tests/sim/%.o,world env net disk)
 $(OUT)/unit/test_move_rate: $(filter-out %/labs.o,$(LABS_OBJ))
 

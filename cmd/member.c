@@ -346,8 +346,7 @@ static bool may_lead(struct change *ch, uint64_t id)
                 id, member_group_name(ch->gid, name),
                 m->role == RSM_LEARNER
                     ? "it is a learner: `flotilla member promote` first"
-                    : "it does not answer: start it with `flotilla up`, or "
-                      "name another");
+                    : member_silent_words);
         return false;
     }
     return true;
@@ -390,6 +389,24 @@ static bool group_is_here(const struct cluster *c, uint32_t gid)
     return false;
 }
 
+/* These write cluster.json when they end, minutes after they read it. */
+static bool changes_description(const char *action)
+{
+    return strcmp(action, "add") == 0 || strcmp(action, "remove") == 0 ||
+           strcmp(action, "replace") == 0 || strcmp(action, "promote") == 0;
+}
+
+/* Once none is left of those that a process knows, it finds the controllers no
+ * more: shards do not move, and `status` does not show its mount. */
+static void say_who_knows(const struct change *ch)
+{
+    if (ch->gid == 0) {
+        printf("Servers and mounts that run know the controllers of when they "
+               "were started:\nstop and start them, one by one, before the "
+               "last of those controllers goes.\n");
+    }
+}
+
 static int run(struct change *ch, const char *action, char **words, int count)
 {
     uint64_t gid = 0, id = 0;
@@ -418,6 +435,9 @@ static int run(struct change *ch, const char *action, char **words, int count)
     } else {
         return usage();
     }
+    if (ok && changes_description(action)) {
+        say_who_knows(ch);
+    }
     return ok ? EXIT_DONE : EXIT_FAILED;
 }
 
@@ -429,13 +449,6 @@ static int repair(const struct cluster *c, char **words, int count)
         return usage();
     }
     return repair_group(c, (uint32_t)gid) ? EXIT_DONE : EXIT_FAILED;
-}
-
-/* These write cluster.json when they end, minutes after they read it. */
-static bool changes_description(const char *action)
-{
-    return strcmp(action, "add") == 0 || strcmp(action, "remove") == 0 ||
-           strcmp(action, "replace") == 0 || strcmp(action, "promote") == 0;
 }
 
 int cmd_member(int argc, char **argv)

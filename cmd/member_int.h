@@ -23,6 +23,8 @@ struct change {
 /* "group 3", or the controllers. */
 const char *member_group_name(uint32_t gid, char text[32]);
 void member_pause(long ms);
+/* What to do about one that cannot lead. */
+extern const char member_silent_words[];
 
 /* Asks everybody known until the leader itself has answered: `members`. */
 bool member_ask(struct change *ch);

@@ -7,11 +7,13 @@
 #include "cmd/arrival.h"
 #include "cmd/ask.h"
 #include "cmd/member_int.h"
+#include "cmd/process.h"
 #include "cmd/progress.h"
 
 enum {
     WISH_MS = 2000,
     PATIENCE_MS = 60000, /* for a step that makes no progress */
+    BUSY_MS = 10000,     /* for others to come back */
     TOLD_MS = 15000,
 };
 
@@ -113,6 +115,9 @@ static bool leader_address(const struct change *ch,
 }
 
 /* ---- one step ---- */
+
+const char member_silent_words[] =
+    "it does not answer: start it with `flotilla up`, or name another";
 
 static const char *const step_names[] = {
     [RSM_ADD] = "add",
@@ -243,11 +248,32 @@ static void say_failure(const struct change *ch, enum rsm_change_kind kind,
     if (kind == RSM_PROMOTE && rc == ERR_TIMEDOUT && m != NULL) {
         fprintf(stderr, "nothing has moved for %d s: %s\n", PATIENCE_MS / 1000,
                 arrival_words(m, ch->members.last_index, words));
+    } else if (kind == RSM_TRANSFER && rc == ERR_TIMEDOUT && m != NULL &&
+               m->active == 0) {
+        fprintf(stderr, "%s\n", member_silent_words);
     } else {
         fprintf(stderr, "%s\n",
                 rc == ERR_NOTLEADER ? "no leader answers: is a majority "
                                       "running?"
                                     : refusal(kind, rc));
+    }
+}
+
+/* Nobody else is waited for than who may still come. Who is silent may be alive
+ * to its leader for a while yet: leadership is not offered to it for a minute,
+ * as clients wait meanwhile. */
+static bool is_final(const struct change *ch, const struct rsm_wish *wish,
+                     enum err rc, uint64_t waited_ms)
+{
+    const struct rsm_member *m = member_find(ch, wish->id);
+    switch (rc) {
+    case ERR_TIMEDOUT:
+        return wish->kind == RSM_TRANSFER && m != NULL && m->active == 0;
+    case ERR_BUSY: return waited_ms > BUSY_MS;
+    case ERR_NOTLEADER:
+    case ERR_CLOSED:
+    case ERR_IO: return false;
+    default: return true;
     }
 }
 
@@ -263,23 +289,28 @@ bool member_step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
     uint64_t led = 0;
     char name[32];
     struct watch watch = {0};
-    for (uint32_t waited = 0; waited < PATIENCE_MS; waited += MEMBER_PAUSE_MS) {
+    bool said = false;
+    /* By the clock: whoever is halted makes each question take its time. */
+    uint64_t moved_ms = process_now_ms();
+    for (uint64_t waited = 0; waited < PATIENCE_MS;
+         waited = process_now_ms() - moved_ms) {
         rc = ask_wish(ch, &wish, &led);
         if (rc == ERR_OK) {
             watch_end(&watch);
             return true;
         }
-        if (rc != ERR_NOTLEADER && rc != ERR_TIMEDOUT && rc != ERR_CLOSED &&
-            rc != ERR_IO && (rc != ERR_BUSY || waited > 10000)) {
+        if (is_final(ch, &wish, rc, waited)) {
             break;
         }
-        if (rc == ERR_NOTLEADER && waited == 10 * MEMBER_PAUSE_MS) {
+        if (rc == ERR_NOTLEADER && waited >= 2000 && !said) {
+            said = true;
             printf("  no leader of %s answers yet; asking for up to %d s\n",
                    member_group_name(ch->gid, name), PATIENCE_MS / 1000);
         }
-        bool catches_up = kind == RSM_PROMOTE && rc == ERR_TIMEDOUT;
-        waited = catches_up && advances(ch, id, &watch) ? 0 : waited;
-        waited += rc == ERR_TIMEDOUT ? WISH_MS : 0;
+        if (kind == RSM_PROMOTE && rc == ERR_TIMEDOUT &&
+            advances(ch, id, &watch)) {
+            moved_ms = process_now_ms();
+        }
         member_pause(MEMBER_PAUSE_MS);
     }
     watch_end(&watch);
@@ -315,7 +346,8 @@ static bool is_told(struct change *ch)
 
 void member_wait_told(struct change *ch)
 {
-    for (uint32_t waited = 0; waited < TOLD_MS; waited += MEMBER_PAUSE_MS) {
+    uint64_t end_ms = process_now_ms() + TOLD_MS;
+    while (process_now_ms() < end_ms) {
         if (member_ask(ch) && is_told(ch)) {
             return;
         }

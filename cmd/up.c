@@ -1,5 +1,6 @@
 /* flotilla up and down: a cluster on this machine. */
 #include <dirent.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,7 +49,17 @@ static bool start_replicas(const struct cluster *c)
 {
     bool ok = true;
     for (uint32_t i = 0; i < c->replica_count; i++) {
-        ok &= replica_start(c, &c->replicas[i]);
+        const struct cluster_replica *r = &c->replicas[i];
+        if (replica_start(c, r)) {
+            continue;
+        }
+        ok = false;
+        if (r->unfinished) {
+            fprintf(stderr,
+                    "flotilla: it was never added to its group: `flotilla "
+                    "member remove %u %" PRIu64 "` takes it away\n",
+                    r->gid, r->id);
+        }
     }
     return ok;
 }

@@ -230,7 +230,10 @@ void raft_election_tick(struct raft *r)
         return;
     }
     if (r->installing || r->full || !raft_conf_may_campaign(r)) {
-        raft_election_reset_timer(r); /* learners and strangers wait */
+        /* Learners and strangers wait; but who was removed asks nobody for as
+         * long as it has a leader (rsm/hello.c). */
+        r->leader = r->installing ? r->leader : 0;
+        raft_election_reset_timer(r);
     } else if (raft_lease_promised(r)) {
         set_hint_timer(r, r->promised_ms);
     } else {

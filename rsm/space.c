@@ -104,7 +104,19 @@ static void set_timer(struct rsm *r)
                       : RSM_SPACE_PAUSE_MAX_MS;
 }
 
-/* Tells the core and the log what has become of us. */
+/* To the best one that has space. Without a majority that has, it would gain
+ * nothing: a new leader could commit nothing, and so not answer reads. */
+static void hand_over(struct rsm *r)
+{
+    if (r->leading && r->space.full && raft_has_space(r->raft)) {
+        struct raft_event event = {.type = RAFT_EV_TRANSFER};
+        (void)!rsm_step(r, &event, NULL);
+    }
+}
+
+/* Tells the core and the log what has become of us. Who is full again as soon
+ * as it has tried hands over, too: at its next try it may be well for a
+ * moment. */
 static void tell(struct rsm *r)
 {
     struct rsm_space *s = &r->space;
@@ -130,6 +142,7 @@ static void tell(struct rsm *r)
     (void)!rsm_step(r, &event, NULL);
     if (full) {
         rsm_checkpoint_squeeze(r);
+        hand_over(r);
     }
 }
 
@@ -219,16 +232,6 @@ void rsm_space_found(struct rsm *r, enum rsm_space_user user)
     case RSM_SPACE_SNAP: s->snap = false; break;
     }
     tell(r);
-}
-
-/* To the best one that has space. Without a majority that has, it would gain
- * nothing: a new leader could commit nothing, and so not answer reads. */
-static void hand_over(struct rsm *r)
-{
-    if (r->leading && r->space.full && raft_has_space(r->raft)) {
-        struct raft_event event = {.type = RAFT_EV_TRANSFER};
-        (void)!rsm_step(r, &event, NULL);
-    }
 }
 
 /* Tries again, however little is free: what was taken must be stored, and the

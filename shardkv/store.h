@@ -161,6 +161,9 @@ struct skv_mem_image {
     /* Faults: so many more writes are taken, then ERR_NOSPACE. */
     bool is_full;
     uint32_t writes_left;
+    /* Hears what the store puts, or removes: `data` is NULL. May be NULL. */
+    void (*wrote)(void *arg, struct slice key, const struct slice *data);
+    void *wrote_arg;
 };
 void skv_mem_image_fini(struct skv_mem_image *image);
 void skv_mem_image_copy(struct skv_mem_image *to,

@@ -285,6 +285,14 @@ static enum err take_space(struct mem_store *s)
     return s->failed ? ERR_NOSPACE : ERR_OK;
 }
 
+static void tell(const struct mem_store *s, struct slice key,
+                 const struct slice *data)
+{
+    if (s->image->wrote != NULL) {
+        s->image->wrote(s->image->wrote_arg, key, data);
+    }
+}
+
 static struct skv_shape shape_of(const struct mem_value *v)
 {
     return v == NULL ? (struct skv_shape){0}
@@ -344,6 +352,7 @@ static enum err op_put(struct skv_store *store, struct slice key,
     if (value.size > 0) {
         memcpy(v->bytes.data, value.data, value.size);
     }
+    tell(of(store), key, &value);
     return ERR_OK;
 }
 
@@ -368,6 +377,7 @@ static enum err op_put_range(struct skv_store *store, struct slice key,
     if (data.size > 0) {
         memcpy(v->bytes.data + offset, data.data, data.size);
     }
+    tell(of(store), key, &data);
     return ERR_OK;
 }
 
@@ -424,6 +434,7 @@ static enum err op_remove(struct skv_store *store, struct slice key)
     }
     size_t at = lower_bound(t, key);
     if (!is_at(t, at, key)) {
+        tell(of(store), key, NULL);
         return ERR_OK;
     }
     rc = take_space(of(store));
@@ -434,6 +445,7 @@ static enum err op_remove(struct skv_store *store, struct slice key)
     t->count--;
     memmove(t->values + at, t->values + at + 1,
             (t->count - at) * sizeof *t->values);
+    tell(of(store), key, NULL);
     return ERR_OK;
 }
 

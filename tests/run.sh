@@ -131,4 +131,9 @@ if want e2e; then
 fi
 
 echo "$passed passed, $failed failed"
+# A name with a slip in it must not pass for a test that holds.
+if [ $((passed + failed)) -eq 0 ]; then
+    echo "make test: nothing has '${RUN:-}' in its name: tests/README.md says what there is" >&2
+    exit 1
+fi
 [ $failed -eq 0 ]

@@ -332,6 +332,17 @@ member_replace() {
         diff -r "$W/tree" "$M/tree" && wait_for $SOON voters_are_134 && wait_for $SOON well
 }
 check "a replica that lost its data is refused, and replaced" member_replace
+# An address that cannot be had: what then stays begun is named, and its remedy works.
+member_begun() {
+    local out id=5
+    "$F" member --cluster "$C" add 1 --address 192.0.2.1:7 && { echo "it was added"; return 1; }
+    out=$(up 2>&1) && { echo "it started"; return 1; }
+    grep -q "never added to its group: .flotilla member remove 1 $id. takes it away" <<<"$out" || { echo "$out"; return 1; }
+    "$F" member --cluster "$C" remove 1 $id && up && well
+}
+check "a replica that was begun and cannot start is named by up, with what to do" member_begun
+a_slip() { ! RUN=no-such-test tests/run.sh; }
+check "make test of a name that nothing has fails" a_slip
 member_moves() { # every replica of a group is another one, while it is used
     touch "$W/go"
     acknowledged &
@@ -341,7 +352,7 @@ member_moves() { # every replica of a group is another one, while it is used
         "$F" member --cluster "$C" replace 1 $id || return 1
     done
     "$F" member --cluster "$C" transfer 1 6 &&
-        "$F" member --cluster "$C" add 0 &&
+        "$F" member --cluster "$C" add 0 | grep 'know the controllers of when they were started' &&
         "$F" member --cluster "$C" remove 0 1 || return 1
     rm "$W/go"
     wait $load || { echo "a write failed"; return 1; }

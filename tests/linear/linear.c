@@ -15,7 +15,7 @@
  *     it will never be there again.
  *  4. Of a value with which no read begins, only the length matters.
  *
- * And two more keep those without an answer, of which any may be taken
+ * And three more keep those without an answer, of which any may be taken
  * anywhere, from being tried in each of so many ways that make no difference:
  *
  *  5. Of two that do the same, as far as anybody sees, the one that was called
@@ -26,17 +26,6 @@
  *     well come after that. So a wrong turn at one key is not tried again with
  *     all that could have happened to the other. (Of two without an answer the
  *     first of `ops` comes first.)
- *  8. Nor is one whose bytes no read shows, unless somebody who could come next
- *     can tell of them: by the length, which is all of them that shows. With
- *     (7), all others have a place later, or none: none if nobody is left who
- *     tells. Else each wrong turn late in a history is tried again with every
- *     choice of those before it.
- *  9. A length shrinks by an overwrite only. So when one of the next operations
- *     reported a shorter one than there would be, something that overwrites the
- *     key, with no more than that, must still be able to come before it. Else
- *     writes that nobody shows are heaped up in every combination that has the
- *     length which one operation reports, and it is the next that shows that
- *     none of them can be.
  *
  * That (6) and (7) look at the operation taken last, which the memory does not
  * hold, hides nothing: what they leave out here was tried before, without that
@@ -93,12 +82,7 @@ struct op {
     bool only_reads;
     uint32_t twin; /* (5): the one before it, + 1; 0: none */
     /* Sets of keys, as bits. */
-    uint32_t touches;  /* (7): what the key is matters to it, or changes */
-    uint32_t compares; /* a length, also by where an append landed (but see
-                          places_take()) */
-    uint32_t writes, overwrites;
-    uint32_t grows;  /* (8): appends to, where no read shows it */
-    uint32_t unseen; /* (8): it only grows or puts these, and nobody shows it */
+    uint32_t touches; /* (7): what the key is matters to it, or changes */
     struct part parts[LINEAR_PARTS];
 };
 
@@ -539,7 +523,6 @@ struct search {
     struct op *ops;
     uint32_t op_count;
     uint32_t known_left; /* operations with an answer, not yet explained */
-    uint32_t tellers[LINEAR_KEYS]; /* (8): of those not yet taken */
     struct entry *entries;
     struct entry head;    /* calls and returns of what has an answer */
     struct entry unknown; /* calls of what has none */
@@ -622,37 +605,6 @@ static bool part_matters(const struct linear_op *op, uint32_t i)
     return !op->unknown || op->parts[i].kind != LINEAR_GET;
 }
 
-static void keys_take(struct op *op, uint32_t i)
-{
-    enum linear_kind kind = op->parts[i].kind;
-    uint32_t key = 1u << op->parts[i].key;
-    bool overwrites = kind == LINEAR_PUT || kind == LINEAR_DELETE;
-    bool appends = kind == LINEAR_APPEND;
-    op->touches |= part_matters(op->from, i) ? key : 0;
-    op->writes |= overwrites || appends ? key : 0;
-    op->overwrites |= overwrites ? key : 0;
-    op->compares |=
-        kind == LINEAR_CMP_LENGTH || (appends && !op->from->unknown) ? key : 0;
-}
-
-/* What a read shows has one place (2), where all bytes are known: there a
- * length tells nothing more, neither its own nor one compared with it. Unless
- * the operation overwrites the key first, and what it compares was before that;
- * or was refused, and has no place. */
-static void places_take(struct op *op)
-{
-    uint32_t elsewhere = op->from->conflict ? UINT32_MAX : op->overwrites;
-    for (uint32_t i = 0; i < op->from->part_count; i++) {
-        const struct part *p = &op->parts[i];
-        uint32_t key = 1u << p->key;
-        if (p->kind == LINEAR_APPEND && !p->is_shown) {
-            op->grows |= key;
-        } else if (p->kind == LINEAR_APPEND && (elsewhere & key) == 0) {
-            op->compares &= ~key;
-        }
-    }
-}
-
 static void op_take(struct search *s, struct op *to,
                     const struct linear_op *from)
 {
@@ -660,24 +612,12 @@ static void op_take(struct search *s, struct op *to,
                       .only_reads = from->conflict || only_reads(from)};
     for (uint32_t i = 0; i < from->part_count; i++) {
         part_take(s, &to->parts[i], &from->parts[i]);
-        keys_take(to, i);
+        to->touches |= part_matters(from, i) ? 1u << from->parts[i].key : 0;
         if (reads_value(to, i)) {
             struct key *k = &s->keys[from->parts[i].key];
             to->parts[i].seen = key_find(k, from->parts[i].data);
             key_count(k, to->parts[i].seen, 1);
         }
-    }
-    places_take(to);
-    to->unseen = from->unknown && !op_is_shown(to) ? to->writes : 0;
-}
-
-/* `by`: 1 or UINT32_MAX, which is -1. Not those that need no place themselves:
- * see told_later(). */
-static void count_tellers(struct search *s, const struct op *op, uint32_t by)
-{
-    for (uint32_t key = 0; key < LINEAR_KEYS; key++) {
-        s->tellers[key] +=
-            op->unseen == 0 && (op->compares >> key & 1) != 0 ? by : 0;
     }
 }
 
@@ -700,7 +640,6 @@ static void search_take_ops(struct search *s, const struct linear_op *ops,
             continue;
         }
         s->known_left += !ops[i].unknown;
-        count_tellers(s, op, 1);
         s->op_count++;
     }
 }
@@ -892,176 +831,20 @@ static struct entry *first_return(const struct search *s)
     return e;
 }
 
-/* What could come next does to the keys: sets of them. */
-struct outlook {
-    uint32_t ever; /* told_later() */
-    uint32_t told; /* their length */
-    uint32_t written, overwritten, grown;
-};
-
-static void outlook_add(struct outlook *o, const struct op *op)
-{
-    o->told |= op->compares;
-    o->written |= op->writes;
-    o->overwritten |= op->overwrites;
-    o->grown |= op->grows;
-}
-
-/* (8) The keys whose length somebody not yet taken tells. Those that nobody
- * shows tell only if somebody tells of them in turn. */
-static uint32_t told_later(const struct search *s)
-{
-    uint32_t told = 0;
-    uint32_t before = 0;
-    for (uint32_t key = 0; key < LINEAR_KEYS; key++) {
-        told |= s->tellers[key] > 0 ? 1u << key : 0;
-    }
-    while (told != before) {
-        before = told;
-        for (const struct entry *e = s->unknown.next; e != NULL; e = e->next) {
-            const struct op *op = &s->ops[e->op];
-            told |= (op->unseen & told) != 0 ? op->compares : 0;
-        }
-    }
-    return told;
-}
-
-/* (8) Does anything that comes next depend on `op` coming before it? It can
- * tell of what `op` wrote; or it changes what `op` compares, or grows what `op`
- * put; or it overwrites one of two keys, of which the other is told later. */
-static bool cannot_wait(const struct op *op, const struct outlook *o)
-{
-    bool is_pair = (op->unseen & (op->unseen - 1)) != 0;
-    if (op->unseen == 0) {
-        return true;
-    }
-    return (op->unseen & o->ever) != 0 &&
-           ((op->unseen & o->told) != 0 || (op->compares & o->written) != 0 ||
-            (op->overwrites & o->grown) != 0 ||
-            (is_pair && (op->unseen & o->overwritten) != 0));
-}
-
-/* (8) Those that cannot wait count in turn, until no more do. */
-static bool is_untold(const struct search *s, const struct op *op)
-{
-    struct outlook now = {0};
-    struct outlook before;
-    if (op->unseen == 0) {
-        return false;
-    }
-    now.ever = told_later(s);
-    if ((op->unseen & now.ever) == 0) {
-        return true;
-    }
-    uint64_t end = first_return(s)->time;
-    for (const struct entry *e = s->head.next; !e->is_return; e = e->next) {
-        outlook_add(&now, &s->ops[e->op]);
-    }
-    do {
-        before = now;
-        for (const struct entry *e = s->unknown.next;
-             e != NULL && e->time <= end; e = e->next) {
-            if (cannot_wait(&s->ops[e->op], &now)) {
-                outlook_add(&now, &s->ops[e->op]);
-            }
-        }
-    } while (memcmp(&before, &now, sizeof now) != 0);
-    return !cannot_wait(op, &now);
-}
-
 static bool is_pointless(const struct search *s, const struct op *op)
 {
     bool twin_waits =
         op->twin != 0 &&
         (s->set[(op->twin - 1) / 64] >> (op->twin - 1) % 64 & 1) == 0;
     return twin_waits || makes_last_useless(s, op) ||
-           belongs_before_last(s, op) || is_untold(s, op);
-}
-
-/* (9) The length that `key` had before `op`, as it reports; an append that it
- * does after another one reports more. False: it tells nothing. */
-static bool op_tells(const struct op *op, uint32_t key, uint64_t *length)
-{
-    for (uint32_t i = 0; i < op->from->part_count; i++) {
-        const struct part *p = &op->parts[i];
-        if (p->key != key || p->kind == LINEAR_GET) {
-            continue;
-        }
-        *length = p->number;
-        return op_is_answered(op->from) &&
-               (p->kind == LINEAR_APPEND || p->kind == LINEAR_CMP_LENGTH);
-    }
-    return false;
-}
-
-/* (9) May `op` leave `key` no longer than `length`? */
-static bool op_shrinks(const struct op *op, uint32_t key, uint64_t length)
-{
-    for (uint32_t i = 0; i < op->from->part_count; i++) {
-        const struct part *p = &op->parts[i];
-        if (p->key == key &&
-            (p->kind == LINEAR_DELETE ||
-             (p->kind == LINEAR_PUT && p->data.size <= length))) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool list_shrinks(const struct search *s, const struct entry *first,
-                         const struct entry *taken, uint32_t key,
-                         uint64_t length, uint64_t end)
-{
-    for (const struct entry *e = first; e != NULL && e->time <= end;
-         e = e->next) {
-        if (!e->is_return && e != taken &&
-            op_shrinks(&s->ops[e->op], key, length)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* (9) Would `taken`, which gives `next`, make `teller` impossible? */
-static bool makes_too_long(const struct search *s, const struct entry *taken,
-                           const struct state *next, const struct entry *teller)
-{
-    for (uint32_t key = 0; key < LINEAR_KEYS; key++) {
-        const struct linear_value *v = &next->keys[key];
-        uint64_t length = 0;
-        if (!v->exists || !op_tells(&s->ops[teller->op], key, &length) ||
-            v->length <= length) {
-            continue;
-        }
-        uint64_t end = teller->match->time;
-        if (!list_shrinks(s, s->head.next, taken, key, length, end) &&
-            !list_shrinks(s, s->unknown.next, taken, key, length, end)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool leaves_too_long(const struct search *s, const struct entry *taken,
-                            const struct state *next)
-{
-    enum { AHEAD = 64 }; /* any number is right: farther, less is known */
-    uint32_t seen = 0;
-    for (const struct entry *e = s->head.next; e != NULL && seen < AHEAD;
-         e = e->next, seen++) {
-        if (!e->is_return && e != taken && makes_too_long(s, taken, next, e)) {
-            return true;
-        }
-    }
-    return false;
+           belongs_before_last(s, op);
 }
 
 static bool search_try(struct search *s, struct entry *e, struct state *next)
 {
     const struct op *op = &s->ops[e->op];
     *next = s->state;
-    if (is_pointless(s, op) || !op_step(op, next) ||
-        (op->writes != 0 && leaves_too_long(s, e, next))) {
+    if (is_pointless(s, op) || !op_step(op, next)) {
         return false;
     }
     count_reads(s, op, UINT32_MAX);
@@ -1088,7 +871,6 @@ static bool search_advance(struct search *s, struct entry *e)
         .call = e, .state = s->state, .forced = s->ops[e->op].only_reads};
     s->state = next;
     s->known_left -= !s->ops[e->op].from->unknown;
-    count_tellers(s, &s->ops[e->op], UINT32_MAX);
     entry_lift(e);
     return true;
 }
@@ -1100,7 +882,6 @@ static struct frame search_back(struct search *s)
     const struct op *op = &s->ops[f.call->op];
     s->state = f.state;
     s->known_left += !op->from->unknown;
-    count_tellers(s, op, 1);
     set_flip(s, f.call->op);
     count_reads(s, op, 1);
     entry_unlift(f.call);
@@ -1234,6 +1015,9 @@ static void search_explain(const struct search *s, struct buf *why)
 enum linear_verdict linear_check(const struct linear_op *ops, uint32_t count,
                                  uint64_t steps, struct buf *why)
 {
+    if (linear_follow(ops, count)) {
+        return LINEAR_OK;
+    }
     struct search s = {0};
     search_take_ops(&s, ops, count);
     search_link(&s);

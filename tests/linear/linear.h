@@ -53,11 +53,18 @@ struct linear_op {
     bool unknown;       /* no answer: it may happen any time later, or never */
     bool conflict;      /* refused: the compare at `failed` did not hold */
     uint32_t failed;
+    /* Where it stood among those that wrote, as far as somebody saw; 0: nobody
+     * did. The order that ranks give is tried first, no more: a wrong one costs
+     * time. */
+    uint64_t rank;
     uint32_t part_count;
     struct linear_part parts[LINEAR_PARTS];
 };
 
 enum linear_verdict { LINEAR_OK, LINEAR_BAD, LINEAR_BUDGET };
+
+/* Does the order of ranks alone explain it? False says nothing. */
+bool linear_follow(const struct linear_op *ops, uint32_t count);
 
 /* `steps`: how many operations the search may try. `why` gets words about the
  * place where it got stuck. */

@@ -215,6 +215,8 @@ void simulate_run(uint64_t seed, const char *scenario, bool verbose,
     c->workload = workload_new(c);
     c->cuts = c->plan.cuts ? cuts_new(c) : NULL;
     c->clerk_started = clerk_started;
+    c->wrote = workload_wrote;
+    c->wrote_arg = c->workload;
     c->removed = members_removed;
     c->refused = members_replace;
     c->leader_seen = faults_leader_seen;

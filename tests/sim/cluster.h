@@ -146,7 +146,10 @@ struct cluster {
     void (*clerk_started)(struct node *n); /* may be NULL */
     void (*leader_seen)(struct node *n);   /* in a new term; may be NULL */
     void (*removed)(void *node);           /* its rsm says so; may be NULL */
-    void (*refused)(struct node *n);       /* to start: damaged; may be NULL */
+    /* A store writes, or removes: see skv_mem_image. May be NULL. */
+    void (*wrote)(void *arg, struct slice key, const struct slice *data);
+    void *wrote_arg;
+    void (*refused)(struct node *n); /* to start: damaged; may be NULL */
     /* One group speaks to another about a shard; may be NULL. */
     void (*move_seen)(struct node *from, struct node *to);
     bool healed;      /* no more faults */
@@ -288,6 +291,8 @@ raft_index verify_committed(const struct verify *v);
 struct workload *workload_new(struct cluster *c);
 void workload_free(struct workload *w);
 void workload_clerk_started(struct node *clerk);
+/* A store's: see skv_mem_image. */
+void workload_wrote(void *arg, struct slice key, const struct slice *data);
 void workload_stop(struct workload *w); /* finish what runs; begin no more */
 bool workload_idle(const struct workload *w);
 void workload_read_all(struct workload *w, struct node *clerk);

@@ -175,6 +175,8 @@ static enum err controller_start(struct node *n)
 
 static enum err server_start(struct node *n)
 {
+    n->image.wrote = n->cluster->wrote;
+    n->image.wrote_arg = n->cluster->wrote_arg;
     n->store = skv_store_mem_open(&n->image);
     struct skv_server_config config = {
         .env = &n->env.env,

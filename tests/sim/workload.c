@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "tests/linear/linear.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/order.h"
 
 #define MS UINT64_C(1000)
 
@@ -47,14 +48,73 @@ struct workload {
     struct op *running;
     uint32_t running_count;
     uint64_t last_token;
+    struct order *order;
     uint32_t operations, unknown;
     bool stopped;
 };
+
+/* ---- the order in which operations took effect ---- */
+
+static bool op_is_delete(const struct linear_op *op, uint32_t which)
+{
+    return op->rank == 0 && op->part_count == 1 &&
+           op->parts[0].kind == LINEAR_DELETE && op->parts[0].key == which;
+}
+
+/* It is the delete that runs; or else one that got no answer. */
+static void deleted(void *arg, struct slice key, uint64_t rank)
+{
+    struct workload *w = arg;
+    uint32_t at = 0;
+    while (at < w->cluster->plan.keys &&
+           slice_compare(buf_slice(&w->keys[at]), key) != 0) {
+        at++;
+    }
+    uint32_t which = at % w->keys_in_object;
+    uint32_t object = at / w->keys_in_object;
+    struct history *h =
+        at < w->cluster->plan.keys ? &w->histories[object] : NULL;
+    struct linear_op *found = NULL;
+    for (struct op *op = w->running; op != NULL && found == NULL;
+         op = op->next) {
+        if (op->object == object && op_is_delete(&op->record, which)) {
+            found = &op->record; /* the newest: others wait for something */
+        }
+    }
+    for (uint32_t i = 0; h != NULL && found == NULL && i < h->count; i++) {
+        found = h->ops[i].unknown && op_is_delete(&h->ops[i], which)
+                    ? &h->ops[i]
+                    : NULL;
+    }
+    if (found != NULL) {
+        found->rank = rank;
+    }
+}
+
+void workload_wrote(void *workload, struct slice key, const struct slice *data)
+{
+    struct workload *w = workload;
+    order_wrote(w->order, key, data);
+}
+
+static void take_rank(const struct workload *w, struct linear_op *op)
+{
+    for (uint32_t i = 0; i < op->part_count; i++) {
+        bool writes = op->parts[i].kind == LINEAR_PUT ||
+                      op->parts[i].kind == LINEAR_APPEND;
+        uint64_t rank =
+            writes ? order_rank(w->order, order_token(op->parts[i].data)) : 0;
+        if (rank != 0 && (op->rank == 0 || rank < op->rank)) {
+            op->rank = rank;
+        }
+    }
+}
 
 struct workload *workload_new(struct cluster *c)
 {
     struct workload *w = mem_alloc(sizeof *w);
     w->cluster = c;
+    w->order = order_new(deleted, w);
     w->keys_in_object = c->plan.pairs ? 2 : 1;
     CHECK(c->plan.keys <= SIM_KEYS_MAX);
     for (uint32_t i = 0; i < c->plan.keys; i++) {
@@ -72,6 +132,7 @@ void workload_free(struct workload *w)
         buf_free(&w->keys[i]);
         mem_free(w->histories[i].ops);
     }
+    order_free(w->order);
     arena_free(&w->arena);
     mem_free(w);
 }
@@ -430,6 +491,9 @@ void workload_check(struct workload *w)
     for (uint32_t i = 0; i < SIM_KEYS_MAX; i++) {
         struct history *h = &w->histories[i];
         struct buf why = {0};
+        for (uint32_t k = 0; k < h->count; k++) {
+            take_rank(w, &h->ops[k]);
+        }
         enum linear_verdict verdict =
             linear_check(h->ops, h->count, CHECK_STEPS, &why);
         if (verdict != LINEAR_OK) {

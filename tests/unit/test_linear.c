@@ -252,7 +252,7 @@ static void alike_without_an_answer_are_tried_once(void **state)
     buf_free(&why);
 }
 
-/* (8) One without an answer may come only because another one without does. */
+/* One without an answer may come only because another one without does. */
 static void what_nobody_shows_is_told_by_a_length(void **state)
 {
     (void)state;
@@ -270,64 +270,7 @@ static void what_nobody_shows_is_told_by_a_length(void **state)
     assert_int_equal(check(ops, 4), LINEAR_BAD);
 }
 
-/* (9) The delete comes after the append that overlaps it. Before it, any of 24
- * of three sizes could make up the 20 bytes that the append reports, and all in
- * vain: the next one landed at 0. */
-static void a_length_shrinks_by_an_overwrite_only(void **state)
-{
-    (void)state;
-    struct linear_op ops[29];
-    for (uint32_t i = 0; i < 24; i++) {
-        static char tokens[24][6];
-        snprintf(tokens[i], sizeof tokens[i], "<%c%.*s", (char)('A' + i),
-                 (int)(i % 3 + 1), ">>>");
-        ops[i] = unknown(append(3 + i, 0, tokens[i], 0));
-    }
-    ops[24] = put(1, 2, "twenty bytes, or so.");
-    ops[25] = op_of(LINEAR_DELETE, 100, 110, NULL);
-    ops[26] = append(101, 111, "x", 20);
-    ops[27] = append(105, 115, "end", 0);
-    ops[28] = get(120, 121, "end");
-    struct buf why = {0};
-    assert_int_equal(linear_check(ops, 29, 1000, &why), LINEAR_OK);
-    ops[25].ret = 100; /* now it came before, and 20 bytes cannot be gone */
-    assert_int_equal(linear_check(ops, 29, 1000, &why), LINEAR_BAD);
-    ops[0] = unknown(op_of(LINEAR_DELETE, 3, 0, NULL));
-    assert_int_equal(linear_check(ops, 29, 1000000, &why), LINEAR_OK);
-    buf_free(&why);
-}
-
-/* (8) 24 appends of three sizes that nobody shows, beside one that a read shows
- * in its one place: whoever takes its length for a question about them tries
- * every combination of those, and all in vain. */
-static void a_place_that_is_shown_tells_nothing_more(void **state)
-{
-    (void)state;
-    struct linear_op ops[28];
-    for (uint32_t i = 0; i < 24; i++) {
-        static char tokens[24][6];
-        snprintf(tokens[i], sizeof tokens[i], "<%c%.*s", (char)('A' + i),
-                 (int)(i % 3 + 1), ">>>");
-        ops[i] = unknown(append(3 + i, 0, tokens[i], 0));
-    }
-    ops[24] = append(2, 100, "end", 5);
-    ops[25] = unknown(put(90, 0, "begin"));
-    ops[26] = get(110, 111, "beginend");
-    ops[27] = op_of(LINEAR_GET, 120, 121, NULL); /* who took it away? */
-    struct buf why = {0};
-    assert_int_equal(linear_check(ops, 28, 1000, &why), LINEAR_BAD);
-    ops[24].parts[0].number = 6;
-    assert_int_equal(linear_check(ops, 27, 1000, &why), LINEAR_BAD);
-    ops[24].parts[0].number = 5;
-    assert_int_equal(linear_check(ops, 27, 1000, &why), LINEAR_OK);
-    /* A compare tells: that of a length that only two of them make up. */
-    ops[26] = op_of(LINEAR_CMP_LENGTH, 95, 99, NULL);
-    ops[26].parts[0].number = 7;
-    assert_int_equal(linear_check(ops, 27, 1000000, &why), LINEAR_OK);
-    buf_free(&why);
-}
-
-/* (8) Though a read shows its append: what it compares is before a delete of
+/* A read shows its append; but what it compares is before a delete of
  * its own; or it was refused, and somebody else wrote those bytes later. */
 static void what_was_compared_before_another_beginning_tells(void **state)
 {
@@ -561,6 +504,7 @@ static void small_make(struct rng *rng, struct arena *arena,
         small_draw(rng, arena, op, &s);
         op->unknown = rng_chance(rng, 450);
         bool executed = !op->unknown || rng_chance(rng, 500);
+        op->rank = executed ? i + 1 : 0;
         if (executed && !small_step(op, &s) && !op->unknown) {
             op->conflict = true; /* its compare, which is its first part */
         }
@@ -575,27 +519,92 @@ static void small_make(struct rng *rng, struct arena *arena,
     }
 }
 
+/* The ranks as they are, and in a wrong order, some missing: what is followed
+ * is linearizable. */
+static uint32_t small_follow(struct rng *rng, struct linear_op ops[SMALL_OPS],
+                             bool expected)
+{
+    bool followed = linear_follow(ops, SMALL_OPS);
+    assert_true(expected || !followed);
+    for (uint32_t i = 0; i < SMALL_OPS; i++) {
+        ops[i].rank = rng_below(rng, 2 * SMALL_OPS);
+    }
+    assert_true(expected || !linear_follow(ops, SMALL_OPS));
+    assert_int_equal(check(ops, SMALL_OPS), expected ? LINEAR_OK : LINEAR_BAD);
+    return followed;
+}
+
 static void as_a_search_of_every_order_decides(void **state)
 {
     (void)state;
     struct rng rng = {.state = 11};
     uint32_t good = 0;
+    uint32_t followed = 0;
     enum { ROUNDS = 20000 };
     for (uint32_t round = 0; round < ROUNDS; round++) {
         struct arena arena = {0};
         struct linear_op ops[SMALL_OPS];
+        struct linear_op bare[SMALL_OPS];
         small_make(&rng, &arena, ops);
+        for (uint32_t i = 0; i < SMALL_OPS; i++) {
+            bare[i] = ops[i];
+            bare[i].rank = 0;
+        }
         struct small_state empty = {0};
         bool expected = small_search(ops, 0, &empty);
-        if (check(ops, SMALL_OPS) != (expected ? LINEAR_OK : LINEAR_BAD)) {
+        if (check(bare, SMALL_OPS) != (expected ? LINEAR_OK : LINEAR_BAD)) {
             fail_msg("round %u: every order says %s", round,
                      expected ? "linearizable" : "not linearizable");
         }
         good += expected;
+        followed += small_follow(&rng, ops, expected);
         arena_free(&arena);
     }
     /* Both kinds must come, or this shows nothing. */
     assert_in_range(good, ROUNDS / 5, ROUNDS - ROUNDS / 10);
+    /* Where the last change was none that shows, the order is the true one. */
+    assert_in_range(followed, ROUNDS / 2, good);
+}
+
+#define FOLLOWS(expected, ...)                                                 \
+    do {                                                                       \
+        struct linear_op ops[] = {__VA_ARGS__};                                \
+        assert_int_equal(linear_follow(ops, sizeof ops / sizeof *ops),         \
+                         expected);                                            \
+    } while (0)
+
+static struct linear_op ranked(uint64_t rank, struct linear_op op)
+{
+    op.rank = rank;
+    return op;
+}
+
+static void an_order_that_was_seen_explains(void **state)
+{
+    (void)state;
+    FOLLOWS(true, ranked(2, append(1, 10, "a", 1)),
+            ranked(1, append(1, 10, "b", 0)), get(11, 12, "ba"));
+    FOLLOWS(false, ranked(1, append(1, 10, "a", 1)),
+            ranked(2, append(1, 10, "b", 0)), get(11, 12, "ba"));
+    /* Nobody saw anything: nothing is said. */
+    FOLLOWS(false, put(1, 2, "a"), get(3, 4, "a"));
+    /* A read has its place between two writes, or none. */
+    FOLLOWS(true, ranked(1, put(1, 9, "a")), ranked(2, put(1, 9, "b")),
+            get(2, 8, "a"));
+    FOLLOWS(false, ranked(1, put(1, 9, "a")), ranked(2, put(1, 9, "b")),
+            get(2, 8, "c"));
+    /* Not against real time, whatever somebody saw. */
+    FOLLOWS(false, ranked(2, put(1, 2, "a")), ranked(1, put(3, 4, "b")),
+            get(5, 6, "a"));
+    FOLLOWS(false, ranked(1, put(5, 6, "a")), get(1, 2, "a"));
+    /* What was not seen, and got no answer, did not happen; what was, did. */
+    FOLLOWS(true, ranked(1, put(1, 2, "a")), unknown(put(1, 2, "b")),
+            get(3, 4, "a"));
+    FOLLOWS(true, ranked(1, put(1, 2, "a")), ranked(2, unknown(put(1, 2, "b"))),
+            get(3, 4, "b"));
+    /* A write with an answer that nobody saw: when nothing else can go on. */
+    FOLLOWS(true, ranked(1, put(1, 2, "a")), op_of(LINEAR_DELETE, 3, 9, NULL),
+            ranked(2, append(4, 8, "b", 0)), get(10, 11, "b"));
 }
 
 int main(void)
@@ -610,12 +619,11 @@ int main(void)
         cmocka_unit_test(anomalies_of_transactions),
         cmocka_unit_test(alike_without_an_answer_are_tried_once),
         cmocka_unit_test(what_nobody_shows_is_told_by_a_length),
-        cmocka_unit_test(a_length_shrinks_by_an_overwrite_only),
-        cmocka_unit_test(a_place_that_is_shown_tells_nothing_more),
         cmocka_unit_test(what_was_compared_before_another_beginning_tells),
         cmocka_unit_test(no_budget_is_no_answer),
         cmocka_unit_test(made_histories),
         cmocka_unit_test(as_a_search_of_every_order_decides),
+        cmocka_unit_test(an_order_that_was_seen_explains),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,9 +12,11 @@
 
 /* The step's calls and pauses go to the fakes below. */
 int fake_nanosleep(const struct timespec *t, struct timespec *left);
-#define ask_call   fake_ask_call
-#define ask_config fake_ask_config
-#define nanosleep  fake_nanosleep
+uint64_t fake_now_ms(void);
+#define ask_call       fake_ask_call
+#define ask_config     fake_ask_config
+#define nanosleep      fake_nanosleep
+#define process_now_ms fake_now_ms
 #include "cmd/member_step.c"
 
 enum { GID = 1, FAULTS = 2, MEMBERS_MAX = 6, CALLS = 14 };
@@ -42,6 +44,9 @@ static struct {
     uint64_t late_leader;
 
     uint64_t first_leader; /* that said so to the command */
+    uint64_t halted;       /* it leaves every question without an answer */
+    uint64_t silent_ms;    /* from then on the leader knows it */
+    bool refuses;          /* the leader: nobody else would answer */
     uint32_t calls, wishes, changes, moves;
     uint64_t now_ms;
 } g;
@@ -152,6 +157,11 @@ static enum err take_wish(const char *address, struct slice body, bool late)
         g.late_wish.address = slice_of(NULL, 0);
         g.late_leader = g.leader;
         rc = ERR_TIMEDOUT;
+    } else if (g.refuses) {
+        rc = ERR_BUSY;
+    } else if (w.kind == RSM_TRANSFER && w.id == g.halted && w.id != 0) {
+        g.now_ms += w.timeout_ms;
+        rc = ERR_TIMEDOUT;
     } else if (!is_reached(&w)) {
         rc = change(&w);
     }
@@ -175,6 +185,8 @@ static enum err say_members(const char *address, struct arena *arena,
                                   .members_count = g.count};
     for (uint32_t i = 0; i < g.count; i++) {
         g.members[i].match += g.match_step;
+        g.members[i].active =
+            g.members[i].id != g.halted || g.now_ms < g.silent_ms;
     }
     rsm_members_encode(&b, &m);
     *out = arena_copy(arena, buf_slice(&b));
@@ -229,6 +241,10 @@ enum err fake_ask_call(struct skv_client *client, const char *address,
     if (!serves(address)) {
         return ERR_CLOSED;
     }
+    if (g.halted != 0 && strcmp(address, address_of(g.halted)) == 0) {
+        g.now_ms += timeout_ms;
+        return ERR_TIMEDOUT;
+    }
     if (fault == LOST || (fault == LATE && !wish)) {
         g.now_ms += timeout_ms;
         return ERR_TIMEDOUT;
@@ -248,6 +264,11 @@ enum err fake_ask_config(struct skv_client *client, uint64_t number,
     (void)arena;
     (void)out;
     return ERR_CLOSED;
+}
+
+uint64_t fake_now_ms(void)
+{
+    return g.now_ms;
 }
 
 int fake_nanosleep(const struct timespec *t, struct timespec *left)
@@ -403,6 +424,26 @@ static void one_that_catches_up_is_waited_for(void **state)
     assert_int_equal(g.changes, 0);
 }
 
+/* Wrong if a replica that is halted, and so makes each look at the group take
+ * two seconds, makes a refusal take minutes; or if leadership is offered for a
+ * minute to one that the leader knows to be silent. */
+static void who_is_halted_costs_no_minute(void **state)
+{
+    (void)state;
+    const struct step remove = {RSM_REMOVE, 3}, lead_3 = {RSM_TRANSFER, 3};
+    group_make(&remove);
+    lead(2);
+    g.halted = 1;
+    g.refuses = true;
+    assert_false(give(&remove));
+    assert_in_range(g.now_ms, 10000, 15000);
+    group_make(&lead_3);
+    g.halted = 3;
+    g.silent_ms = 1000;
+    assert_false(give(&lead_3));
+    assert_in_range(g.now_ms, 2000, 5000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -410,6 +451,7 @@ int main(void)
         cmocka_unit_test(a_refusal_ends_the_step),
         cmocka_unit_test(a_group_without_a_leader_is_given_up),
         cmocka_unit_test(one_that_catches_up_is_waited_for),
+        cmocka_unit_test(who_is_halted_costs_no_minute),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

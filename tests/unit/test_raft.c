@@ -1227,9 +1227,15 @@ static void a_learner_is_fed_and_has_no_say(void **state)
     config.id = 9;
     b = (struct box){0};
     assert_int_equal(raft_new(&config, &b.r), ERR_OK);
+    struct raft_msg beat = {.type = RAFT_MSG_APPEND, .from = 1, .term = 1};
+    recv(&b, beat);
+    persist(&b);
+    assert_int_equal(status(&b).leader, 1);
     for (int i = 0; i < 5; i++) {
         tick(&b);
         assert_int_equal(b.u.send_count, 0);
+        /* Silent for a timeout: maybe we were removed, and should ask. */
+        assert_int_equal(status(&b).leader, 0);
     }
     raft_free(b.r);
 }

@@ -71,6 +71,35 @@ static void test_space_is_looked_at_now_and_then(void **state)
     cluster_free();
 }
 
+/* Wrong if a leader that is well whenever it tries again, and full right after
+ * that, leads for ever. */
+static void test_full_for_a_moment_hands_over(void **state)
+{
+    (void)state;
+    cluster_start(33);
+    struct node *leader = await_leader();
+    struct disk *disk = faultdisk_disk(leader->disk);
+    const struct disk_ops *before = disk->ops;
+    struct disk_ops counted = *before;
+    counted.space = counted_space;
+    disk->ops = &counted;
+    space_left = 1000;
+    struct client c;
+    struct rsm_status status = {0};
+    for (uint32_t i = 0; i < 100 && !status.full; i++) {
+        propose(leader, &c, i);
+        await_client(&c);
+        rsm_status(leader->rsm, &status);
+    }
+    assert_true(status.full);
+    space_left = UINT64_MAX;
+    run_ms(2000);
+    rsm_status(leader->rsm, &status);
+    assert_true(!status.full && await_leader() != leader);
+    disk->ops = before;
+    cluster_free();
+}
+
 /* Bytes of its log, and what others leave of its disk. */
 static uint64_t log_size(struct node *n)
 {
@@ -220,6 +249,7 @@ int main(int argc, char **argv)
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_space_is_looked_at_now_and_then),
+        cmocka_unit_test(test_full_for_a_moment_hands_over),
         cmocka_unit_test(test_full_disk_gives_back_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
