@@ -585,3 +585,24 @@ enum err skv_batch_write(struct skv_fsm *f, const struct skv_install *install)
     }
     return rc;
 }
+
+static enum err follow_row(struct skv_fsm *f, uint16_t shard,
+                           const struct skv_record *r)
+{
+    struct skv_row row;
+    uint64_t session = 0;
+    if (r->gone != 0 || !skv_name_read_session(r->key, &session) ||
+        skv_row_decode(r->data, &f->arena, &row) != ERR_OK) {
+        return ERR_OK; /* what makes no sense is refused by arrival.c */
+    }
+    return skv_replies_follow(f, shard, session, row.first);
+}
+
+enum err skv_batch_follow(struct skv_fsm *f, const struct skv_install *install)
+{
+    enum err rc = ERR_OK;
+    for (uint32_t i = 0; rc == ERR_OK && i < install->records_count; i++) {
+        rc = follow_row(f, install->shard, &install->records[i]);
+    }
+    return rc;
+}

@@ -15,13 +15,16 @@
 
 enum skv_command_kind {
     SKV_COMMAND_REQUEST = 1,
-    SKV_COMMAND_CONFIG = 2,  /* the next configuration: ctl_config */
-    SKV_COMMAND_INSTALL = 3, /* a batch of an arriving shard */
+    SKV_COMMAND_CONFIG = 2, /* the next configuration: ctl_config */
+    /* INSTALL in logs of before: each reply that goes has a record. */
+    SKV_COMMAND_INSTALL_TOLD = 3,
     SKV_COMMAND_SETTLED = 5, /* the old owner knows: skv_step */
     SKV_COMMAND_DROP = 6, /* the new owner has it: some of it goes: skv_step */
     SKV_COMMAND_EXPIRE = 7, /* idle sessions go */
     SKV_COMMAND_FREEZE = 8, /* the new owner has nearly all: skv_step */
     SKV_COMMAND_CUT = 9,    /* skv_cut; answered by skv_cut_reply */
+    /* A batch of an arriving shard; its rows say which replies go. */
+    SKV_COMMAND_INSTALL = 10,
 };
 
 /* How far a shard on its way has come: first its keys in order, then what

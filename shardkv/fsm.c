@@ -70,16 +70,18 @@ static enum err apply_config(struct skv_fsm *f, struct slice body)
     return fault;
 }
 
-static enum err apply_install(struct skv_fsm *f, struct slice body)
+static enum err apply_install(struct skv_fsm *f, enum skv_command_kind kind,
+                              struct slice body)
 {
     struct skv_install install;
+    bool follows = kind == SKV_COMMAND_INSTALL;
     enum err fault = ERR_OK;
     enum err rc = skv_install_decode(body, &f->arena, &install);
     if (rc != ERR_OK) {
         return rc;
     }
     struct skv_outcome outcome = {
-        .rc = (uint32_t)skv_shard_install(f, &install, &fault)};
+        .rc = (uint32_t)skv_shard_install(f, &install, follows, &fault)};
     answer(f, &outcome);
     return fault;
 }
@@ -113,7 +115,8 @@ static enum err apply_expire(struct skv_fsm *f, struct slice body)
         return rc;
     }
     clock_move(f, expire.stamp_us);
-    if (skv_shard_is_served(f, expire.shard)) {
+    if (expire.shard < f->config.shards_count &&
+        f->shards[expire.shard].state == SKV_SHARD_SERVING) {
         rc = skv_sessions_expire(f, expire.shard, expire.after, &outcome);
     }
     answer(f, &outcome);
@@ -137,7 +140,8 @@ static enum err apply_command(struct skv_fsm *f, struct slice command)
     switch (kind) {
     case SKV_COMMAND_REQUEST: return apply_request(f, body);
     case SKV_COMMAND_CONFIG: return apply_config(f, body);
-    case SKV_COMMAND_INSTALL: return apply_install(f, body);
+    case SKV_COMMAND_INSTALL_TOLD:
+    case SKV_COMMAND_INSTALL: return apply_install(f, kind, body);
     case SKV_COMMAND_FREEZE:
     case SKV_COMMAND_SETTLED:
     case SKV_COMMAND_DROP: return apply_step(f, kind, body);

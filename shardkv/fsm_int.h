@@ -75,6 +75,8 @@ struct skv_name skv_name_latest(uint16_t shard, uint32_t hash);
  * the first. */
 bool skv_name_read_chunked(struct slice key, uint64_t *session,
                            uint64_t *sequence);
+/* Is it the key of a session's row? */
+bool skv_name_read_session(struct slice key, uint64_t *session);
 
 /* May a key of at least eight bytes, sent by another group, be stored here? */
 bool skv_name_may_move(struct slice key);
@@ -90,6 +92,11 @@ MUST_USE enum err skv_chunks_get(struct skv_store *s, struct skv_name name,
 /* *found, if not NULL: it was there. */
 MUST_USE enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
                                     bool *found);
+/* The same by skv_track_forget(). */
+MUST_USE enum err skv_chunks_forget(struct skv_store *s, struct skv_name name,
+                                    bool *found);
+MUST_USE enum err skv_chunks_find(struct skv_store *s, struct skv_name name,
+                                  bool *found);
 
 /* The first `max` keys that begin with `prefix` and are above or at `from`. */
 struct skv_keys {
@@ -101,6 +108,7 @@ struct skv_keys {
 };
 MUST_USE enum err skv_keys_collect(struct skv_store *s, struct slice prefix,
                                    struct slice from, struct skv_keys *keys);
+void skv_keys_add(struct skv_keys *keys, struct slice key);
 bool skv_keys_next(struct skv_keys *keys, struct slice *key);
 void skv_keys_free(struct skv_keys *keys);
 MUST_USE enum err skv_keys_remove(struct skv_store *s, struct skv_keys *keys);
@@ -295,6 +303,10 @@ MUST_USE enum err skv_use_add(struct skv_call *c, enum skv_use use,
                               struct slice reply);
 MUST_USE enum err skv_use_replace(struct skv_call *c, enum skv_use use,
                                   struct slice reply);
+/* Of a shard that arrives: a row came that says `first`. What the old owner has
+ * forgotten without a change goes here, too. */
+MUST_USE enum err skv_replies_follow(struct skv_fsm *f, uint16_t shard,
+                                     uint64_t session, uint64_t first);
 MUST_USE enum err skv_sessions_expire(struct skv_fsm *f, uint16_t shard,
                                       uint64_t after,
                                       struct skv_outcome *outcome);
@@ -367,7 +379,7 @@ MUST_USE enum err skv_shards_configure(struct skv_fsm *f,
                                        enum err *fault);
 MUST_USE enum err skv_shard_install(struct skv_fsm *f,
                                     const struct skv_install *install,
-                                    enum err *fault);
+                                    bool follows, enum err *fault);
 MUST_USE enum err skv_shard_freeze(struct skv_fsm *f,
                                    const struct skv_step *step,
                                    enum err *fault);
@@ -446,6 +458,9 @@ MSG_STRUCT(skv_change, SKV_CHANGE_FIELDS);
 /* Takes the store. */
 struct skv_store *skv_track_new(struct skv_store *inner,
                                 const struct skv_fsm *f);
+/* Removes a key of which the new owner hears otherwise: it leaves no change,
+ * and the one that it has goes. `s` is of skv_track_new(). */
+MUST_USE enum err skv_track_forget(struct skv_store *s, struct slice key);
 
 /* ---- is an arrived shard whole and sane? (arrival.c) ---- */
 
@@ -483,5 +498,8 @@ MUST_USE enum err skv_batch_count(struct skv_fsm *f,
                                   struct buf *out, enum err *fault);
 MUST_USE enum err skv_batch_write(struct skv_fsm *f,
                                   const struct skv_install *install);
+/* Behind it: replies that the batch's rows have passed go. */
+MUST_USE enum err skv_batch_follow(struct skv_fsm *f,
+                                   const struct skv_install *install);
 
 #endif

@@ -209,6 +209,17 @@ bool skv_name_read_chunked(struct slice key, uint64_t *session,
     return get_be16(at + 16) == 0;
 }
 
+bool skv_name_read_session(struct slice key, uint64_t *session)
+{
+    if (key.size != SKV_OBJECT_SIZE + 1 + 8 ||
+        (get_be64(key.data) & SKV_OBJECT_KV) != 0 ||
+        key.data[SKV_OBJECT_SIZE] != LETTER_SESSION) {
+        return false;
+    }
+    *session = get_be64(key.data + SKV_OBJECT_SIZE + 1);
+    return true;
+}
+
 bool skv_name_may_move(struct slice key)
 {
     if ((get_be64(key.data) & SKV_OBJECT_KV) != 0) {
@@ -307,8 +318,10 @@ enum err skv_chunks_get(struct skv_store *s, struct skv_name name,
     return got == size ? ERR_OK : ERR_CORRUPT;
 }
 
-enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
-                           bool *found)
+typedef enum err remove_fn(struct skv_store *s, struct slice key);
+
+static enum err remove_by(struct skv_store *s, struct skv_name name,
+                          remove_fn *remove, bool *found)
 {
     struct skv_value value;
     struct skv_name key = chunk_name(name, 0);
@@ -323,12 +336,40 @@ enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
     uint32_t count = chunk_count(dec_u32(&d));
     for (uint32_t i = 0; rc == ERR_OK && i < count; i++) {
         key = chunk_name(name, i);
-        rc = s->ops->remove(s, skv_name_slice(&key));
+        rc = remove(s, skv_name_slice(&key));
     }
     return rc;
 }
 
+enum err skv_chunks_remove(struct skv_store *s, struct skv_name name,
+                           bool *found)
+{
+    return remove_by(s, name, s->ops->remove, found);
+}
+
+enum err skv_chunks_forget(struct skv_store *s, struct skv_name name,
+                           bool *found)
+{
+    return remove_by(s, name, skv_track_forget, found);
+}
+
+enum err skv_chunks_find(struct skv_store *s, struct skv_name name, bool *found)
+{
+    struct skv_value value;
+    struct skv_name first = chunk_name(name, 0);
+    enum err rc = s->ops->lookup(s, skv_name_slice(&first), &value);
+    *found = rc == ERR_OK;
+    return rc == ERR_NOTFOUND ? ERR_OK : rc;
+}
+
 /* ---- sets of keys: a scan's callback must not write, so collect first ---- */
+
+void skv_keys_add(struct skv_keys *keys, struct slice key)
+{
+    enc_u16(&keys->bytes, (uint16_t)key.size);
+    buf_append(&keys->bytes, key.data, key.size);
+    keys->count++;
+}
 
 static bool collect(void *arg, struct slice key, const struct skv_value *value)
 {
@@ -338,9 +379,7 @@ static bool collect(void *arg, struct slice key, const struct skv_value *value)
         keys->more = true;
         return false;
     }
-    enc_u16(&keys->bytes, (uint16_t)key.size);
-    buf_append(&keys->bytes, key.data, key.size);
-    keys->count++;
+    skv_keys_add(keys, key);
     return true;
 }
 

@@ -153,13 +153,15 @@ MSG_STRUCT(skv_reply, SKV_REPLY_FIELDS);
 #define SKV_METHOD_READ   0x30 /* skv_request -> skv_reply; only reads */
 #define SKV_METHOD_WRITE  0x31 /* skv_request -> skv_reply */
 #define SKV_METHOD_STATUS 0x32 /* empty -> ctl_status */
-#define SKV_METHOD_PULL   0x33 /* server: skv_pull -> skv_pulled */
 #define SKV_METHOD_SETTLE 0x34 /* server: the new owner has a shard */
 #define SKV_METHOD_LEADS  0x35 /* empty -> empty: lives and leads, at once */
 #define SKV_METHOD_FREEZE                                                      \
     0x36                      /* server: the new owner has nearly all of it    \
                                */
 #define SKV_METHOD_COUNT 0x37 /* server: skv_count -> skv_counted */
+/* server: skv_pull -> skv_pulled. It was 0x33 for those who must be told of
+ * each reply that goes: they get nothing, and wait for their next version. */
+#define SKV_METHOD_PULL 0x3a
 
 bool skv_kind_is_compare(uint8_t kind);
 bool skv_kind_is_read(uint8_t kind);

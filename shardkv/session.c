@@ -8,7 +8,11 @@
  *  3. Rows and replies are keys of their shard (object 0): they move with it.
  *  4. A session with a prepared transaction does not expire; one whose commit
  *     its clerk has not acknowledged (`outcome` >= first) stays much longer
- *     than others, for a participant that was away meanwhile. */
+ *     than others, for a participant that was away meanwhile.
+ *  5. A reply below `first` is there only as long as its transaction is
+ *     prepared. So a row and the votes say which replies have gone: the owner
+ * of a shard that arrives needs to hear no more (track.c, 4). Hence no row goes
+ *     while its shard leaves. */
 #include "shardkv/fsm_int.h"
 
 #include "base/check.h"
@@ -78,7 +82,7 @@ static bool collect_below(void *arg, struct slice key,
 static enum err forget_one(struct skv_call *c, uint64_t sequence, bool *found)
 {
     const struct skv_request *q = c->request;
-    enum err rc = skv_chunks_remove(
+    enum err rc = skv_chunks_forget(
         c->fsm->store, skv_name_reply(q->shard, q->session, sequence), found);
     return rc == ERR_OK && *found ? uncount_reply(c) : rc;
 }
@@ -180,16 +184,65 @@ enum err skv_use_replace(struct skv_call *c, enum skv_use use,
                          struct slice reply)
 {
     const struct skv_request *q = c->request;
-    enum err rc = skv_chunks_remove(
-        c->fsm->store, skv_name_reply(q->shard, q->session, q->sequence), NULL);
-    if (rc != ERR_OK) {
-        return rc;
-    }
     if (q->sequence < c->row.first) {
         /* `first` has passed it already: nobody will ask again. */
-        return uncount_reply(c);
+        bool found = false;
+        return forget_one(c, q->sequence, &found);
     }
-    return use_save(c, use, reply);
+    enum err rc = skv_chunks_remove(
+        c->fsm->store, skv_name_reply(q->shard, q->session, q->sequence), NULL);
+    return rc == ERR_OK ? use_save(c, use, reply) : rc;
+}
+
+/* ---- of a shard that arrives ---- */
+
+struct passed {
+    uint64_t first;
+    struct skv_keys keys;
+};
+
+static bool collect_passed(void *arg, struct slice key,
+                           const struct skv_value *value)
+{
+    struct passed *p = arg;
+    uint64_t session = 0;
+    uint64_t sequence = 0;
+    (void)value;
+    (void)skv_name_read_chunked(key, &session, &sequence);
+    if (sequence >= p->first) {
+        return false;
+    }
+    skv_keys_add(&p->keys, key);
+    return true;
+}
+
+/* Invariant 5. A vote's changes sort before those of its reply: if the vote is
+ * on its way here, the reply will come behind it, again if it goes now. */
+static enum err follow_one(struct skv_fsm *f, uint16_t shard, struct slice key)
+{
+    uint64_t session = 0;
+    uint64_t sequence = 0;
+    bool prepared = false;
+    (void)skv_name_read_chunked(key, &session, &sequence);
+    enum err rc = skv_chunks_find(
+        f->store, skv_name_prepared(shard, session, sequence), &prepared);
+    return rc == ERR_OK && !prepared ? f->store->ops->remove(f->store, key)
+                                     : rc;
+}
+
+enum err skv_replies_follow(struct skv_fsm *f, uint16_t shard, uint64_t session,
+                            uint64_t first)
+{
+    struct passed p = {.first = first};
+    struct skv_name all = skv_name_replies(shard, session);
+    struct slice key;
+    enum err rc = f->store->ops->scan(f->store, skv_name_slice(&all),
+                                      slice_of(NULL, 0), collect_passed, &p);
+    while (rc == ERR_OK && skv_keys_next(&p.keys, &key)) {
+        rc = follow_one(f, shard, key);
+    }
+    skv_keys_free(&p.keys);
+    return rc;
 }
 
 /* ---- expiry ---- */

@@ -335,8 +335,19 @@ static enum err arrived_check(struct skv_fsm *f, uint16_t shard,
     return refusal;
 }
 
+/* While keys are copied no reply need follow a row: whatever went meanwhile has
+ * left a change of its row. */
+static enum err batch_write(struct skv_fsm *f,
+                            const struct skv_install *install, bool follows)
+{
+    enum err rc = skv_batch_write(f, install);
+    return rc == ERR_OK && follows && install->cursor.changes != 0
+               ? skv_batch_follow(f, install)
+               : rc;
+}
+
 enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
-                           enum err *fault)
+                           bool follows, enum err *fault)
 {
     enum err refusal = install_check(f, install);
     if (refusal == ERR_OK && install->last != 0 && skv_is_held(f)) {
@@ -345,7 +356,7 @@ enum err skv_shard_install(struct skv_fsm *f, const struct skv_install *install,
     if (refusal != ERR_OK) {
         return refusal;
     }
-    *fault = skv_batch_write(f, install);
+    *fault = batch_write(f, install, follows);
     if (*fault == ERR_OK && install->last != 0) {
         refusal = arrived_check(f, install->shard, fault);
     }

@@ -10,7 +10,11 @@
  *  3. A change that covers the last one of its key takes its place: who writes
  *     a key again and again has it copied once, or again when it was copied in
  *     between. Two keys of one hash only lose this.
- *  4. They are state like any other: every replica has the same, and a crash
+ *  4. A reply that goes, because its session's row has passed it, leaves no
+ *     change, and takes its own along: else each write would leave one for
+ *     ever. The row is written by the same entry, and its change sorts behind:
+ *     who reads that one forgets the reply (skv_replies_follow()).
+ *  5. They are state like any other: every replica has the same, and a crash
  *     or a new leader loses none. They go when the shard is dropped. */
 #include "shardkv/fsm_int.h"
 
@@ -29,6 +33,8 @@ struct track {
     uint32_t count;
     struct buf scratch;
 };
+
+static const struct skv_store_ops track_ops;
 
 static struct track *of(struct skv_store *s)
 {
@@ -70,9 +76,10 @@ static bool covers(const struct skv_change *now, const struct skv_change *old)
            now->offset <= old->offset && now->end >= old->end;
 }
 
-/* Invariant 3: `latest` names the last change of a key of this hash. */
+/* Invariant 3: `latest` names the last change of a key of this hash. *found: it
+ * is gone. */
 static enum err forget_covered(struct track *t, const struct skv_name *latest,
-                               const struct skv_change *now)
+                               const struct skv_change *now, bool *found)
 {
     const struct skv_store_ops *ops = t->inner->ops;
     struct skv_name name = {0};
@@ -80,6 +87,7 @@ static enum err forget_covered(struct track *t, const struct skv_name *latest,
     struct skv_change old;
     struct arena a = {0};
     enum err rc = ops->lookup(t->inner, skv_name_slice(latest), &value);
+    *found = false;
     if (rc != ERR_OK) {
         return rc == ERR_NOTFOUND ? ERR_OK : rc;
     }
@@ -93,10 +101,21 @@ static enum err forget_covered(struct track *t, const struct skv_name *latest,
         rc = skv_change_decode(value.inline_bytes, &a, &old);
     }
     if (rc == ERR_OK && covers(now, &old)) {
+        *found = true;
         rc = ops->remove(t->inner, skv_name_slice(&name));
     }
     arena_free(&a);
     return rc == ERR_NOTFOUND ? ERR_OK : rc;
+}
+
+/* Of the entry at hand. What leaves no change takes a number, too: else the
+ * names of those behind it would be others in a log's replay by a program that
+ * knew nothing of that. */
+static void next_number(struct track *t)
+{
+    raft_index index = t->fsm->index + 1;
+    t->count = index == t->index ? t->count + 1 : 0;
+    t->index = index;
 }
 
 /* After it: `rc` is what it gave. */
@@ -106,15 +125,14 @@ static enum err write_down(struct track *t, const struct touched *k,
     if (rc != ERR_OK || k->size == 0) {
         return rc;
     }
-    raft_index index = t->fsm->index + 1; /* the entry at hand */
-    t->count = index == t->index ? t->count + 1 : 0;
-    t->index = index;
+    bool found = false;
+    next_number(t);
     struct skv_change change = {
         .key = slice_of(k->bytes, k->size), .offset = offset, .end = end};
     uint16_t shard = get_be16(k->bytes);
-    struct skv_name name = skv_name_change(shard, index, t->count);
+    struct skv_name name = skv_name_change(shard, t->index, t->count);
     struct skv_name latest = skv_name_latest(shard, crc32c(0, change.key));
-    rc = forget_covered(t, &latest, &change);
+    rc = forget_covered(t, &latest, &change, &found);
     if (rc != ERR_OK) {
         return rc;
     }
@@ -175,6 +193,29 @@ static enum err op_remove(struct skv_store *s, struct slice key)
     touch(of(s), key, &k);
     enum err rc = in(s)->ops->remove(in(s), key);
     return write_down(of(s), &k, 0, UINT64_MAX, rc);
+}
+
+/* Invariant 4. */
+enum err skv_track_forget(struct skv_store *s, struct slice key)
+{
+    struct track *t = of(s);
+    struct touched k;
+    bool found = false;
+    CHECK(s->ops == &track_ops);
+    touch(t, key, &k);
+    enum err rc = in(s)->ops->remove(in(s), key);
+    if (rc != ERR_OK || k.size == 0) {
+        return rc;
+    }
+    struct skv_change change = {.key = slice_of(k.bytes, k.size),
+                                .end = UINT64_MAX};
+    struct skv_name latest =
+        skv_name_latest(get_be16(k.bytes), crc32c(0, change.key));
+    next_number(t);
+    rc = forget_covered(t, &latest, &change, &found);
+    return rc == ERR_OK && found
+               ? in(s)->ops->remove(in(s), skv_name_slice(&latest))
+               : rc;
 }
 
 /* ---- all else goes through ---- */

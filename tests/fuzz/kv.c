@@ -343,7 +343,8 @@ static bool command_is_large(struct slice command)
     if (command.data[0] == SKV_COMMAND_REQUEST && body.size >= 8) {
         return is_large(slice_of(body.data + 8, body.size - 8));
     }
-    if (command.data[0] == SKV_COMMAND_INSTALL &&
+    if ((command.data[0] == SKV_COMMAND_INSTALL ||
+         command.data[0] == SKV_COMMAND_INSTALL_TOLD) &&
         skv_install_decode(body, &a, &install) == ERR_OK) {
         for (uint32_t i = 0; i < install.records_count; i++) {
             large |= install.records[i].length > SIZE_MAX_HERE;

@@ -423,7 +423,7 @@ static void a_client_may_not_call_what_is_for_servers(void **state)
     (void)state;
     static const net_method methods[] = {SKV_METHOD_PULL, SKV_METHOD_SETTLE,
                                          RSM_METHOD_SNAP};
-    static const char *const words[] = {"method=0x33", "method=0x34",
+    static const char *const words[] = {"method=0x3a", "method=0x34",
                                         "method=0x11"};
     struct buf empty = {0};
     for (int i = 0; i < 3; i++) {
@@ -534,7 +534,7 @@ static void a_leaving_shard_is_for_its_new_owner_alone(void **state)
                                      calls[k].method, calls[k].body),
                              ERR_DENIED);
             if (k == 0) { /* the lines of the others may be held back */
-                assert_true(was_said("method=0x33 from=127.0.0.1:"));
+                assert_true(was_said("method=0x3a from=127.0.0.1:"));
             }
         }
     }

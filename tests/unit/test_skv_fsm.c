@@ -1059,6 +1059,241 @@ static void a_key_written_again_leaves_one_change(void **state)
     group_close(&b);
 }
 
+static uint32_t count_keys(struct group *g, struct skv_name prefix)
+{
+    struct skv_keys keys = {.max = UINT32_MAX};
+    assert_int_equal(skv_keys_collect(g->fsm->store, skv_name_slice(&prefix),
+                                      slice_of(NULL, 0), &keys),
+                     ERR_OK);
+    uint32_t count = keys.count;
+    skv_keys_free(&keys);
+    return count;
+}
+
+/* As a clerk that has had the answer to each number below. */
+static enum err put_next(struct group *g, uint64_t session, uint64_t sequence)
+{
+    struct skv_item it = item(SKV_PUT, "0:ab", "value");
+    struct skv_request q = {.session = session,
+                            .sequence = sequence,
+                            .first = sequence,
+                            .flags = SKV_FLAG_OPEN,
+                            .items = &it,
+                            .items_count = 1};
+    send(g, &q);
+    return (enum err)g->reply.rc;
+}
+
+/* The key, the session's row, the one reply that may be asked for. */
+static void a_reply_that_goes_leaves_no_change(void **state)
+{
+    struct group a, b;
+    (void)state;
+    two_groups(&a, &b);
+    assert_int_equal(configure(&a, 2, MOVED), ERR_OK);
+    for (uint64_t i = 1; i <= 1000; i++) {
+        assert_int_equal(put_next(&a, SESSION, i), ERR_OK);
+    }
+    assert_int_equal(count_keys(&a, skv_name_changes(0)), 3);
+    assert_int_equal(count_keys(&a, skv_name_latests(0)), 3);
+    /* By the names that they had when the reply's went before the row's. */
+    struct skv_keys keys = {.max = 3};
+    struct skv_name all = skv_name_changes(0);
+    struct slice name;
+    assert_int_equal(skv_keys_collect(a.fsm->store, skv_name_slice(&all),
+                                      slice_of(NULL, 0), &keys),
+                     ERR_OK);
+    for (uint32_t i = 1; i <= 3; i++) {
+        struct skv_name expected = skv_name_change(0, a.index, i);
+        assert_true(skv_keys_next(&keys, &name));
+        assert_int_equal(slice_compare(name, skv_name_slice(&expected)), 0);
+    }
+    skv_keys_free(&keys);
+    group_close(&a);
+    group_close(&b);
+}
+
+/* ---- sessions that are used while their shard moves ---- */
+
+enum { SESSIONS = 3, LONG = 6000 };
+
+/* Clerks with requests under way, and others that finish them. What they write
+ * and hear may be long: votes and replies of several chunks. */
+static void use_sessions(struct group *g, struct rng *r,
+                         uint64_t last[SESSIONS])
+{
+    static const char *const names[] = {"0:a", "0:b", "0:c", "0:d", "0:e"};
+    static const uint8_t bytes[LONG];
+    struct skv_shard_ref participants[] = {{.shard = 0}, {.shard = 1}};
+    uint64_t session = rng_below(r, SESSIONS);
+    bool is_new = rng_chance(r, 500);
+    last[session] += is_new;
+    uint64_t back = is_new ? 0 : rng_below(r, 12);
+    uint64_t sequence = last[session] > back ? last[session] - back : 1;
+    struct skv_item items[] = {
+        {.kind = SKV_PUT, .key = key(names[rng_below(r, 5)])},
+        ranged(SKV_GET, names[rng_below(r, 5)], 0, LONG)};
+    items[0].data = slice_of(bytes, rng_chance(r, 500) ? 3 : LONG);
+    struct skv_request q = {.session = 1 + session,
+                            .sequence = sequence,
+                            .flags = SKV_FLAG_OPEN,
+                            .items = items,
+                            .items_count = 2};
+    if (rng_chance(r, 200)) {
+        uint64_t ahead = rng_below(r, 8);
+        q.first = sequence > ahead ? sequence - ahead : 1;
+    }
+    if (rng_chance(r, 600)) {
+        q.phase = (uint8_t)(is_new ? SKV_PREPARE : 1 + rng_below(r, 4));
+        q.items_count = q.phase == SKV_PREPARE ? 2 : 0;
+        q.participants = participants;
+        q.participants_count = q.phase == SKV_PREPARE ? 2 : 0;
+    }
+    send(g, &q);
+}
+
+/* Somebody decides about the first of those that are prepared. */
+static void finish_one(struct group *g, struct rng *r)
+{
+    const struct skv_prepared *p = g->fsm->shards[0].prepared;
+    struct skv_request q = {.phase = (uint8_t)(SKV_COMMIT + rng_below(r, 2))};
+    if (p != NULL) {
+        q.session = p->session;
+        q.sequence = p->sequence;
+        send(g, &q);
+    }
+}
+
+struct journey_plan {
+    struct group *a, *b;
+    struct rng *r;
+    uint64_t *last; /* numbers given out */
+};
+
+static void move_used(const struct journey_plan *p, uint64_t number)
+{
+    static const size_t sizes[] = {1, 300, 5000, 1 << 20};
+    struct journey j = {.from = p->a, .to = p->b, .number = number};
+    enum skv_end end = SKV_END_MORE;
+    p->a->fsm->batch_size = sizes[rng_below(p->r, 4)];
+    for (uint32_t writes = 0; end != SKV_END_LAST;) {
+        while (p->a->fsm->shards[0].state == SKV_SHARD_LEAVING &&
+               writes < 150 && rng_chance(p->r, 800)) {
+            use_sessions(p->a, p->r, p->last);
+            writes++;
+            if (rng_chance(p->r, 150)) {
+                finish_one(p->a, p->r);
+            }
+        }
+        if (rng_chance(p->r, 10)) {
+            size_t size = p->a->fsm->batch_size;
+            reopen(rng_chance(p->r, 500) ? p->a : p->b);
+            p->a->fsm->batch_size = size;
+        }
+        end = journey_batch(&j);
+        if (end == SKV_END_NOW && rng_chance(p->r, 200)) {
+            assert_int_equal(journey_freeze(&j), ERR_OK);
+        }
+    }
+    bytes_unref(j.last);
+}
+
+/* There and back, and there. What could go wrong: a reply goes at the old owner
+ * and stays at the new one, or the other way round; its number in the row. */
+static void move_sessions(uint64_t seed)
+{
+    struct group a, b;
+    struct rng r = {.state = seed};
+    uint64_t last[SESSIONS] = {0};
+    two_groups(&a, &b);
+    struct journey_plan p = {.a = &a, .b = &b, .r = &r, .last = last};
+    for (uint64_t number = 2; number <= 4; number++) {
+        const ctl_gid *owners = p.b == &b ? MOVED : ALL_ONE;
+        for (int i = 0; i < 30; i++) {
+            use_sessions(p.a, &r, last);
+        }
+        assert_int_equal(configure(&a, number, owners), ERR_OK);
+        assert_int_equal(configure(&b, number, owners), ERR_OK);
+        move_used(&p, number);
+        assert_same_shard(&a, &b);
+        while (run(p.a, skv_command_step(SKV_COMMAND_DROP, 0, number)).more) {
+        }
+        struct group *from = p.a;
+        p.a = p.b;
+        p.b = from;
+    }
+    group_close(&a);
+    group_close(&b);
+}
+
+static void sessions_in_use_arrive_as_they_are(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 200; seed++) {
+        move_sessions(seed);
+    }
+}
+
+/* A row alone says which replies have gone; but not in a log of before, whose
+ * other replicas keep them until they are told. */
+static void a_row_takes_its_replies_along(void **state)
+{
+    struct group a, b;
+    struct skv_name row = skv_name_session(0, SESSION);
+    struct skv_name reply = skv_name_reply(0, SESSION, 7);
+    uint8_t reply_key[64] = {0};
+    struct buf bytes = {0};
+    (void)state;
+    two_groups(&a, &b);
+    assert_int_equal(configure(&b, 2, MOVED), ERR_OK);
+    memcpy(reply_key, reply.data, reply.size); /* and chunk 0 */
+    skv_row_encode(&bytes, &(struct skv_row){.first = 8});
+    struct skv_record records[] = {{.key = skv_name_slice(&row),
+                                    .length = bytes.size,
+                                    .span = bytes.size,
+                                    .data = buf_slice(&bytes)},
+                                   {.key = slice_of(reply_key, reply.size + 2),
+                                    .length = 1,
+                                    .span = 1,
+                                    .data = slice_text("r")}};
+    struct skv_install in = {.number = 2,
+                             .cursor = {.batches = 1, .changes = 1},
+                             .records = records,
+                             .records_count = 2};
+    struct bytes *told = skv_command_install(&in);
+    told->data[0] = SKV_COMMAND_INSTALL_TOLD;
+    assert_int_equal(run(&b, told).rc, ERR_OK);
+    assert_int_equal(count_keys(&b, skv_name_replies(0, SESSION)), 1);
+    in.cursor = (struct skv_cursor){.batches = 2}; /* of keys, in order */
+    assert_int_equal(run(&b, skv_command_install(&in)).rc, ERR_OK);
+    assert_int_equal(count_keys(&b, skv_name_replies(0, SESSION)), 1);
+    in.cursor = (struct skv_cursor){.batches = 3, .changes = 1};
+    assert_int_equal(run(&b, skv_command_install(&in)).rc, ERR_OK);
+    assert_int_equal(count_keys(&b, skv_name_replies(0, SESSION)), 0);
+    buf_free(&bytes);
+    group_close(&a);
+    group_close(&b);
+}
+
+/* Its row could not say any more which replies have gone. */
+static void no_session_expires_while_its_shard_leaves(void **state)
+{
+    struct group a, b;
+    (void)state;
+    two_groups(&a, &b);
+    assert_int_equal(put_next(&a, SESSION, 1), ERR_OK);
+    assert_int_equal(configure(&a, 2, MOVED), ERR_OK);
+    uint64_t late = a.clock_us + 2 * SKV_SESSION_IDLE_US;
+    run(&a, skv_command_expire(late, 0, 0));
+    assert_int_equal(count_keys(&a, skv_name_sessions(0)), 1);
+    assert_int_equal(configure(&b, 2, MOVED), ERR_OK);
+    pull_all(&a, &b, 0, 2, false);
+    run(&b, skv_command_expire(late, 0, 0));
+    assert_int_equal(count_keys(&b, skv_name_sessions(0)), 0);
+    group_close(&a);
+    group_close(&b);
+}
+
 /* Two keys of one hash: a change of one must not stand for the other's. */
 static void keys_of_one_hash_have_each_their_change(void **state)
 {
@@ -1967,6 +2202,10 @@ int main(void)
         cmocka_unit_test(values_of_any_size_move_and_batches_may_come_again),
         cmocka_unit_test(a_shard_in_use_arrives_as_it_is),
         cmocka_unit_test(a_key_written_again_leaves_one_change),
+        cmocka_unit_test(a_reply_that_goes_leaves_no_change),
+        cmocka_unit_test(sessions_in_use_arrive_as_they_are),
+        cmocka_unit_test(a_row_takes_its_replies_along),
+        cmocka_unit_test(no_session_expires_while_its_shard_leaves),
         cmocka_unit_test(keys_of_one_hash_have_each_their_change),
         cmocka_unit_test(a_leaving_shard_is_served_until_it_is_frozen),
         cmocka_unit_test(a_shard_is_counted_in_bounded_parts),
