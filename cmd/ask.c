@@ -14,9 +14,6 @@ struct ask {
     net_method method;
     struct slice body;
     void *out;
-    struct ask_replica *replicas;
-    uint32_t replica_count;
-    uint32_t waiting;
 };
 
 static void on_config(void *arg, enum err rc, const struct ctl_config *config)
@@ -155,57 +152,128 @@ enum err ask_call(struct skv_client *client, const char *address,
     return a.rc;
 }
 
-/* One replica's status on its way. */
-struct ask_one {
-    struct ask *ask;
-    struct ask_replica *replica;
+/* ---- many at once ---- */
+
+/* Who is halted, or without power, breaks no connection: once others have
+ * answered, those that are silent are waited for so much longer. On a busy
+ * machine all are slow. */
+enum { SILENCE_US = 500000 };
+
+struct crowd {
+    struct skv_client_task task; /* first: a task is its crowd */
+    struct env *env;
+    struct net *net;
+    struct env_timer silence;
+    const struct ask_whom *whom;
+    struct asked *asked;
+    uint32_t count, waiting, timeout_ms;
+    ask_answer_fn *answer;
+    void *arg;
 };
 
-static void on_status(void *arg, enum err rc, struct slice body)
+/* One of them. */
+struct asked {
+    struct crowd *crowd;
+    uint64_t net_call; /* 0: it is over */
+};
+
+static void crowd_end(struct crowd *c)
 {
-    struct ask_one *one = arg;
-    struct ask *a = one->ask;
-    struct ask_replica *r = one->replica;
-    r->rc = rc;
-    if (rc == ERR_OK) {
-        r->rc =
-            ctl_status_decode(arena_copy(a->arena, body), a->arena, &r->status);
+    env_timer_stop(c->env, &c->silence);
+    for (uint32_t i = 0; i < c->count; i++) {
+        if (c->asked[i].net_call != 0) {
+            net_cancel(c->net, c->asked[i].net_call);
+        }
     }
-    if (--a->waiting == 0) {
-        skv_client_task_finish(&a->task);
+    skv_client_task_finish(&c->task);
+}
+
+static void silence_fired(struct env_timer *timer)
+{
+    crowd_end((struct crowd *)(void *)((char *)timer -
+                                       offsetof(struct crowd, silence)));
+}
+
+static void one_answered(void *arg, enum err rc, struct slice body)
+{
+    struct asked *one = arg;
+    struct crowd *c = one->crowd;
+    one->net_call = 0;
+    c->waiting--;
+    bool enough = c->answer(c->arg, (uint32_t)(one - c->asked), rc, body);
+    if (enough || c->waiting == 0) {
+        crowd_end(c);
+    } else if (rc == ERR_OK) {
+        c->silence.fire = silence_fired;
+        env_timer_start(c->env, &c->silence, SILENCE_US);
     }
 }
 
-static void start_statuses(struct skv_client_task *task, struct env *env,
-                           struct net *net, struct ctl_client *ctl)
+static void start_crowd(struct skv_client_task *task, struct env *env,
+                        struct net *net, struct ctl_client *ctl)
 {
-    (void)env;
     (void)ctl;
-    struct ask *a = (struct ask *)task;
+    struct crowd *c = (struct crowd *)task;
     struct slice nothing = {0};
-    a->waiting = a->replica_count;
-    for (uint32_t i = 0; i < a->replica_count; i++) {
-        struct ask_one *one = arena_alloc(a->arena, sizeof *one);
-        struct ask_replica *r = &a->replicas[i];
-        *one = (struct ask_one){.ask = a, .replica = r};
-        /* The numbers of both services' status method differ only by who
-         * answers it. */
-        net_call(net, r->address,
-                 r->gid == 0 ? CTL_METHOD_STATUS : SKV_METHOD_STATUS, &nothing,
-                 1, a->timeout_ms, on_status, one);
+    c->env = env;
+    c->net = net;
+    c->waiting = c->count;
+    for (uint32_t i = 0; i < c->count; i++) {
+        c->asked[i].crowd = c;
+        c->asked[i].net_call =
+            net_call(net, c->whom[i].address, c->whom[i].method, &nothing, 1,
+                     c->timeout_ms, one_answered, &c->asked[i]);
     }
+}
+
+void ask_many(struct skv_client *client, const struct ask_whom *whom,
+              uint32_t count, uint32_t timeout_ms, ask_answer_fn *answer,
+              void *arg)
+{
+    if (count == 0) {
+        return;
+    }
+    struct crowd c = {.task = {.fn = start_crowd},
+                      .whom = whom,
+                      .count = count,
+                      .timeout_ms = timeout_ms,
+                      .answer = answer,
+                      .arg = arg};
+    c.asked = mem_alloc(count * sizeof *c.asked);
+    skv_client_task_run(client, &c.task);
+    mem_free(c.asked);
+}
+
+struct statuses {
+    struct ask_replica *replicas;
+    struct arena *arena;
+};
+
+static bool take_status(void *arg, uint32_t i, enum err rc, struct slice body)
+{
+    struct statuses *s = arg;
+    struct ask_replica *r = &s->replicas[i];
+    r->rc = rc;
+    if (rc == ERR_OK) {
+        r->rc =
+            ctl_status_decode(arena_copy(s->arena, body), s->arena, &r->status);
+    }
+    return false;
 }
 
 void ask_statuses(struct skv_client *client, struct ask_replica *replicas,
                   uint32_t count, uint32_t timeout_ms, struct arena *arena)
 {
-    if (count == 0) {
-        return;
+    struct statuses s = {.replicas = replicas, .arena = arena};
+    struct ask_whom *whom = mem_alloc((count + 1) * sizeof *whom);
+    for (uint32_t i = 0; i < count; i++) {
+        replicas[i].rc = ERR_TIMEDOUT;
+        whom[i].address = replicas[i].address;
+        /* The numbers of both services' status method differ only by who
+         * answers it. */
+        whom[i].method =
+            replicas[i].gid == 0 ? CTL_METHOD_STATUS : SKV_METHOD_STATUS;
     }
-    struct ask a = {.task = {.fn = start_statuses},
-                    .timeout_ms = timeout_ms,
-                    .arena = arena,
-                    .replicas = replicas,
-                    .replica_count = count};
-    skv_client_task_run(client, &a.task);
+    ask_many(client, whom, count, timeout_ms, take_status, &s);
+    mem_free(whom);
 }

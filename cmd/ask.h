@@ -22,6 +22,19 @@ MUST_USE enum err ask_call(struct skv_client *client, const char *address,
                            uint32_t timeout_ms, struct arena *arena,
                            struct slice *out);
 
+/* An empty call to each of many at once. `answer` is called on the client's
+ * loop, and true from it ends the asking, as does a time in which nobody else
+ * answers; it is not called for those that are silent then. */
+struct ask_whom {
+    const char *address;
+    net_method method;
+};
+typedef bool ask_answer_fn(void *arg, uint32_t i, enum err rc,
+                           struct slice body);
+void ask_many(struct skv_client *client, const struct ask_whom *whom,
+              uint32_t count, uint32_t timeout_ms, ask_answer_fn *answer,
+              void *arg);
+
 /* The status of many replicas at once. */
 struct ask_replica {
     char address[NET_ADDRESS_SIZE_MAX];

@@ -36,14 +36,12 @@ const char *member_group_name(uint32_t gid, char text[32])
 
 /* Takes what `address` says if it is newer than what we have. True when it
  * leads. */
-static bool ask_one(struct change *ch, const char *address)
+static bool take_members(struct change *ch, const char *address,
+                         struct slice body)
 {
     struct arena arena = {0};
     struct rsm_members m;
-    struct slice body;
-    enum err rc = ask_call(ch->client, address, RSM_METHOD_MEMBERS,
-                           slice_of(NULL, 0), MEMBER_ASK_MS, &arena, &body);
-    if (rc != ERR_OK || rsm_members_decode(body, &arena, &m) != ERR_OK ||
+    if (rsm_members_decode(arena_copy(&arena, body), &arena, &m) != ERR_OK ||
         m.term < ch->members.term ||
         (m.term == ch->members.term && m.leader == 0)) {
         arena_free(&arena);
@@ -66,16 +64,32 @@ static bool ask_one(struct change *ch, const char *address)
     return leads;
 }
 
-/* Asks everybody known until the leader itself has answered. */
+struct asking {
+    struct change *ch;
+    struct ask_whom whom[CLUSTER_REPLICAS_MAX];
+    uint32_t count;
+    bool led; /* the leader itself has answered */
+};
+
+static bool answered(void *arg, uint32_t i, enum err rc, struct slice body)
+{
+    struct asking *a = arg;
+    a->led = rc == ERR_OK && take_members(a->ch, a->whom[i].address, body);
+    return a->led;
+}
+
+/* Asks everybody known, until the leader itself has answered. */
 bool member_ask(struct change *ch)
 {
+    struct asking a = {.ch = ch};
     for (uint32_t i = 0; i < ch->c.replica_count; i++) {
-        if (ch->c.replicas[i].gid == ch->gid &&
-            ask_one(ch, ch->c.replicas[i].address)) {
-            return true;
+        if (ch->c.replicas[i].gid == ch->gid) {
+            a.whom[a.count++] = (struct ask_whom){ch->c.replicas[i].address,
+                                                  RSM_METHOD_MEMBERS};
         }
     }
-    return false;
+    ask_many(ch->client, a.whom, a.count, MEMBER_ASK_MS, answered, &a);
+    return a.led;
 }
 
 const struct rsm_member *member_find(const struct change *ch, uint64_t id)

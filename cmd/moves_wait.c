@@ -34,7 +34,7 @@ struct watch {
     struct mark mark;
     uint64_t moved_ms; /* when it changed */
     uint64_t began_ms;
-    uint32_t timeout_ms;
+    uint32_t timeout_ms, asked_ms;
     struct progress progress;
     bool terminal;
     uint32_t drawn; /* lines */
@@ -199,12 +199,15 @@ static void say_shards(const struct watch *w, ctl_gid from, ctl_gid to)
 
 static void say_missing(const struct watch *w)
 {
-    fprintf(stderr,
-            "flotilla: configuration %" PRIu64 " is made, but after %" PRIu64
-            " s %u of %u shards have not "
-            "arrived:\n",
-            w->after.number, (process_now_ms() - w->began_ms) / 1000,
-            w->missing_count, w->moved_count);
+    fprintf(stderr, "flotilla: configuration %" PRIu64 " is made, but ",
+            w->after.number);
+    if (w->timeout_ms != 0) {
+        fprintf(stderr, "within %u ms", w->asked_ms);
+    } else {
+        fprintf(stderr, "nothing has moved for %u ms:", PATIENCE_MS);
+    }
+    fprintf(stderr, " %u of %u shards have not arrived:\n", w->missing_count,
+            w->moved_count);
     for (uint32_t b = 0; b < w->before.groups_count; b++) {
         for (uint32_t a = 0; a < w->after.groups_count; a++) {
             say_shards(w, w->before.groups[b].gid, w->after.groups[a].gid);
@@ -250,11 +253,13 @@ static bool watch_all(struct watch *w)
     }
 }
 
-bool moves_wait(struct skv_client *client, uint64_t number, uint32_t timeout_ms)
+bool moves_wait(struct skv_client *client, uint64_t number, uint32_t timeout_ms,
+                uint32_t asked_ms)
 {
     struct watch *w = mem_alloc(sizeof *w);
     w->client = client;
     w->timeout_ms = timeout_ms;
+    w->asked_ms = asked_ms;
     w->terminal = isatty(STDOUT_FILENO) == 1;
     enum err rc = begin(w, number);
     bool arrived = false;

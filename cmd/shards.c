@@ -264,8 +264,10 @@ static int change(const struct shards *s, const struct ctl_change *what)
         return EXIT_FAILED;
     }
     bool wait = s->wait || isatty(STDOUT_FILENO);
-    return !wait || moves_wait(s->client, number, left_ms(s, 0)) ? EXIT_DONE
-                                                                 : EXIT_FAILED;
+    return !wait || moves_wait(s->client, number, left_ms(s, 0),
+                               (uint32_t)s->timeout_ms)
+               ? EXIT_DONE
+               : EXIT_FAILED;
 }
 
 /* GID=HOST:PORT,HOST:PORT,... ; replicas are numbered from 1 in that order. */

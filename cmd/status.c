@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "cmd/args.h"
 #include "cmd/ask.h"
+#include "cmd/behind.h"
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "cmd/health.h"
@@ -186,6 +187,25 @@ static void judge_strays(struct report *r, const struct cluster *c)
     }
 }
 
+static void judge_behind(struct report *r, struct skv_client *client)
+{
+    struct behind *found = mem_array(HEALTH_REPLICAS_MAX, sizeof *found);
+    uint32_t count = behind_find(&r->health, client, found);
+    for (uint32_t i = 0; i < count; i++) {
+        char name[64];
+        const struct behind *b = &found[i];
+        add_problem(
+            r,
+            mem_printf("%s is behind: of %" PRIu64 " entries that were "
+                       "committed %d s ago and it had not executed it has "
+                       "executed %" PRIu64 " since; if all is not done soon, "
+                       "see its log",
+                       who(name, &r->health.replicas[b->replica]), b->entries,
+                       BEHIND_MS / 1000, b->executed));
+    }
+    mem_free(found);
+}
+
 static void judge(struct report *r)
 {
     uint64_t now_s = (uint64_t)time(NULL);
@@ -226,6 +246,7 @@ static void collect(struct report *r, struct skv_client *client,
         }
     }
     judge(r);
+    judge_behind(r, client);
     if (c != NULL) {
         judge_strays(r, c);
     }
@@ -329,7 +350,24 @@ static json_t *checkpoints_json(const struct ctl_status *s)
     return j;
 }
 
-static json_t *replica_json(const struct ask_replica *one)
+/* Entries that its leader knows to be committed and it has not executed. What
+ * is on its way is among them; who does not get on is among the problems. */
+static void behind_json(const struct report *r, const struct ask_replica *one,
+                        json_t *j)
+{
+    struct health_group g = health_of(&r->health, one->gid);
+    if (g.leader != NULL) {
+        uint64_t commit = g.leader->status.commit;
+        uint64_t applied = one->status.applied;
+        json_object_set_new(j, "behind",
+                            json_integer(commit > applied
+                                             ? (json_int_t)(commit - applied)
+                                             : 0));
+    }
+}
+
+static json_t *replica_json(const struct report *r,
+                            const struct ask_replica *one)
 {
     const struct ctl_status *s = &one->status;
     json_t *j = json_pack("{s:i, s:I, s:s, s:b}", "group", (int)one->gid, "id",
@@ -360,6 +398,7 @@ static json_t *replica_json(const struct ask_replica *one)
         json_object_set_new(j, numbers[i].name,
                             json_integer((json_int_t)numbers[i].value));
     }
+    behind_json(r, one, j);
     json_object_set_new(j, "checkpoints", checkpoints_json(s));
     return j;
 }
@@ -371,7 +410,8 @@ static void print_json(const struct report *r)
     json_t *moves = json_array();
     moves_json(r->health.replicas, r->health.count, moves);
     for (uint32_t i = 0; i < r->health.count; i++) {
-        json_array_append_new(replicas, replica_json(&r->health.replicas[i]));
+        json_array_append_new(replicas,
+                              replica_json(r, &r->health.replicas[i]));
     }
     for (uint32_t g = 0; g < r->config.groups_count; g++) {
         ctl_gid gid = r->config.groups[g].gid;

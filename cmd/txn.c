@@ -226,7 +226,12 @@ int kv_txn(const struct kv *kv)
     struct script *s = mem_alloc(sizeof *s);
     s->shard_count = skv_client_shard_count(kv->client);
     int status = EXIT_USAGE;
-    if (read_script(s, stdin)) {
+    bool good = read_script(s, stdin);
+    if (good && s->item_count == 0) {
+        fprintf(stderr, "flotilla: the transaction is empty: kv txn takes "
+                        "lines such as 'compare KEY absent' or 'put KEY VALUE' "
+                        "from standard input (--help shows them all)\n");
+    } else if (good) {
         status = run_script(s, kv);
     }
     script_free(s);

@@ -1,8 +1,8 @@
 /* The controller's clerk. Invariants:
  *
  *  1. A call is in `calls` until its done() was called, and then freed; it has
- *     either a try on the net, or its timer running, or it is a change that
- *     waits for its turn.
+ *     tries on the net, or its timer running, or it is a change that waits for
+ *     its turn. No server has two of its tries at a time.
  *  2. A change keeps its (session, sequence) over all tries, and only the first
  *     change in the queue is tried: the controllers remember one answer a
  *     session, so a second one on its way would make the first unanswerable.
@@ -16,8 +16,8 @@
 
 enum {
     TRY_MS = 1000,
-    TRY_STRANGER_MS = 200, /* doubles with each round in which nobody answers */
-    AGAIN_MAX = 3,         /* at once; then the others are asked */
+    SILENCE_US = 50 * 1000, /* of a stranger: then another is asked as well */
+    AGAIN_MAX = 3,          /* at once; then the others are asked */
     PAUSE_MIN_US = 10 * 1000,
     PAUSE_MAX_US = 500 * 1000,
     CHANGE_TIMEOUT_MAX_MS = 5 * 60 * 1000,
@@ -43,6 +43,13 @@ struct ctl_client {
     bool closing;
 };
 
+/* Of a call, at the server of the same position. */
+struct
+try {
+    struct call *call;
+    uint64_t net_call; /* 0: none is on its way */
+};
+
 struct call {
     struct ctl_client *client;
     call_finish_fn *finish;
@@ -54,11 +61,11 @@ struct call {
     uint64_t wait_us;     /* QUERY: the wait ends at this time */
     uint64_t number;      /* QUERY */
     uint64_t pause_us;
-    uint32_t failures;
-    uint32_t tries;
-    uint32_t again;  /* so often, in this round, who hung up is asked again */
-    uint32_t server; /* of the try under way */
-    uint64_t net_call;
+    uint32_t sends;
+    uint32_t again; /* so often, in this round, who hung up is asked again */
+    uint32_t asked; /* in this round: a bit for each server */
+    bool pausing;   /* the round is over, and the timer begins the next one */
+    struct try tries[SERVERS_MAX];
     struct env_timer timer;
     struct call *next, *prev;
     struct call *next_change;
@@ -113,10 +120,23 @@ static void call_try(struct call *c);
 static void changes_next(struct ctl_client *client);
 static void change_unlink(struct call *c);
 
-static void call_end(struct call *c, enum err rc, struct slice body)
+/* Who is still asked is not waited for any more. */
+static void call_rest(struct call *c)
 {
     struct ctl_client *client = c->client;
     env_timer_stop(client->env, &c->timer);
+    for (uint32_t i = 0; i < client->count; i++) {
+        if (c->tries[i].net_call != 0) {
+            net_cancel(client->net, c->tries[i].net_call);
+            c->tries[i].net_call = 0;
+        }
+    }
+}
+
+static void call_end(struct call *c, enum err rc, struct slice body)
+{
+    struct ctl_client *client = c->client;
+    call_rest(c);
     if (!c->finish(c, rc, body)) {
         return;
     }
@@ -145,18 +165,26 @@ static void timer_fired(struct env_timer *timer)
     call_try(c);
 }
 
+static void timer_start(struct call *c, uint64_t delay_us)
+{
+    uint64_t left = left_us(c);
+    c->timer.fire = timer_fired;
+    env_timer_start(c->client->env, &c->timer,
+                    delay_us < left ? delay_us : left);
+}
+
 /* Half of the pause is random, or clerks that failed together would come back
  * together. */
 static void call_pause(struct call *c)
 {
-    struct env *env = c->client->env;
     uint64_t half = c->pause_us / 2;
-    uint64_t pause = half + env_random(env) % (half + 1);
+    uint64_t pause = half + env_random(c->client->env) % (half + 1);
     c->pause_us =
         c->pause_us * 2 < PAUSE_MAX_US ? c->pause_us * 2 : PAUSE_MAX_US;
-    uint64_t left = left_us(c);
-    c->timer.fire = timer_fired;
-    env_timer_start(env, &c->timer, pause < left ? pause : left);
+    c->pausing = true;
+    c->asked = 0;
+    c->again = AGAIN_MAX;
+    timer_start(c, pause);
 }
 
 static bool is_elsewhere(enum err rc)
@@ -165,13 +193,17 @@ static bool is_elsewhere(enum err rc)
            rc == ERR_IO;
 }
 
+static void call_send(struct call *c, uint32_t server);
+
 static void answered(void *arg, enum err rc, struct slice body)
 {
-    struct call *c = arg;
+    struct try *t = arg;
+    struct call *c = t->call;
     struct ctl_client *client = c->client;
-    c->net_call = 0;
+    uint32_t server = (uint32_t)(t - c->tries);
+    t->net_call = 0;
     if (!is_elsewhere(rc) && rc != ERR_BUSY) {
-        client->leader = c->server;
+        client->leader = server;
         client->answered = true;
         call_end(c, rc, body);
         return;
@@ -182,21 +214,17 @@ static void answered(void *arg, enum err rc, struct slice body)
     }
     if (rc == ERR_CLOSED && c->again > 0) {
         c->again--; /* a connection broke: who led may well lead on */
-        call_try(c);
+        call_send(c, server);
         return;
     }
-    c->failures++;
-    if (is_elsewhere(rc) && client->leader == c->server) {
-        client->leader = (c->server + 1) % client->count;
+    if (is_elsewhere(rc) && client->leader == server) {
+        client->leader = (server + 1) % client->count;
         client->answered = false;
     }
-    /* Each is asked once without a pause: one of them is likely to lead. */
-    if (is_elsewhere(rc) && c->failures % client->count != 0) {
-        call_try(c);
-        return;
+    if (c->pausing) {
+        return; /* one that was silent: the next round begins soon */
     }
-    c->again = AGAIN_MAX;
-    call_pause(c);
+    is_elsewhere(rc) ? call_try(c) : call_pause(c);
 }
 
 static uint64_t wait_left_us(const struct call *c)
@@ -215,28 +243,53 @@ static void body_encode(struct call *c)
     }
 }
 
-/* Who has never answered may be halted or without power, and breaks no
- * connection: the next is asked soon. A slow one is reached in a later round.
- */
-static uint64_t patience_ms(const struct call *c)
-{
-    uint32_t rounds = c->failures / c->client->count;
-    uint64_t ms = (uint64_t)TRY_STRANGER_MS << (rounds < 3 ? rounds : 3);
-    return c->client->answered || ms > TRY_MS ? TRY_MS : ms;
-}
-
-static void call_try(struct call *c)
+static void call_send(struct call *c, uint32_t server)
 {
     struct ctl_client *client = c->client;
+    struct try *t = &c->tries[server];
     uint64_t left_ms = left_us(c) / 1000 + 1;
-    uint64_t try_ms = patience_ms(c) + wait_left_us(c) / 1000;
+    uint64_t try_ms = TRY_MS + wait_left_us(c) / 1000;
     body_encode(c);
     struct slice body = buf_slice(&c->body);
-    c->tries++;
-    c->server = client->leader;
-    c->net_call =
-        net_call(client->net, client->addresses[c->server], c->method, &body, 1,
-                 (uint32_t)(left_ms < try_ms ? left_ms : try_ms), answered, c);
+    c->sends++;
+    t->call = c;
+    t->net_call =
+        net_call(client->net, client->addresses[server], c->method, &body, 1,
+                 (uint32_t)(left_ms < try_ms ? left_ms : try_ms), answered, t);
+}
+
+/* The one that is likely to lead, or the next after it that was not asked in
+ * this round and keeps no try; `count`: none is left. */
+static uint32_t choose(const struct call *c)
+{
+    const struct ctl_client *client = c->client;
+    for (uint32_t i = 0; i < client->count; i++) {
+        uint32_t at = (client->leader + i) % client->count;
+        if ((c->asked & 1u << at) == 0 && c->tries[at].net_call == 0) {
+            return at;
+        }
+    }
+    return client->count;
+}
+
+/* Each is asked once without a pause: one of them is likely to lead. Who has
+ * not answered anything yet may be halted or without power, which breaks no
+ * connection: when it is silent, another is asked as well, and the first answer
+ * counts. Not so with a long poll, whose answer takes its time. */
+static void call_try(struct call *c)
+{
+    uint32_t server = choose(c);
+    env_timer_stop(c->client->env, &c->timer);
+    c->pausing = false;
+    if (server == c->client->count) {
+        call_pause(c);
+        return;
+    }
+    c->asked |= 1u << server;
+    call_send(c, server);
+    if (!c->client->answered && wait_left_us(c) == 0) {
+        timer_start(c, SILENCE_US);
+    }
 }
 
 /* ---- query ---- */
@@ -290,7 +343,7 @@ static void session_start(struct ctl_client *client)
 static void changes_next(struct ctl_client *client)
 {
     struct call *c = client->changes_head;
-    if (c == NULL || c->tries > 0 || client->closing) {
+    if (c == NULL || c->sends > 0 || client->closing) {
         return;
     }
     env_timer_stop(client->env, &c->timer);
@@ -330,7 +383,7 @@ static bool change_finish(struct call *c, enum err rc, struct slice body)
     }
     if (rc == ERR_EXPIRED) {
         session_start(c->client);
-        if (c->tries == 1) { /* invariant 3 */
+        if (c->sends == 1) { /* invariant 3 */
             c->client->sequence++;
             change_name(c);
             call_try(c);
@@ -358,8 +411,7 @@ void ctl_client_change(struct ctl_client *client,
     }
     client->changes_tail = c;
     if (client->changes_head != c) {
-        c->timer.fire = timer_fired;
-        env_timer_start(client->env, &c->timer, left_us(c));
+        timer_start(c, UINT64_MAX);
     }
     changes_next(client);
 }
@@ -429,11 +481,7 @@ void ctl_client_free(struct ctl_client *client)
 {
     client->closing = true;
     while (client->calls != NULL) {
-        struct call *c = client->calls;
-        if (c->net_call != 0) {
-            net_cancel(client->net, c->net_call);
-        }
-        call_end(c, ERR_CLOSED, slice_of(NULL, 0));
+        call_end(client->calls, ERR_CLOSED, slice_of(NULL, 0));
     }
     mem_free(client);
 }

@@ -124,6 +124,7 @@ struct skv_route {
     size_t long_size;                         /* of long requests under way */
     uint32_t line_length;                     /* of those that wait for them */
     uint64_t led_us; /* when one of them said last that it leads; 0: never */
+    bool known;      /* one of them has answered as its leader does */
     UT_hash_handle hh;
 };
 
@@ -154,6 +155,8 @@ bool skv_route_book(struct skv_clerk *c, ctl_gid gid, size_t size, bool first);
 void skv_route_unbook(struct skv_clerk *c, ctl_gid gid, size_t size);
 /* One more waits in line, or one less. */
 void skv_route_line(struct skv_clerk *c, ctl_gid gid, bool joins);
+/* Did any of its servers, ever? */
+bool skv_route_is_known(struct skv_clerk *c, ctl_gid gid);
 /* One of its servers says that it leads. */
 void skv_route_led(struct skv_clerk *c, ctl_gid gid);
 /* Did one say so in the last `for_us`? */

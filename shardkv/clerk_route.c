@@ -109,6 +109,7 @@ void skv_route_answered(struct skv_clerk *c, ctl_gid gid, uint32_t server)
 {
     struct skv_route *r = route_of(c, gid);
     r->leader = server;
+    r->known = true;
     r->avoid_until_us[server] = 0;
     r->answered_us[server] = env_now_us(c->env);
 }
@@ -142,6 +143,11 @@ void skv_route_line(struct skv_clerk *c, ctl_gid gid, bool joins)
     struct skv_route *r = route_of(c, gid);
     CHECK(joins || r->line_length > 0);
     r->line_length += joins ? 1 : UINT32_MAX;
+}
+
+bool skv_route_is_known(struct skv_clerk *c, ctl_gid gid)
+{
+    return route_of(c, gid)->known;
 }
 
 void skv_route_avoid(struct skv_clerk *c, ctl_gid gid, uint32_t server,

@@ -15,10 +15,11 @@
 #include <utlist.h>
 
 enum {
-    LOOK_US = 100000,
-    LONG_US = 100000,  /* without an answer: ask */
-    AGAIN_US = 250000, /* it leads, and still gave none: ask once more */
-    QUESTION_MS = 500, /* without an answer to that: gone */
+    LOOK_US = 50000,
+    LONG_US = 100000,         /* without an answer: ask */
+    LONG_STRANGER_US = 50000, /* of whom any guess may be the wrong one */
+    AGAIN_US = 250000,        /* it leads, and still gave none: ask once more */
+    QUESTION_MS = 500,        /* without an answer to that: gone */
 };
 
 struct skv_question {
@@ -101,18 +102,23 @@ static void group_ask(struct skv_clerk *c, const struct skv_leg *leg)
     }
 }
 
+static bool is_long(struct skv_clerk *c, const struct skv_leg *leg)
+{
+    bool known = skv_route_is_known(c, leg->gid);
+    return leg->net_call != 0 && env_now_us(c->env) - leg->sent_us >=
+                                     (known ? LONG_US : LONG_STRANGER_US);
+}
+
 static void look(struct env_timer *timer)
 {
     struct skv_clerk *c =
         (struct skv_clerk *)(void *)((char *)timer -
                                      offsetof(struct skv_clerk, watch_timer));
-    uint64_t now_us = env_now_us(c->env);
     struct skv_leg *leg = NULL;
     c->watching = false;
     DL_FOREACH(c->legs, leg)
     {
-        if (leg->net_call != 0 && now_us - leg->sent_us >= LONG_US &&
-            !skv_route_is_led(c, leg->gid, AGAIN_US)) {
+        if (is_long(c, leg) && !skv_route_is_led(c, leg->gid, AGAIN_US)) {
             group_ask(c, leg);
         }
     }

@@ -180,7 +180,7 @@ MSG_STRUCT(skv_hold, SKV_HOLD_FIELDS);
 /* Views that are open (view.c). */
 enum { SKV_VIEWS_MAX = 4 };
 struct skv_view_slot {
-    uint32_t open; /* atomic; its setter owns what follows */
+    uint32_t open; /* atomic: enum skv_view_state */
     uint64_t id;   /* atomic: the loop looks at it */
     raft_index index;
     struct skv_view *view;
@@ -404,6 +404,9 @@ MUST_USE enum err skv_cut_apply(struct skv_fsm *f, const struct skv_cut *cut);
 
 /* Opens the view that is wanted; after the entry, and after a checkpoint. */
 void skv_view_add(struct skv_fsm *f);
+/* Any thread: somebody needs it, so that it makes no room for others. False:
+ * there is none. */
+bool skv_view_take(struct skv_fsm *f, uint64_t id);
 /* The rest: on the "view" worker, or when the workers have ended. */
 /* Answers `look` (READ or SUM): an encoded skv_seen to the end of `out`. */
 MUST_USE enum err skv_view_look(struct skv_fsm *f, const struct skv_look *look,

@@ -99,7 +99,10 @@ void skv_look_handle(struct skv_server *s, struct net_request *request,
     if (c->look.what == SKV_LOOK_KEEP) {
         /* It may have been opened since we looked. */
         skv_leases_look(s);
-        c->rc = lease_find(s, c->look.id) != NULL ? ERR_OK : ERR_NOTFOUND;
+        c->rc = lease_find(s, c->look.id) != NULL &&
+                        skv_view_take(s->fsm, c->look.id)
+                    ? ERR_OK
+                    : ERR_NOTFOUND;
         look_done(&c->job);
         return;
     }

@@ -1,14 +1,22 @@
 /* The views of cuts that are open at this replica. A slot passes from one
- * thread to another by `open`: the "apply" worker fills it and sets it, the
- * "view" worker reads it, empties it and clears it. That a replica has no slot
- * left, or cannot open a view, changes nothing that replicas must have alike:
- * whoever wants to read then asks another. */
+ * thread to another by `open`:
+ *
+ *    FREE --"apply" fills it--> NEW --somebody asks for it--> TAKEN
+ *    TAKEN --"view" empties it--> FREE
+ *    NEW --"apply" needs the slot--> FREE, and filled again
+ *
+ * A replica that replays the log, as a new one does, opens the views of all
+ * cuts of old again, and nobody ever asks for them: those make room. That a
+ * replica has no slot left, or cannot open a view, changes nothing that
+ * replicas must have alike: whoever wants to read then asks another. */
 #include "shardkv/fsm_int.h"
 
 #include "base/log.h"
 
 /* Zeros are read and not sent; nobody waits for this worker. */
 enum { READ_FACTOR = 64 };
+
+enum skv_view_state { VIEW_FREE, VIEW_NEW, VIEW_TAKEN };
 
 static bool is_open(const struct skv_view_slot *slot)
 {
@@ -27,22 +35,58 @@ static struct skv_view_slot *find(struct skv_fsm *f, uint64_t id)
     return NULL;
 }
 
+static bool pass(struct skv_view_slot *slot, uint32_t from, uint32_t to)
+{
+    return __atomic_compare_exchange_n(&slot->open, &from, to, false,
+                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+/* What was found may just have made room for another; what is TAKEN does not.
+ */
+static struct skv_view_slot *take(struct skv_fsm *f, uint64_t id)
+{
+    struct skv_view_slot *slot = find(f, id);
+    if (slot == NULL) {
+        return NULL;
+    }
+    (void)pass(slot, VIEW_NEW, VIEW_TAKEN);
+    bool taken = __atomic_load_n(&slot->open, __ATOMIC_ACQUIRE) == VIEW_TAKEN;
+    return taken && __atomic_load_n(&slot->id, __ATOMIC_RELAXED) == id ? slot
+                                                                       : NULL;
+}
+
+bool skv_view_take(struct skv_fsm *f, uint64_t id)
+{
+    return take(f, id) != NULL;
+}
+
 static struct skv_view_slot *find_free(struct skv_fsm *f)
 {
+    struct skv_view_slot *oldest = NULL;
     for (uint32_t i = 0; i < SKV_VIEWS_MAX; i++) {
-        if (!is_open(&f->views[i])) {
-            return &f->views[i];
+        struct skv_view_slot *slot = &f->views[i];
+        uint32_t state = __atomic_load_n(&slot->open, __ATOMIC_ACQUIRE);
+        if (state == VIEW_FREE) {
+            return slot;
+        }
+        if (state == VIEW_NEW &&
+            (oldest == NULL || slot->index < oldest->index)) {
+            oldest = slot;
         }
     }
-    return NULL;
+    if (oldest == NULL || !pass(oldest, VIEW_NEW, VIEW_FREE)) {
+        return NULL;
+    }
+    f->store->ops->view_close(f->store, oldest->view);
+    return oldest;
 }
 
 void skv_view_add(struct skv_fsm *f)
 {
-    struct skv_view_slot *slot = find_free(f);
-    if (slot == NULL || find(f, f->view_wanted) != NULL) {
-        log_warn("shardkv", "view not opened: %s",
-                 slot == NULL ? "too many are open" : "it is open");
+    struct skv_view_slot *slot =
+        find(f, f->view_wanted) == NULL ? find_free(f) : NULL;
+    if (slot == NULL) {
+        log_warn("shardkv", "view not opened: too many are open, or it is");
         return;
     }
     enum err rc = f->store->ops->view_open_exact(f->store, &slot->view);
@@ -52,7 +96,7 @@ void skv_view_add(struct skv_fsm *f)
     }
     __atomic_store_n(&slot->id, f->view_wanted, __ATOMIC_RELAXED);
     slot->index = f->index;
-    __atomic_store_n(&slot->open, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&slot->open, VIEW_NEW, __ATOMIC_RELEASE);
 }
 
 static uint32_t sum_of(const struct skv_pulled *batch)
@@ -67,7 +111,7 @@ static uint32_t sum_of(const struct skv_pulled *batch)
 enum err skv_view_look(struct skv_fsm *f, const struct skv_look *look,
                        struct buf *out)
 {
-    const struct skv_view_slot *slot = find(f, look->id);
+    const struct skv_view_slot *slot = take(f, look->id);
     if (slot == NULL) {
         return ERR_NOTFOUND;
     }
@@ -99,9 +143,9 @@ enum err skv_view_look(struct skv_fsm *f, const struct skv_look *look,
 
 void skv_view_remove(struct skv_fsm *f, uint64_t id)
 {
-    struct skv_view_slot *slot = find(f, id);
+    struct skv_view_slot *slot = take(f, id);
     if (slot != NULL) {
         f->store->ops->view_close(f->store, slot->view);
-        __atomic_store_n(&slot->open, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&slot->open, VIEW_FREE, __ATOMIC_RELEASE);
     }
 }

@@ -21,6 +21,7 @@
 #include "cmd/cluster.h"
 #include "cmd/cmd.h"
 #include "raft/raft.h"
+#include "rsm/rsm.h"
 #include "shardkv/cut.h"
 #include "transport/rpc.h"
 
@@ -34,7 +35,8 @@ struct fake {
     struct tls_context *context;
     struct rpc *rpc;
     char address[NET_ADDRESS_SIZE_MAX];
-    bool silent; /* as if halted: takes calls, and answers none */
+    bool silent;   /* as if halted: takes calls, and answers none */
+    uint64_t step; /* so many entries are executed before each answer */
     struct ctl_status status;
     struct ctl_move moves[SHARDS];
 };
@@ -105,6 +107,7 @@ static enum err answer_query(struct slice body, struct buf *out)
 static enum err answer_status(struct fake *f, struct buf *out)
 {
     struct ctl_heard heard = {.gid = w.heard_gid, .ago_ms = 25000};
+    f->status.applied += f->step;
     f->status.gid = f->gid;
     f->status.id = f->status.leader = 1;
     f->status.role = RAFT_LEADER;
@@ -160,6 +163,21 @@ static enum err answer_change(struct buf *out)
     return ERR_OK;
 }
 
+/* Of any group: the last fake leads it, with another that is halted. */
+static enum err answer_members(struct buf *out)
+{
+    struct rsm_member both[] = {
+        {.id = 1, .address = slice_text(w.fakes[1].address), .role = RSM_VOTER},
+        {.id = 2,
+         .address = slice_text(w.fakes[GROUPS].address),
+         .role = RSM_VOTER,
+         .active = 1}};
+    struct rsm_members m = {
+        .leader = 2, .term = 5, .members = both, .members_count = 2};
+    rsm_members_encode(out, &m);
+    return ERR_OK;
+}
+
 static enum err answer(struct fake *f, net_method method, struct slice body,
                        struct buf *out)
 {
@@ -173,6 +191,7 @@ static enum err answer(struct fake *f, net_method method, struct slice body,
     case SKV_METHOD_READ: return answer_read(body, out);
     case SKV_METHOD_CUT: return answer_cut(out);
     case SKV_METHOD_VIEW: return answer_view(out);
+    case RSM_METHOD_MEMBERS: return answer_members(out);
     default: return ERR_INVALID;
     }
 }
@@ -226,7 +245,7 @@ static void *run_loop(void *arg)
 }
 
 /* Of replica 1 of each, and of one that was begun and is no member. */
-static void describe(void)
+static void describe(const char *begun)
 {
     struct cluster c = {.shard_count = SHARDS, .replica_count = 4};
     assert_non_null(realpath(w.dir, c.dir));
@@ -237,7 +256,7 @@ static void describe(void)
     }
     c.replicas[3] =
         (struct cluster_replica){.gid = 1, .id = 2, .unfinished = true};
-    strcpy(c.replicas[3].address, NOBODY);
+    strcpy(c.replicas[3].address, begun);
     cluster_replica_name(&c.replicas[3]);
     assert_true(cluster_save(&c));
 }
@@ -260,7 +279,7 @@ static int open_all(void **state)
     for (ctl_gid gid = 0; gid <= GROUPS; gid++) {
         fake_open(&w.fakes[gid], gid, certs);
     }
-    describe();
+    describe(NOBODY);
     setenv("FLOTILLA_CLUSTER", w.dir, 1);
     pthread_mutex_lock(&w.lock);
     return pthread_create(&w.thread, NULL, run_loop, w.loop);
@@ -290,6 +309,7 @@ static void reset(void)
     static const ctl_gid even[SHARDS] = {1, 1, 2, 2};
     for (ctl_gid gid = 0; gid <= GROUPS; gid++) {
         w.fakes[gid].silent = false;
+        w.fakes[gid].step = 0;
         w.fakes[gid].status = (struct ctl_status){.config_number = 1};
         w.address[gid] = w.fakes[gid].address;
     }
@@ -334,7 +354,8 @@ static struct outcome run(const char *line, const char *input)
     } commands[] = {{"kv", cmd_kv},
                     {"shards", cmd_shards},
                     {"status", cmd_status},
-                    {"fsck", cmd_fsck}};
+                    {"fsck", cmd_fsck},
+                    {"member", cmd_member}};
     char *copy = mem_printf("%s", line), *rest = copy, *argv[16] = {0};
     int argc = 0, saved[3], files[3];
     struct outcome o = {.status = -1};
@@ -425,13 +446,15 @@ static void every_command_keeps_to_its_timeout(void **state)
     static const struct {
         const char *line, *input, *words;
         bool controller; /* it is silent; else both groups are */
+        uint32_t least_ms;
     } cases[] = {
-        {"kv get k -t 2000", NULL, "did not answer for 2000 ms", false},
-        {"kv put k v -t 2000", NULL, "did not answer for 2000 ms", false},
-        {"kv txn -t 2000", "put k v\nput l v\n", "did not answer", false},
-        {"kv get k --timeout 800", NULL, "no configuration within 800", true},
-        {"shards query -t 800", NULL, "no configuration within 800", true},
-        {"shards leave 2 -t 5000", NULL, "group 2: only 0 of 1", false},
+        {"kv get k -t 2000", NULL, "did not answer for 2000 ms", false, 1950},
+        {"kv put k v -t 2000", NULL, "did not answer for 2000 ms", false, 1950},
+        {"kv txn -t 2000", "put k v\nput l v\n", "did not answer", false, 1950},
+        {"kv get k --timeout 800", NULL, "no configuration within 800", true,
+         750},
+        {"shards query -t 800", NULL, "no configuration within 800", true, 750},
+        {"shards leave 2 -t 5000", NULL, "group 2: only 0 of 1", false, 450},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         reset();
@@ -440,10 +463,62 @@ static void every_command_keeps_to_its_timeout(void **state)
         struct outcome o = run(cases[i].line, cases[i].input);
         has(o.err, cases[i].words);
         assert_int_equal(o.status, EXIT_FAILED);
-        assert_in_range(o.ms, 750, 6000);
+        assert_in_range(o.ms, cases[i].least_ms, 6000);
         assert_int_equal(w.changes, 0);
         outcome_free(&o);
     }
+}
+
+/* Wrong if somebody who gave no line is only told that it makes no sense. */
+static void an_empty_transaction_is_called_so(void **state)
+{
+    (void)state;
+    static const char *const inputs[] = {NULL, "\n# put k v\n\n"};
+    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
+        reset();
+        struct outcome o = run("kv txn", inputs[i]);
+        assert_int_equal(o.status, EXIT_USAGE);
+        has(o.err, "the transaction is empty: kv txn takes lines such as ");
+        has(o.err, "'put KEY VALUE'");
+        has(o.err, "--help");
+        outcome_free(&o);
+    }
+    reset();
+    struct outcome o = run("kv txn", "get k\n");
+    assert_int_equal(o.status, EXIT_DONE);
+    outcome_free(&o);
+}
+
+/* Wrong if who is halted is waited for as long as if nobody answered, or if it
+ * is left before it was given a chance. */
+static void who_is_silent_among_others_is_soon_left(void **state)
+{
+    (void)state;
+    reset();
+    w.fakes[2].silent = true;
+    struct outcome o = run("status", NULL);
+    assert_int_equal(o.status, EXIT_UNWELL);
+    has(o.out, "replica 1 of group 2 at");
+    has(o.out, "does not answer");
+    assert_null(strstr(o.out, "replica 1 of group 1 at"));
+    assert_in_range(o.ms, 450, 1500);
+    outcome_free(&o);
+}
+
+/* Wrong if those of a group are asked one after the other. */
+static void a_leader_is_found_behind_one_that_is_halted(void **state)
+{
+    (void)state;
+    reset();
+    describe(w.fakes[GROUPS].address);
+    w.fakes[1].silent = true;
+    struct outcome o = run("member list 1", NULL);
+    describe(NOBODY);
+    assert_int_equal(o.status, EXIT_DONE);
+    has(o.out, "group 1: term 5");
+    has(o.out, "does not answer");
+    assert_in_range(o.ms, 0, 450);
+    outcome_free(&o);
 }
 
 /* ---- shards ---- */
@@ -550,7 +625,7 @@ static void a_wait_ends_and_says_what_is_missing(void **state)
     assert_int_equal(w.changes, 1);
     assert_in_range(o.ms, 950, 6000);
     has(o.out, "configuration 2");
-    has(o.err, "2 of 2 shards have not arrived");
+    has(o.err, "within 1000 ms 2 of 2 shards have not arrived");
     has(o.err, "from group 2 to group 1: 2-3\n");
     has(o.err, "group 2: only 0 of 1 replicas answer");
     outcome_free(&o);
@@ -597,6 +672,113 @@ static void fsck_compares_those_that_answer(void **state)
     outcome_free(&o);
 }
 
+/* Wrong if the count is of what was met first, or only says that there are
+ * any. */
+static void fsck_counts_all_that_are_missing(void **state)
+{
+    (void)state;
+    static const ctl_gid three[SHARDS] = {1, 2, 3, 3};
+    reset();
+    memcpy(w.owners[1], three, sizeof three);
+    w.address[1] = w.address[3] = NOBODY;
+    struct outcome o = run("fsck --kv", NULL);
+    assert_int_equal(o.status, EXIT_FAILED);
+    has(o.out, "group 1: was not compared");
+    has(o.out, "group 2: OK: 1 of 1 replicas hold the same at index 7");
+    has(o.out, "group 3: was not compared");
+    has(o.out, "INCOMPLETE: 2 of 3 groups");
+    outcome_free(&o);
+}
+
+static void shows_move(struct ctl_move move, const char *words,
+                       const char *json)
+{
+    reset();
+    w.fakes[1].status.moves_count = 1;
+    w.fakes[1].moves[0] = move;
+    struct outcome o = run("status", NULL);
+    has(o.out, words);
+    outcome_free(&o);
+    o = run("status --json", NULL);
+    has(o.out, json);
+    outcome_free(&o);
+}
+
+/* Wrong if more has gone than there is. */
+static void what_has_gone_is_at_most_all_there_is(void **state)
+{
+    (void)state;
+    struct ctl_move m = {.shard = 3,
+                         .from = 2,
+                         .stage = CTL_MOVE_COPY,
+                         .keys = 50,
+                         .keys_all = 100,
+                         .bytes = 400 << 20,
+                         .bytes_all = 990 << 20};
+    shows_move(m, " 40 % copying, 400 of 990 MiB, 50 of 100 keys\n",
+               "\"changed_bytes\": 0,");
+    m.bytes = 1000 << 20; /* it grew after it was counted */
+    m.keys = 101;
+    shows_move(m, "100 % copying, 1000 of 1000 MiB, 101 of 101 keys\n",
+               "\"bytes_all\": 1048576000,");
+    m.stage = CTL_MOVE_CHANGES;
+    m.bytes = 1440 << 20;
+    m.keys = 130;
+    shows_move(m,
+               "100 % catching up, 990 MiB, 100 keys copied, and 450 MiB, 30 "
+               "keys of changes\n",
+               "\"changed_bytes\": 471859200,");
+    m.bytes = 980 << 20; /* it shrank */
+    m.stage = CTL_MOVE_TAIL;
+    shows_move(m, "handing over, 980 MiB, 100 keys copied, and 0 MiB, 30 keys",
+               "\"changed_keys\": 30,");
+    m.stage = CTL_MOVE_COUNT; /* of one batch that has come already */
+    m.bytes = 2 << 20;
+    m.bytes_all = 1 << 20;
+    shows_move(m, "  0 % counting, 2 MiB,", "\"bytes_all\": 2097152,");
+}
+
+static void group_1_lacks(uint64_t entries, uint64_t step)
+{
+    reset();
+    w.fakes[1].status.commit = 12000;
+    w.fakes[1].status.applied = 12000 - entries;
+    w.fakes[1].step = step;
+    w.fakes[2].status.commit = 5;
+    w.fakes[2].status.applied = 6; /* it was asked a little later */
+}
+
+/* Wrong if a replica that does not get on passes for well, or one that lacks
+ * only what is on its way for one that does not. */
+static void status_says_who_is_behind(void **state)
+{
+    (void)state;
+    group_1_lacks(10700, 1);
+    struct outcome o = run("status", NULL);
+    assert_int_equal(o.status, EXIT_UNWELL);
+    has(o.out, "PROBLEM replica 1 of group 1 is behind: of 10699 entries that "
+               "were committed 3 s ago");
+    assert_null(strstr(o.out, "group 2 is behind"));
+    assert_in_range(o.ms, 2950, 5000);
+    outcome_free(&o);
+    group_1_lacks(10700, 0);
+    o = run("status --json", NULL);
+    assert_int_equal(o.status, EXIT_UNWELL);
+    has(o.out, "\"behind\": 10700");
+    has(o.out, "\"behind\": 0");
+    has(o.out, "\"replica 1 of group 1 is behind: of 10700 entries");
+    has(o.out, "has executed 0 since");
+    outcome_free(&o);
+    group_1_lacks(9000, 3000); /* under load */
+    w.fakes[2].status.commit = 7;
+    w.fakes[2].step = 1;
+    o = run("status", NULL);
+    assert_int_equal(o.status, EXIT_DONE);
+    has(o.out, "all is well");
+    assert_in_range(o.ms, 0, 1500);
+    outcome_free(&o);
+}
+
 /* "PID STARTTIME": this test's own. */
 static void run_as(const char *name)
 {
@@ -640,11 +822,17 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_of_megabytes_are_read_whole),
         cmocka_unit_test(every_command_keeps_to_its_timeout),
+        cmocka_unit_test(an_empty_transaction_is_called_so),
+        cmocka_unit_test(who_is_silent_among_others_is_soon_left),
+        cmocka_unit_test(a_leader_is_found_behind_one_that_is_halted),
         cmocka_unit_test(who_does_not_run_cannot_join),
         cmocka_unit_test(status_names_what_a_dead_group_that_left_still_has),
         cmocka_unit_test(a_dead_group_leaves_only_by_force),
         cmocka_unit_test(a_wait_ends_and_says_what_is_missing),
         cmocka_unit_test(fsck_compares_those_that_answer),
+        cmocka_unit_test(fsck_counts_all_that_are_missing),
+        cmocka_unit_test(what_has_gone_is_at_most_all_there_is),
+        cmocka_unit_test(status_says_who_is_behind),
         cmocka_unit_test(status_names_a_process_that_is_no_member),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -120,19 +120,27 @@ static void who_does_not_lead_is_not_asked_again(void **state)
     end(&w);
 }
 
-/* How long the call under way waits for its answer. */
-static uint64_t patience(const struct world *w)
+static uint32_t calls_to(const struct world *w, const char *address)
 {
-    return w->sn.calls->deadline_us - w->sn.calls->sent_us;
+    uint32_t count = 0;
+    for (const struct sn_call *c = w->sn.calls; c != NULL; c = c->next) {
+        count += strcmp(c->address, address) == 0;
+    }
+    return count;
 }
 
-static void silence(struct world *w)
+static uint32_t call_count(const struct world *w)
 {
-    char address[NET_ADDRESS_SIZE_MAX];
-    strcpy(address, w->sn.calls->address);
-    while (w->sn.calls == NULL || strcmp(w->sn.calls->address, address) == 0) {
-        assert_true(sn_step(&w->sn, w->sn.now_us + 30 * SECOND));
+    return calls_to(w, "c1:1") + calls_to(w, "c2:1") + calls_to(w, "c3:1");
+}
+
+static struct sn_call *last_call(const struct world *w)
+{
+    struct sn_call *c = w->sn.calls;
+    while (c->next != NULL) {
+        c = c->next;
     }
+    return c;
 }
 
 static void ask_newest(struct world *w)
@@ -142,29 +150,74 @@ static void ask_newest(struct world *w)
     assert_non_null(w->sn.calls);
 }
 
-/* Wrong if a command that begins with a halted controller waits for as long as
- * who has answered before is waited for, or if a slow one is never waited for
- * long enough. */
-static void a_stranger_that_is_silent_is_soon_left(void **state)
+/* Wrong if a command that begins with a halted controller waits for it, or if
+ * one that is slow is given up, or asked twice at a time. */
+static void while_a_stranger_is_silent_others_are_asked_too(void **state)
 {
     (void)state;
     struct world w;
     struct slice nothing = {0};
+    char first[NET_ADDRESS_SIZE_MAX];
     world_init(&w);
     ask_newest(&w);
-    for (uint64_t round = 0; round < 3; round++) {
-        for (int i = 0; i < 3; i++) {
-            assert_int_equal(patience(&w), (200 << round) * MS);
-            silence(&w);
-        }
+    strcpy(first, w.sn.calls->address);
+    for (uint32_t asked = 1; asked <= 3; asked++) {
+        assert_int_equal(call_count(&w), asked);
+        sn_run(&w.sn, 49 * MS);
+        assert_int_equal(call_count(&w), asked);
+        sn_run(&w.sn, 1 * MS);
     }
-    assert_int_equal(patience(&w), 1000 * MS);
+    sn_run(&w.sn, 800 * MS);
+    assert_int_equal(calls_to(&w, first), 1);
+    assert_int_equal(call_count(&w), 3);
     sn_answer(&w.sn, w.sn.calls, ERR_NOTFOUND, nothing);
     assert_int_equal(w.rc, ERR_NOTFOUND);
+    assert_int_equal(call_count(&w), 0);
     ask_newest(&w); /* of one that has answered: it may be slow */
-    assert_int_equal(patience(&w), 1000 * MS);
-    silence(&w);
-    assert_int_equal(patience(&w), 200 * MS);
+    assert_string_equal(w.sn.calls->address, first);
+    sn_run(&w.sn, 900 * MS);
+    assert_int_equal(call_count(&w), 1);
+    sn_run(&w.sn, 100 * MS); /* but not for ever */
+    assert_int_equal(calls_to(&w, first), 0);
+    assert_int_equal(call_count(&w), 1);
+    end(&w);
+}
+
+/* Wrong if those that do answer are not asked again, before the silent one's
+ * time is over, whether they lead by now. */
+static void a_silent_one_keeps_nobody_from_asking_the_others_again(void **state)
+{
+    (void)state;
+    struct world w;
+    struct slice nothing = {0};
+    char silent[NET_ADDRESS_SIZE_MAX];
+    world_init(&w);
+    ask_newest(&w);
+    strcpy(silent, w.sn.calls->address);
+    sn_run(&w.sn, 50 * MS);
+    for (int i = 0; i < 6; i++) {
+        while (call_count(&w) < 2) {
+            assert_true(sn_step(&w.sn, w.sn.now_us + SECOND));
+        }
+        assert_string_not_equal(last_call(&w)->address, silent);
+        sn_answer(&w.sn, last_call(&w), ERR_NOTLEADER, nothing);
+    }
+    assert_int_equal(calls_to(&w, silent), 1);
+    assert_in_range(w.sn.now_us, SECOND, SECOND + 200 * MS);
+    sn_run(&w.sn, 2 * SECOND); /* nobody says a thing: it is asked, too */
+    assert_int_equal(calls_to(&w, silent), 1);
+    end(&w);
+}
+
+/* Wrong if a long poll, whose answer takes its time, goes to everybody. */
+static void a_long_poll_is_sent_to_one(void **state)
+{
+    (void)state;
+    struct world w;
+    begin(&w);
+    sn_run(&w.sn, 9 * SECOND);
+    assert_int_equal(call_count(&w), 1);
+    assert_int_equal(w.sn.sent, 1);
     end(&w);
 }
 
@@ -174,7 +227,10 @@ int main(void)
         cmocka_unit_test(who_hung_up_is_asked_again_at_once),
         cmocka_unit_test(then_each_other_is_asked_once_before_a_pause),
         cmocka_unit_test(who_does_not_lead_is_not_asked_again),
-        cmocka_unit_test(a_stranger_that_is_silent_is_soon_left),
+        cmocka_unit_test(while_a_stranger_is_silent_others_are_asked_too),
+        cmocka_unit_test(
+            a_silent_one_keeps_nobody_from_asking_the_others_again),
+        cmocka_unit_test(a_long_poll_is_sent_to_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

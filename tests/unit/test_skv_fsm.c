@@ -1930,6 +1930,37 @@ static void while_held_nothing_begins_and_all_ends(void **state)
     group_close(&g);
 }
 
+/* Could be wrong: a replica that replays the log, in which there were many
+ * cuts, has no slot for the next one; or a view that is read goes. */
+static void views_that_nobody_asks_for_make_room(void **state)
+{
+    struct group g;
+    struct skv_cut_reply r;
+    struct skv_seen seen;
+    (void)state;
+    group_new(&g);
+    for (uint64_t id = 1; id <= 3 * SKV_VIEWS_MAX; id++) {
+        assert_int_equal(cut(&g, SKV_CUT_LOOK, id, &r), ERR_OK);
+        if (id <= 2) {
+            assert_int_equal(look(&g, id, &seen), ERR_OK);
+        }
+    }
+    uint64_t last = 3 * SKV_VIEWS_MAX;
+    assert_int_equal(look(&g, 1, &seen), ERR_OK);
+    assert_true(skv_view_take(g.fsm, 2));
+    assert_int_equal(look(&g, last, &seen), ERR_OK);
+    assert_int_equal(seen.index, g.index);
+    assert_true(skv_view_take(g.fsm, last - 1));
+    assert_false(skv_view_take(g.fsm, last - 2));
+    assert_int_equal(cut(&g, SKV_CUT_LOOK, last + 1, &r), ERR_OK);
+    assert_int_equal(look(&g, last + 1, &seen), ERR_NOTFOUND); /* all in use */
+    assert_int_equal(look(&g, last - 1, &seen), ERR_OK);
+    skv_view_remove(g.fsm, 1);
+    assert_int_equal(cut(&g, SKV_CUT_LOOK, last + 2, &r), ERR_OK);
+    assert_int_equal(look(&g, last + 2, &seen), ERR_OK);
+    group_close(&g);
+}
+
 /* Could be wrong: a step that comes late holds a group for nobody. */
 static void steps_of_a_cut_that_is_over_change_nothing(void **state)
 {
@@ -2193,6 +2224,7 @@ int main(void)
         cmocka_unit_test(a_large_vote_is_kept_whole),
         cmocka_unit_test(a_session_with_a_vote_out_does_not_expire),
         cmocka_unit_test(while_held_nothing_begins_and_all_ends),
+        cmocka_unit_test(views_that_nobody_asks_for_make_room),
         cmocka_unit_test(steps_of_a_cut_that_is_over_change_nothing),
         cmocka_unit_test(who_serves_what_stays_as_it_is_while_held),
         cmocka_unit_test(the_same_log_gives_the_same_bytes),
