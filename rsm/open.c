@@ -10,6 +10,7 @@
  * received stream is still in "snap/in", and its label has the term and the
  * configuration that the log is to begin with. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -165,6 +166,26 @@ static bool is_new_log(const struct wal_recovery *rec)
            rec->hard_state.term == 0;
 }
 
+/* The log knows what is wrong with it, and not whose it is. */
+static void say_damage(const struct rsm *r, enum err rc, const char *problem)
+{
+    uint32_t group = r->config.group;
+    char repair[64] = "";
+    if (rc != ERR_CORRUPT && rc != ERR_VERSION) {
+        log_error("rsm", "cannot open the log: %s", err_text(rc));
+        return;
+    }
+    if (rc == ERR_CORRUPT) {
+        snprintf(repair, sizeof repair,
+                 "; if most are damaged: `flotilla member repair %u`", group);
+    }
+    log_error("rsm",
+              "cannot open the log: %s %s%s its place to a new one: `flotilla "
+              "member replace %u %" PRIu64 "`%s",
+              err_text(rc), problem, rc == ERR_VERSION ? ", or give" : ". Give",
+              group, r->config.id, repair);
+}
+
 enum err rsm_open_log(struct rsm *r)
 {
     struct disk *disk = r->config.disk;
@@ -178,8 +199,7 @@ enum err rsm_open_log(struct rsm *r)
     rc = wal_open(disk, "wal", r->config.wal_segment_size, durable, &r->wal,
                   &rec);
     if (rc != ERR_OK) {
-        log_error("rsm", "cannot open the log: %s %s", err_text(rc),
-                  rec.problem);
+        say_damage(r, rc, rec.problem);
         wal_recovery_free(&rec);
         return rc;
     }

@@ -324,8 +324,9 @@ static enum err load(struct skv_fsm *f)
     if (rc != ERR_OK) {
         log_error("shardkv",
                   "cannot read the group's records: %s; give this replica's "
-                  "place to a new one: `flotilla member replace GROUP ID`",
-                  err_text(rc));
+                  "place to a new one: `flotilla member replace %u %" PRIu64
+                  "`",
+                  err_text(rc), f->gid, f->id);
     }
     f->ready = rc == ERR_OK;
     return rc;

@@ -190,6 +190,7 @@ struct skv_fsm {
     struct rsm_fsm fsm;
     struct skv_store *store; /* taken; behind track.c */
     ctl_gid gid;
+    uint64_t id;       /* of the replica: what is said of damage names it */
     size_t batch_size; /* of batches that are read, about; set at start */
     bool ready;        /* what follows was read from the store */
     raft_index index;  /* the last entry applied */

@@ -452,6 +452,7 @@ enum err skv_server_new(const struct skv_server_config *config,
     s->net = config->net;
     s->started_us = env_now_us(s->env);
     s->fsm = skv_fsm_new(config->store, config->gid);
+    s->fsm->id = config->id;
     if (config->batch_size > 0) {
         s->fsm->batch_size = config->batch_size;
     }

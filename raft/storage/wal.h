@@ -30,7 +30,7 @@ struct wal_recovery {
     uint32_t conf_count;
     struct raft_entry *entries; /* those after it */
     uint32_t entry_count;
-    char problem[320]; /* with ERR_CORRUPT: file, offset and what to do */
+    char problem[320]; /* with ERR_CORRUPT: file, offset, and what is there */
 };
 
 /* Opens or makes the log in `dir` of the disk. Entries up to `applied`, which

@@ -43,12 +43,9 @@ static enum err damaged(struct wal *w, struct wal_recovery *out,
 {
     char path[WAL_PATH_SIZE];
     wal_path(w->dir, sequence, path);
-    snprintf(
-        out->problem, sizeof out->problem,
-        "%s at byte %" PRIu64 ": %s, before the end of the log. Give this "
-        "replica's place to a new one: `flotilla member replace GROUP ID`; "
-        "if most are damaged: `flotilla member repair GROUP`",
-        path, offset, what);
+    snprintf(out->problem, sizeof out->problem,
+             "%s at byte %" PRIu64 ": %s, before the end of the log", path,
+             offset, what);
     return ERR_CORRUPT;
 }
 
@@ -192,8 +189,7 @@ static enum err foreign(struct wal *w, struct wal_recovery *out,
     wal_path(w->dir, sequence, path);
     snprintf(out->problem, sizeof out->problem,
              "%s has another log format: start this replica with the version "
-             "of flotilla that wrote it, or give its place to a new one: "
-             "`flotilla member replace GROUP ID`",
+             "of flotilla that wrote it",
              path);
     return ERR_VERSION;
 }

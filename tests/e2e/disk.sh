@@ -183,7 +183,7 @@ flipped() {
     wait_for 30 same_applied || return 1
     id=$(($(leader) % 3 + 1))
     stop_one g1-$id && file=$(segment_of $id) && flip "$file" 3000 || return 1
-    refused $id "wal/$(basename "$file") at byte [0-9]+: .*member replace" &&
+    refused $id "wal/$(basename "$file") at byte [0-9]+: .*member replace 1 $id.;.* repair 1" &&
         echo with >"$M/with" && [ "$(cat "$M/with")" = with ] || return 1
     cmp -s "$file" "$file" && flip "$file" 3000 && up && wait_for 30 same_applied && lines_intact
 }
@@ -197,7 +197,7 @@ all_flipped() {
     up
     for id in 1 2 3; do
         kill -0 "$(pid_of g1-$id)" 2>/dev/null && { echo "g1-$id runs"; return 1; }
-        grep -qE "wal/[0-9a-f]+.wal at byte [0-9]+: .*member replace" <(tail -5 "$C/log/g1-$id.log") || return 1
+        grep -qE "wal/[0-9a-f]+.wal at byte [0-9]+: .*member replace 1 $id." <(tail -5 "$C/log/g1-$id.log") || return 1
         flip "$(segment_of $id)" $((2000 + 1500 * id)) || return 1
     done
     up && wait_for 30 same_applied && lines_intact
