@@ -15,6 +15,7 @@ int fake_nanosleep(const struct timespec *t, struct timespec *left);
 uint64_t fake_now_ms(void);
 #define ask_call       fake_ask_call
 #define ask_config     fake_ask_config
+#define ask_many       fake_ask_many
 #define nanosleep      fake_nanosleep
 #define process_now_ms fake_now_ms
 #include "cmd/member_step.c"
@@ -252,6 +253,23 @@ enum err fake_ask_call(struct skv_client *client, const char *address,
     enum err rc = wish ? take_wish(address, body, fault == LATE)
                        : say_members(address, arena, out);
     return fault == UNHEARD ? ERR_CLOSED : rc;
+}
+
+/* One after the other. Who is silent is not waited for: cmd/ask.c. */
+void fake_ask_many(struct skv_client *client, const struct ask_whom *whom,
+                   uint32_t count, uint32_t timeout_ms, ask_answer_fn *answer,
+                   void *arg)
+{
+    bool end = false;
+    for (uint32_t i = 0; i < count && !end; i++) {
+        struct arena arena = {0};
+        struct slice out = {0};
+        struct slice nothing = {0};
+        enum err rc = fake_ask_call(client, whom[i].address, whom[i].method,
+                                    nothing, timeout_ms, &arena, &out);
+        end = rc != ERR_TIMEDOUT && answer(arg, i, rc, out);
+        arena_free(&arena);
+    }
 }
 
 enum err fake_ask_config(struct skv_client *client, uint64_t number,
