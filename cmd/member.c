@@ -284,6 +284,7 @@ static bool is_known(struct change *ch, uint64_t id, bool once)
 static bool remove_one(struct change *ch, uint64_t id)
 {
     char name[32];
+    member_wait_heard(ch, id);
     if (!member_step(ch, RSM_REMOVE, id, "")) {
         return false;
     }
@@ -396,17 +397,6 @@ static bool changes_description(const char *action)
            strcmp(action, "replace") == 0 || strcmp(action, "promote") == 0;
 }
 
-/* Once none is left of those that a process knows, it finds the controllers no
- * more: shards do not move, and `status` does not show its mount. */
-static void say_who_knows(const struct change *ch)
-{
-    if (ch->gid == 0) {
-        printf("Servers and mounts that run know the controllers of when they "
-               "were started:\nstop and start them, one by one, before the "
-               "last of those controllers goes.\n");
-    }
-}
-
 static int run(struct change *ch, const char *action, char **words, int count)
 {
     uint64_t gid = 0, id = 0;
@@ -434,9 +424,6 @@ static int run(struct change *ch, const char *action, char **words, int count)
         ok = transfer(ch, id);
     } else {
         return usage();
-    }
-    if (ok && changes_description(action)) {
-        say_who_knows(ch);
     }
     return ok ? EXIT_DONE : EXIT_FAILED;
 }

@@ -36,6 +36,8 @@ uint8_t member_snap_phase(const struct rsm_member *m);
  * or nothing moves for a minute. */
 bool member_step(struct change *ch, enum rsm_change_kind kind, uint64_t id,
                  const char *address);
+/* Before controller `id` goes: until everybody knows the others. */
+void member_wait_heard(const struct change *ch, uint64_t id);
 /* Until the controllers know who is in the group, or a while. */
 void member_wait_told(struct change *ch);
 

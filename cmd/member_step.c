@@ -344,6 +344,19 @@ static bool is_told(struct change *ch)
     return same;
 }
 
+/* Servers and mounts ask the controllers who they are. Then those that stay are
+ * known to all, before one that everybody knew goes. */
+void member_wait_heard(const struct change *ch, uint64_t id)
+{
+    const uint32_t wait_ms = CTL_LOOK_MS + 1000; /* it takes time to answer */
+    const struct rsm_member *m = member_find(ch, id);
+    if (ch->gid == 0 && m != NULL && m->role != RSM_LEARNER) {
+        printf("Servers and mounts hear of the others within %u s.\n",
+               wait_ms / 1000);
+        member_pause(wait_ms);
+    }
+}
+
 void member_wait_told(struct change *ch)
 {
     uint64_t end_ms = process_now_ms() + TOLD_MS;

@@ -466,6 +466,7 @@ void rsm_member_show(struct rsm *r, struct net_request *request)
     struct raft_status s;
     raft_status(r->raft, &s);
     struct rsm_members m = {
+        .group = r->config.group,
         .leader = s.leader,
         .term = s.term,
         .last_index = s.last_index,

@@ -72,6 +72,7 @@ enum rsm_snap_phase {
     F(U64, snap_all)   /* 0: not known yet */
 MSG_STRUCT(rsm_member, RSM_MEMBER_FIELDS);
 #define RSM_MEMBERS_FIELDS(F)                                                  \
+    F(U32, group) /* whose members: addresses change hands */                  \
     F(U64, leader)                                                             \
     F(U64, term)                                                               \
     F(U64, last_index)                                                         \

@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-#include "base/check.h"
+#include "shardctrler/known.h"
 
 enum {
     TRY_MS = 1000,
@@ -21,7 +21,6 @@ enum {
     PAUSE_MIN_US = 10 * 1000,
     PAUSE_MAX_US = 500 * 1000,
     CHANGE_TIMEOUT_MAX_MS = 5 * 60 * 1000,
-    SERVERS_MAX = 16
 };
 
 struct call;
@@ -32,8 +31,7 @@ typedef bool call_finish_fn(struct call *c, enum err rc, struct slice body);
 struct ctl_client {
     struct env *env;
     struct net *net;
-    char addresses[SERVERS_MAX][NET_ADDRESS_SIZE_MAX];
-    uint32_t count;
+    struct ctl_known known;
     uint32_t leader; /* where the last call was answered; a guess */
     bool answered;   /* it did answer: not only a guess */
     struct call *calls;
@@ -43,7 +41,7 @@ struct ctl_client {
     bool closing;
 };
 
-/* Of a call, at the server of the same position. */
+/* Of a call, at the known place of the same position. */
 struct
 try {
     struct call *call;
@@ -65,7 +63,7 @@ struct call {
     uint32_t again; /* so often, in this round, who hung up is asked again */
     uint32_t asked; /* in this round: a bit for each server */
     bool pausing;   /* the round is over, and the timer begins the next one */
-    struct try tries[SERVERS_MAX];
+    struct try tries[CTL_KNOWN_MAX];
     struct env_timer timer;
     struct call *next, *prev;
     struct call *next_change;
@@ -120,15 +118,23 @@ static void call_try(struct call *c);
 static void changes_next(struct ctl_client *client);
 static void change_unlink(struct call *c);
 
+/* No more is on its way there. */
+static void try_over(struct try *t)
+{
+    struct call *c = t->call;
+    t->net_call = 0;
+    c->client->known.places[t - c->tries].tries--;
+}
+
 /* Who is still asked is not waited for any more. */
 static void call_rest(struct call *c)
 {
     struct ctl_client *client = c->client;
     env_timer_stop(client->env, &c->timer);
-    for (uint32_t i = 0; i < client->count; i++) {
+    for (uint32_t i = 0; i < client->known.count; i++) {
         if (c->tries[i].net_call != 0) {
             net_cancel(client->net, c->tries[i].net_call);
-            c->tries[i].net_call = 0;
+            try_over(&c->tries[i]);
         }
     }
 }
@@ -187,10 +193,14 @@ static void call_pause(struct call *c)
     timer_start(c, pause);
 }
 
+static bool is_silence(enum err rc)
+{
+    return rc == ERR_CLOSED || rc == ERR_TIMEDOUT || rc == ERR_IO;
+}
+
 static bool is_elsewhere(enum err rc)
 {
-    return rc == ERR_NOTLEADER || rc == ERR_CLOSED || rc == ERR_TIMEDOUT ||
-           rc == ERR_IO;
+    return rc == ERR_NOTLEADER || is_silence(rc);
 }
 
 static void call_send(struct call *c, uint32_t server);
@@ -201,7 +211,12 @@ static void answered(void *arg, enum err rc, struct slice body)
     struct call *c = t->call;
     struct ctl_client *client = c->client;
     uint32_t server = (uint32_t)(t - c->tries);
-    t->net_call = 0;
+    try_over(t);
+    if (is_silence(rc)) {
+        ctl_known_silent(&client->known);
+    } else {
+        ctl_known_answered(&client->known, server);
+    }
     if (!is_elsewhere(rc) && rc != ERR_BUSY) {
         client->leader = server;
         client->answered = true;
@@ -218,7 +233,7 @@ static void answered(void *arg, enum err rc, struct slice body)
         return;
     }
     if (is_elsewhere(rc) && client->leader == server) {
-        client->leader = (server + 1) % client->count;
+        client->leader = (server + 1) % client->known.count;
         client->answered = false;
     }
     if (c->pausing) {
@@ -251,25 +266,28 @@ static void call_send(struct call *c, uint32_t server)
     uint64_t try_ms = TRY_MS + wait_left_us(c) / 1000;
     body_encode(c);
     struct slice body = buf_slice(&c->body);
+    struct ctl_place *place = &client->known.places[server];
     c->sends++;
+    place->tries++;
     t->call = c;
     t->net_call =
-        net_call(client->net, client->addresses[server], c->method, &body, 1,
+        net_call(client->net, place->address, c->method, &body, 1,
                  (uint32_t)(left_ms < try_ms ? left_ms : try_ms), answered, t);
 }
 
 /* The one that is likely to lead, or the next after it that was not asked in
- * this round and keeps no try; `count`: none is left. */
+ * this round and keeps no try; CTL_KNOWN_MAX: none is left. */
 static uint32_t choose(const struct call *c)
 {
-    const struct ctl_client *client = c->client;
-    for (uint32_t i = 0; i < client->count; i++) {
-        uint32_t at = (client->leader + i) % client->count;
-        if ((c->asked & 1u << at) == 0 && c->tries[at].net_call == 0) {
+    const struct ctl_known *known = &c->client->known;
+    for (uint32_t i = 0; i < known->count; i++) {
+        uint32_t at = (c->client->leader + i) % known->count;
+        if (known->places[at].member && (c->asked & 1u << at) == 0 &&
+            c->tries[at].net_call == 0) {
             return at;
         }
     }
-    return client->count;
+    return CTL_KNOWN_MAX;
 }
 
 /* Each is asked once without a pause: one of them is likely to lead. Who has
@@ -281,7 +299,7 @@ static void call_try(struct call *c)
     uint32_t server = choose(c);
     env_timer_stop(c->client->env, &c->timer);
     c->pausing = false;
-    if (server == c->client->count) {
+    if (server == CTL_KNOWN_MAX) {
         call_pause(c);
         return;
     }
@@ -466,12 +484,10 @@ struct ctl_client *ctl_client_new(struct env *env, struct net *net,
                                   const char (*addresses)[NET_ADDRESS_SIZE_MAX],
                                   uint32_t count)
 {
-    CHECK(count > 0 && count <= SERVERS_MAX);
     struct ctl_client *client = mem_alloc(sizeof *client);
     client->env = env;
     client->net = net;
-    client->count = count;
-    memcpy(client->addresses, addresses, count * sizeof *addresses);
+    ctl_known_init(&client->known, env, net, addresses, count);
     client->leader = (uint32_t)(env_random(env) % count);
     session_start(client);
     return client;
@@ -483,5 +499,11 @@ void ctl_client_free(struct ctl_client *client)
     while (client->calls != NULL) {
         call_end(client->calls, ERR_CLOSED, slice_of(NULL, 0));
     }
+    ctl_known_fini(&client->known);
     mem_free(client);
+}
+
+uint64_t ctl_client_silent_ms(const struct ctl_client *c)
+{
+    return (env_now_us(c->env) - c->known.heard_us) / 1000;
 }

@@ -1,6 +1,7 @@
 /* The controller's clerk: asynchronous, on a loop. It remembers the leader,
  * retries with growing jittered pauses until a call's deadline, and numbers its
- * changes so that each is made exactly once. */
+ * changes so that each is made exactly once. It follows the controllers when
+ * they are replaced (known.c). */
 #ifndef SHARDCTRLER_CLIENT_H
 #define SHARDCTRLER_CLIENT_H
 
@@ -120,16 +121,24 @@ MSG_STRUCT(ctl_heard, CTL_HEARD_FIELDS);
     F(LIST, ctl_move, moves, CTL_STATUS_MOVES_MAX) /* the leader's */          \
     F(U64, checkpoints)                            /* since it started */      \
     F(LIST, ctl_spread, spreads, CTL_SPREADS) /* by enum ctl_spread_kind */    \
-    F(LIST, ctl_heard, heard, CTL_GROUPS_MAX) /* a controller's */
+    F(LIST, ctl_heard, heard, CTL_GROUPS_MAX) /* a controller's */             \
+    F(U64, controllers_ms) /* a group's: since a controller answered it */
 MSG_STRUCT(ctl_status, CTL_STATUS_FIELDS);
+
+/* Each clerk that runs asks a controller at least so often who they are. A
+ * controller is removed so long after the last was added: then nobody loses
+ * sight of all, however many are replaced one after the other. */
+enum { CTL_LOOK_MS = 5000 };
 
 struct ctl_client;
 
-/* `addresses` are the controllers', copied. */
+/* `addresses` are the controllers', copied; 16 at most. */
 struct ctl_client *ctl_client_new(struct env *env, struct net *net,
                                   const char (*addresses)[NET_ADDRESS_SIZE_MAX],
                                   uint32_t count);
 void ctl_client_free(struct ctl_client *c); /* waiting calls get ERR_CLOSED */
+/* For so long no controller has answered anything. */
+uint64_t ctl_client_silent_ms(const struct ctl_client *c);
 
 /* `config` is borrowed for the call, and NULL unless `rc` is ERR_OK. */
 typedef void ctl_query_fn(void *arg, enum err rc,
