@@ -17,7 +17,12 @@
 #include "cmd/process.h"
 #include "raft/raft.h"
 
-enum { CONFIG_MS = 2000, REPLICA_MS = 2000, PROBLEMS_MAX = 128 };
+enum {
+    CONFIG_MS = 2000,
+    REPLICA_MS = 2000,
+    PROBLEMS_MAX = 128,
+    UNHEARD_MS = 30000, /* servers ask a controller each few seconds */
+};
 
 struct report {
     struct arena arena;
@@ -140,6 +145,29 @@ static void judge_replica(struct report *r, const struct ask_replica *one,
     }
 }
 
+/* Does its leader look for the controllers where they are no more? While they
+ * do not run, or have just been started, that is no news. */
+static void judge_hearing(struct report *r, ctl_gid gid)
+{
+    char name[64];
+    struct health_group controllers = health_of(&r->health, 0);
+    struct health_group g = health_of(&r->health, gid);
+    if (gid == 0 || g.leader == NULL || controllers.leader == NULL ||
+        controllers.leader->status.uptime_ms < UNHEARD_MS ||
+        g.leader->status.controllers_ms < UNHEARD_MS) {
+        return;
+    }
+    add_problem(
+        r,
+        mem_printf("%s leads, and no controller has answered it for %" PRIu64
+                   " s, though they run: its shards do not move, and who "
+                   "joins it is not found. Can it reach them? If all were "
+                   "replaced while it could not hear of it, end its process "
+                   "(pid %" PRIu64 ") and start it with `flotilla up`",
+                   who(name, g.leader), g.leader->status.controllers_ms / 1000,
+                   g.leader->status.pid));
+}
+
 /* The group's leader says who is in it. */
 static bool may_belong(const struct report *r,
                        const struct cluster_replica *one)
@@ -214,6 +242,7 @@ static void judge(struct report *r)
     }
     for (uint32_t i = 0; i < r->health.count; i = health_next(&r->health, i)) {
         judge_group(r, r->health.replicas[i].gid);
+        judge_hearing(r, r->health.replicas[i].gid);
     }
     if (r->config_rc != ERR_OK) {
         add_problem(r, mem_printf("the controllers give no configuration: %s",
@@ -399,6 +428,10 @@ static json_t *replica_json(const struct report *r,
                             json_integer((json_int_t)numbers[i].value));
     }
     behind_json(r, one, j);
+    if (one->gid != 0) {
+        json_object_set_new(j, "controllers_heard_ms",
+                            json_integer((json_int_t)s->controllers_ms));
+    }
     json_object_set_new(j, "checkpoints", checkpoints_json(s));
     return j;
 }

@@ -79,6 +79,7 @@ void skv_status_reply(struct skv_server *s, struct net_request *request)
     own.status.leaving = skv_picture_leaving(p);
     own.status.moves = moves;
     own.status.moves_count = fill_moves(s, moves);
+    own.status.controllers_ms = ctl_client_silent_ms(s->mover.ctl);
     ctl_status_encode(&b, &own.status);
     net_reply(s->net, request, ERR_OK, buf_slice(&b));
     buf_free(&b);

@@ -779,6 +779,36 @@ static void status_says_who_is_behind(void **state)
     outcome_free(&o);
 }
 
+/* Wrong if a leader that has lost sight of the controllers passes for well, or
+ * one that had nobody to hear. */
+static void status_says_who_hears_no_controller(void **state)
+{
+    (void)state;
+    const struct {
+        uint64_t controllers_ms, uptime_ms;
+        bool told;
+    } cases[] = {{45999, 60000, true},
+                 {29999, 60000, false},
+                 {45999, 29999, false}}; /* they have just been started */
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        reset();
+        w.fakes[1].status.controllers_ms = cases[i].controllers_ms;
+        w.fakes[0].status.uptime_ms = cases[i].uptime_ms;
+        struct outcome o = run("status", NULL);
+        assert_int_equal(o.status, cases[i].told ? EXIT_UNWELL : EXIT_DONE);
+        assert_int_equal(cases[i].told,
+                         strstr(o.out, "PROBLEM replica 1 of group 1 leads, "
+                                       "and no controller has answered it for "
+                                       "45 s") != NULL);
+        assert_null(strstr(o.out, "group 2 leads"));
+        outcome_free(&o);
+        o = run("status --json", NULL);
+        assert_int_equal(o.status, cases[i].told ? EXIT_UNWELL : EXIT_DONE);
+        has(o.out, "\"controllers_heard_ms\": 0");
+        outcome_free(&o);
+    }
+}
+
 /* "PID STARTTIME": this test's own. */
 static void run_as(const char *name)
 {
@@ -833,6 +863,7 @@ int main(void)
         cmocka_unit_test(fsck_counts_all_that_are_missing),
         cmocka_unit_test(what_has_gone_is_at_most_all_there_is),
         cmocka_unit_test(status_says_who_is_behind),
+        cmocka_unit_test(status_says_who_hears_no_controller),
         cmocka_unit_test(status_names_a_process_that_is_no_member),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
