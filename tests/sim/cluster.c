@@ -38,6 +38,10 @@ static void cluster_build(struct cluster *c)
             node_add(c, NODE_SERVER, g, c->plan.replicas + i + 1)->spare = true;
         }
     }
+    for (uint32_t i = 0;
+         c->plan.weights[FAULT_CONTROLLERS] > 0 && i < SIM_SPARES; i++) {
+        node_add(c, NODE_CONTROLLER, 0, SIM_CONTROLLERS + i + 1)->spare = true;
+    }
     node_add(c, NODE_ADMIN, 0, 0);
     c->clerk_first = c->node_count;
     for (uint32_t i = 0; i < c->plan.clerks; i++) {
@@ -153,9 +157,12 @@ static void course(struct cluster *c)
         }
     }
     workload_read_all(c->workload, reader(c));
+    c->done_us = c->world->now_us;
     if (run_until(c, all_answered, LIVENESS_S, "the last reads") &&
         run_until(c, verify_replicas_agree, LIVENESS_S,
-                  "replicas of a group differ")) {
+                  "replicas of a group differ") &&
+        run_until(c, verify_controllers_found, LIVENESS_S,
+                  "somebody does not find the controllers")) {
         workload_check(c->workload);
     }
 }

@@ -54,6 +54,7 @@ enum fault {
     FAULT_ROT_GROUP,   /* in those of a whole group: they are repaired */
     FAULT_PARTIAL,     /* one link of a leader's, for long */
     FAULT_FORK,        /* two leaders change the members, each in its way */
+    FAULT_CONTROLLERS, /* the oldest controller is replaced */
     FAULTS
 };
 
@@ -153,6 +154,7 @@ struct cluster {
     /* One group speaks to another about a shard; may be NULL. */
     void (*move_seen)(struct node *from, struct node *to);
     bool healed;      /* no more faults */
+    uint64_t done_us; /* all is answered */
     uint32_t hunted;  /* bit gid: the next leader is to die */
     bool move_hunted; /* somebody who next takes part in a move is to die */
     void (*stream_seen)(struct node *from, struct node *to); /* may be NULL */
@@ -268,6 +270,8 @@ void members_remove(struct node *leader, struct node *whom);
 /* So many run, none is being changed, and two could be replaced. */
 bool members_may_fork(struct cluster *c, uint32_t gid, uint32_t count);
 void members_wipe(struct cluster *c);
+/* In turn: the oldest. */
+void members_replace_controller(struct cluster *c);
 void members_replace(struct node *n);
 void members_removed(void *node); /* its rsm says so */
 /* No change is under way, and who was removed has stopped. */
@@ -281,6 +285,8 @@ void verify_message(struct verify *v, uint32_t from, net_method method,
                     struct slice body);
 /* The replicas of each group hold the same; false: not yet. */
 bool verify_replicas_agree(struct cluster *c);
+/* Each process that runs was answered by a controller since all was done. */
+bool verify_controllers_found(struct cluster *c);
 /* No replica holds a prepared transaction of a shard that it serves. */
 bool verify_locks_gone(struct cluster *c);
 void verify_describe(struct cluster *c); /* into the trace */

@@ -432,6 +432,7 @@ static void (*const acts[FAULTS])(struct cluster *c) = {
     [FAULT_APART] = links_follower_apart,
     [FAULT_PARTIAL] = partial_begin,
     [FAULT_FORK] = forks_begin,
+    [FAULT_CONTROLLERS] = members_replace_controller,
 };
 
 static enum fault draw(struct cluster *c)

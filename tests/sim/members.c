@@ -4,7 +4,8 @@
  *   add       a spare node starts as a joining replica; ADD, then PROMOTE
  *   remove    REMOVE: it must hear of it, and stop by itself
  *   replace   add, then remove
- *   wipe      a member's disk is empty, or has its identity alone: it must
+ *   turn      the oldest controller is replaced, until none of the first is
+ * left wipe      a member's disk is empty, or has its identity alone: it must
  *             refuse to start, and is replaced
  *
  * Each step is asked of the group's nodes in turn until one says that it is
@@ -20,6 +21,8 @@
 #define SECOND UINT64_C(1000000)
 
 enum { WISH_MS = 2000, CALL_MS = 2500, AGAIN_MS = 50 };
+/* Each process asks meanwhile who the controllers are. */
+#define HEAR_US (CTL_LOOK_MS * MS + SECOND)
 
 /* A change on its way: `in` is added, then `out` removed; either may be NULL.
  */
@@ -34,7 +37,7 @@ struct members_change {
 
 static bool is_of(const struct node *n, uint32_t gid)
 {
-    return n->kind == NODE_SERVER && n->gid == gid;
+    return node_is_server(n) && n->gid == gid;
 }
 
 static uint32_t members_of(struct cluster *c, uint32_t gid, struct node **out)
@@ -141,6 +144,10 @@ static void step_done(struct members_change *m)
         m->step = RSM_PROMOTE;
     } else if (m->step == RSM_PROMOTE && m->out != NULL) {
         m->step = RSM_REMOVE;
+        if (m->gid == 0) {
+            sim_after_taking(m->cluster->world, HEAR_US, ask_again, m);
+            return;
+        }
     } else {
         wait_told(m);
         return;
@@ -307,6 +314,16 @@ void members_change(struct cluster *c)
         change_begin(c, gid, spare, sim_chance(c->world, 600) ? out : NULL);
     } else if (count > 3 || (count > 2 && sim_chance(c->world, 200))) {
         change_begin(c, gid, NULL, out);
+    }
+}
+
+void members_replace_controller(struct cluster *c)
+{
+    struct node *members[SIM_NODES_MAX];
+    struct node *spare = spare_of(c, 0);
+    uint32_t count = members_of(c, 0, members);
+    if (spare != NULL && count > 0 && (c->changing & 1) == 0) {
+        change_begin(c, 0, spare, members[0]);
     }
 }
 

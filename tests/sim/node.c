@@ -133,12 +133,21 @@ static uint32_t peers_of(struct cluster *c, uint32_t gid,
     return count;
 }
 
-static void controllers_of(const struct node *n,
-                           char addresses[][NET_ADDRESS_SIZE_MAX])
+/* As the cluster's directory says when a process starts. */
+static uint32_t
+controllers_of(const struct node *n,
+               char addresses[RAFT_PEERS_MAX][NET_ADDRESS_SIZE_MAX])
 {
-    for (uint32_t i = 0; i < SIM_CONTROLLERS; i++) {
-        sim_net_address(n->controllers + i, addresses[i]);
+    const struct cluster *c = n->cluster;
+    uint32_t count = 0;
+    for (uint32_t i = n->controllers; i < c->node_count; i++) {
+        if (c->nodes[i].kind == NODE_CONTROLLER &&
+            c->nodes[i].gid == c->nodes[n->controllers].gid &&
+            node_is_member(&c->nodes[i])) {
+            sim_net_address(i, addresses[count++]);
+        }
     }
+    return count;
 }
 
 /* Where installs are slow, some logs reach far back: a leader streams its state
@@ -185,7 +194,6 @@ static enum err server_start(struct node *n)
         .store = n->store,
         .gid = n->gid,
         .id = n->id,
-        .controller_count = SIM_CONTROLLERS,
         .batch_size = n->cluster->plan.batch_size,
         .checkpoint_size_max = n->cluster->plan.checkpoint_size_max,
         .wal_segment_size = n->cluster->plan.wal_segment_size,
@@ -202,20 +210,18 @@ static enum err server_start(struct node *n)
         .arg = n,
     };
     config.peer_count = peers_of(n->cluster, n->gid, config.peers);
-    controllers_of(n, config.controllers);
+    config.controller_count = controllers_of(n, config.controllers);
     return skv_server_new(&config, &n->skv);
 }
 
 static void client_start(struct node *n)
 {
-    char addresses[SIM_CONTROLLERS][NET_ADDRESS_SIZE_MAX];
-    controllers_of(n, addresses);
+    char addresses[RAFT_PEERS_MAX][NET_ADDRESS_SIZE_MAX];
+    uint32_t count = controllers_of(n, addresses);
     if (n->kind == NODE_ADMIN) {
-        n->admin =
-            ctl_client_new(&n->env.env, n->net, addresses, SIM_CONTROLLERS);
+        n->admin = ctl_client_new(&n->env.env, n->net, addresses, count);
     } else {
-        n->clerk =
-            skv_clerk_new(&n->env.env, n->net, addresses, SIM_CONTROLLERS);
+        n->clerk = skv_clerk_new(&n->env.env, n->net, addresses, count);
         if (n->cluster->clerk_started != NULL) {
             n->cluster->clerk_started(n);
         }

@@ -126,6 +126,15 @@ static const struct scenario scenarios[] = {
       [FAULT_MEND] = 2,
       [FAULT_WEATHER] = 1,
       [FAULT_CLERK] = 1}},
+    {"controllers",
+     50 * MS,
+     1000 * MS,
+     {[FAULT_CONTROLLERS] = 8,
+      [FAULT_ADMIN] = 6,
+      [FAULT_CRASH] = 2,
+      [FAULT_CRASH_LEADER] = 1,
+      [FAULT_MOVE] = 1,
+      [FAULT_CLERK] = 1}},
     {"streams",
      50 * MS,
      1500 * MS,
@@ -289,6 +298,9 @@ bool plan_make(struct plan *p, uint64_t seed, const char *name)
     if (p->weights[FAULT_PARTIAL] > 0) {
         p->unreliable = false; /* what is lost may end a leader's term */
         p->duration_us = 40000 * MS;
+    }
+    if (p->weights[FAULT_CONTROLLERS] > 0) {
+        p->duration_us = 50000 * MS; /* all of the first go */
     }
     if (p->weights[FAULT_FORK] > 0) {
         p->unreliable = false;

@@ -21,6 +21,7 @@
 #include "base/check.h"
 #include "base/codec.h"
 #include "raft/raft_int.h"
+#include "shardkv/clerk_int.h"
 #include "shardkv/server_int.h"
 #include "tests/sim/cluster.h"
 
@@ -564,6 +565,26 @@ bool verify_locks_gone(struct cluster *c)
             if (fsm->shards[s].prepared != NULL) {
                 return false;
             }
+        }
+    }
+    return true;
+}
+
+static bool hears(const struct cluster *c, const struct ctl_client *ctl)
+{
+    return ctl == NULL ||
+           ctl_client_silent_ms(ctl) < (c->world->now_us - c->done_us) / 1000;
+}
+
+bool verify_controllers_found(struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        const struct node *n = &c->nodes[i];
+        if (!n->env.dead && !n->lost &&
+            !(hears(c, n->admin) &&
+              hears(c, n->skv != NULL ? n->skv->mover.ctl : NULL) &&
+              hears(c, n->clerk != NULL ? n->clerk->ctl : NULL))) {
+            return false;
         }
     }
     return true;
