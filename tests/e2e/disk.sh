@@ -49,6 +49,7 @@ write_lines() {
     done
 }
 writer_start() {
+    [ -z "$writer" ] || writer_stop # of a check that failed
     touch "$W/go"
     write_lines &
     writer=$!
@@ -161,49 +162,6 @@ full_restart() {
 }
 check "kill -9 and start again on a full disk" full_restart
 
-# The segment that holds most, of a replica that is stopped.
-segment_of() { find "$C/data/g1-$1/wal" -name '*.wal' | sort | head -1; }
-flip() { # flip FILE OFFSET
-    python3 -c 'import sys
-f = open(sys.argv[1], "r+b"); f.seek(int(sys.argv[2])); b = f.read(1)
-f.seek(int(sys.argv[2])); f.write(bytes([b[0] ^ 16]))' "$1" "$2"
-}
-refused() { # refused ID PATTERN: it does not start, and says this
-    local from
-    from=$(log_size "$1")
-    up
-    sleep 0.5
-    kill -0 "$(pid_of "g1-$1")" 2>/dev/null && { echo "it runs"; return 1; }
-    tail -c +"$((from + 1))" "$C/log/g1-$1.log" | grep -E "$2" && return
-    tail -5 "$C/log/g1-$1.log"
-    return 1
-}
-flipped() {
-    local id file
-    wait_for 30 same_applied || return 1
-    id=$(($(leader) % 3 + 1))
-    stop_one g1-$id && file=$(segment_of $id) && flip "$file" 3000 || return 1
-    refused $id "wal/$(basename "$file") at byte [0-9]+: .*member replace 1 $id.;.* repair 1" &&
-        echo with >"$M/with" && [ "$(cat "$M/with")" = with ] || return 1
-    cmp -s "$file" "$file" && flip "$file" 3000 && up && wait_for 30 same_applied && lines_intact
-}
-check "a flipped bit is refused with file, offset and remedy; the group goes on" flipped
-
-# All three, each elsewhere: none starts, and none has forgotten anything.
-all_flipped() {
-    local id at
-    stop_all TERM
-    for id in 1 2 3; do flip "$(segment_of $id)" $((2000 + 1500 * id)) || return 1; done
-    up
-    for id in 1 2 3; do
-        kill -0 "$(pid_of g1-$id)" 2>/dev/null && { echo "g1-$id runs"; return 1; }
-        grep -qE "wal/[0-9a-f]+.wal at byte [0-9]+: .*member replace 1 $id." <(tail -5 "$C/log/g1-$id.log") || return 1
-        flip "$(segment_of $id)" $((2000 + 1500 * id)) || return 1
-    done
-    up && wait_for 30 same_applied && lines_intact
-}
-check "all three damaged, each elsewhere: all refuse, and nothing is lost" all_flipped
-
 # entry_of ID BACK: the last segment, an offset in the entry that is BACK before
 # its last one, and the index of that.
 entry_of() {
@@ -220,6 +178,49 @@ index = max(found) - int(sys.argv[2])
 print(sys.argv[1], found[index] + 33, index)
 EOF
 }
+flip() { # flip FILE OFFSET
+    python3 -c 'import sys
+f = open(sys.argv[1], "r+b"); f.seek(int(sys.argv[2])); b = f.read(1)
+f.seek(int(sys.argv[2])); f.write(bytes([b[0] ^ 16]))' "$1" "$2"
+}
+refused() { # refused ID PATTERN: it does not start, and says this
+    local from
+    from=$(log_size "$1")
+    up
+    sleep 0.5
+    kill -0 "$(pid_of "g1-$1")" 2>/dev/null && { echo "it runs"; return 1; }
+    tail -c +"$((from + 1))" "$C/log/g1-$1.log" | grep -E "$2" && return
+    tail -5 "$C/log/g1-$1.log"
+    return 1
+}
+flipped() {
+    local id file at index
+    wait_for 30 same_applied || return 1
+    id=$(($(leader) % 3 + 1))
+    stop_one g1-$id && read -r file at index < <(entry_of $id 3) && flip "$file" "$at" || return 1
+    refused $id "wal/$(basename "$file") at byte [0-9]+: .*member replace 1 $id.;.* repair 1" &&
+        echo with >"$M/with" && [ "$(cat "$M/with")" = with ] || return 1
+    flip "$file" "$at" && up && wait_for 30 same_applied && lines_intact
+}
+check "a flipped bit is refused with file, offset and remedy; the group goes on" flipped
+
+# All three, each elsewhere: none starts, and none has forgotten anything.
+all_flipped() {
+    local id index files=() ats=()
+    stop_all TERM
+    for id in 1 2 3; do
+        read -r files[id] ats[id] index < <(entry_of $id $((3 * id))) && flip "${files[id]}" "${ats[id]}" || return 1
+    done
+    up
+    for id in 1 2 3; do
+        kill -0 "$(pid_of g1-$id)" 2>/dev/null && { echo "g1-$id runs"; return 1; }
+        grep -qE "wal/[0-9a-f]+.wal at byte [0-9]+: .*member replace 1 $id." <(tail -5 "$C/log/g1-$id.log") || return 1
+        flip "${files[id]}" "${ats[id]}" || return 1
+    done
+    up && wait_for 30 same_applied && lines_intact
+}
+check "all three damaged, each elsewhere: all refuse, and nothing is lost" all_flipped
+
 more_lines() { writer_start && writes_go_on && writer_stop && wait_for 30 same_applied; }
 
 # The same, made whole again from each other: every acknowledged line is there.
