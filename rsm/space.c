@@ -114,9 +114,9 @@ static void hand_over(struct rsm *r)
     }
 }
 
-/* Tells the core and the log what has become of us. Who is full again as soon
- * as it has tried hands over, too: at its next try it may be well for a
- * moment. */
+/* Tells the core and the log what has become of us. Who is full at its next try
+ * hands over then; and so does who is full again soon after, as it may be well
+ * for a moment whenever it tries. The pauses between tries bound how often. */
 static void tell(struct rsm *r)
 {
     struct rsm_space *s = &r->space;
@@ -125,8 +125,10 @@ static void tell(struct rsm *r)
         return;
     }
     s->full = full;
+    bool again = false;
     if (full) {
         s->full_ms = env_now_ms(r->env);
+        again = s->well_ms != 0 && s->full_ms - s->well_ms < WELL_FOR_MS;
         log_warn("rsm",
                  "the disk is full: this replica waits for space group=%u "
                  "id=%" PRIu64 " path=%s free=%" PRIu64 " needed=%" PRIu64,
@@ -142,6 +144,8 @@ static void tell(struct rsm *r)
     (void)!rsm_step(r, &event, NULL);
     if (full) {
         rsm_checkpoint_squeeze(r);
+    }
+    if (again) {
         hand_over(r);
     }
 }
