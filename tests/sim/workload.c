@@ -61,7 +61,29 @@ static bool op_is_delete(const struct linear_op *op, uint32_t which)
            op->parts[0].kind == LINEAR_DELETE && op->parts[0].key == which;
 }
 
-/* It is the delete that runs; or else one that got no answer. */
+/* The newest that runs: others wait for something. */
+static struct linear_op *running_delete(struct workload *w, uint32_t object,
+                                        uint32_t which)
+{
+    for (struct op *op = w->running; op != NULL; op = op->next) {
+        if (op->object == object && op_is_delete(&op->record, which)) {
+            return &op->record;
+        }
+    }
+    return NULL;
+}
+
+static struct linear_op *unanswered_delete(const struct history *h,
+                                           uint32_t which)
+{
+    for (uint32_t i = 0; i < h->count; i++) {
+        if (h->ops[i].unknown && op_is_delete(&h->ops[i], which)) {
+            return &h->ops[i];
+        }
+    }
+    return NULL;
+}
+
 static void deleted(void *arg, struct slice key, uint64_t rank)
 {
     struct workload *w = arg;
@@ -70,24 +92,15 @@ static void deleted(void *arg, struct slice key, uint64_t rank)
            slice_compare(buf_slice(&w->keys[at]), key) != 0) {
         at++;
     }
-    uint32_t which = at % w->keys_in_object;
+    if (at == w->cluster->plan.keys) {
+        return; /* not one of ours */
+    }
     uint32_t object = at / w->keys_in_object;
-    struct history *h =
-        at < w->cluster->plan.keys ? &w->histories[object] : NULL;
-    struct linear_op *found = NULL;
-    for (struct op *op = w->running; op != NULL && found == NULL;
-         op = op->next) {
-        if (op->object == object && op_is_delete(&op->record, which)) {
-            found = &op->record; /* the newest: others wait for something */
-        }
-    }
-    for (uint32_t i = 0; h != NULL && found == NULL && i < h->count; i++) {
-        found = h->ops[i].unknown && op_is_delete(&h->ops[i], which)
-                    ? &h->ops[i]
-                    : NULL;
-    }
-    if (found != NULL) {
-        found->rank = rank;
+    uint32_t which = at % w->keys_in_object;
+    struct linear_op *op = running_delete(w, object, which);
+    op = op != NULL ? op : unanswered_delete(&w->histories[object], which);
+    if (op != NULL) {
+        op->rank = rank;
     }
 }
 

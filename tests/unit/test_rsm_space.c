@@ -22,17 +22,25 @@ static enum err counted_space(struct disk *d, uint64_t *free)
     return ERR_OK;
 }
 
+/* What its disk did before. */
+static const struct disk_ops *space_is_counted(struct node *n)
+{
+    static struct disk_ops counted;
+    struct disk *disk = faultdisk_disk(n->disk);
+    const struct disk_ops *before = disk->ops;
+    counted = *before;
+    counted.space = counted_space;
+    disk->ops = &counted;
+    return before;
+}
+
 /* Wrong if the disk is asked for its space at each write, or too late. */
 static void test_space_is_looked_at_now_and_then(void **state)
 {
     (void)state;
     cluster_start(32);
     struct node *leader = await_leader();
-    struct disk *disk = faultdisk_disk(leader->disk);
-    const struct disk_ops *before = disk->ops;
-    struct disk_ops counted = *before;
-    counted.space = counted_space;
-    disk->ops = &counted;
+    const struct disk_ops *before = space_is_counted(leader);
     space_left = UINT64_MAX;
     struct client c;
     propose(leader, &c, 0);
@@ -67,7 +75,7 @@ static void test_space_is_looked_at_now_and_then(void **state)
     struct rsm_status status;
     rsm_status(leader->rsm, &status);
     assert_true(status.full);
-    disk->ops = before;
+    faultdisk_disk(leader->disk)->ops = before;
     cluster_free();
 }
 
@@ -78,11 +86,7 @@ static void test_full_for_a_moment_hands_over(void **state)
     (void)state;
     cluster_start(33);
     struct node *leader = await_leader();
-    struct disk *disk = faultdisk_disk(leader->disk);
-    const struct disk_ops *before = disk->ops;
-    struct disk_ops counted = *before;
-    counted.space = counted_space;
-    disk->ops = &counted;
+    const struct disk_ops *before = space_is_counted(leader);
     struct client c;
     struct rsm_status status = {0};
     for (uint32_t times = 0; times < 2; times++) {
@@ -100,7 +104,7 @@ static void test_full_for_a_moment_hands_over(void **state)
         assert_true(!status.full);
     }
     assert_true(await_leader() != leader);
-    disk->ops = before;
+    faultdisk_disk(leader->disk)->ops = before;
     cluster_free();
 }
 
