@@ -239,7 +239,7 @@ void ask_many(struct skv_client *client, const struct ask_whom *whom,
                       .timeout_ms = timeout_ms,
                       .answer = answer,
                       .arg = arg};
-    c.asked = mem_alloc(count * sizeof *c.asked);
+    c.asked = mem_array(count, sizeof *c.asked);
     skv_client_task_run(client, &c.task);
     mem_free(c.asked);
 }
@@ -265,7 +265,7 @@ void ask_statuses(struct skv_client *client, struct ask_replica *replicas,
                   uint32_t count, uint32_t timeout_ms, struct arena *arena)
 {
     struct statuses s = {.replicas = replicas, .arena = arena};
-    struct ask_whom *whom = mem_alloc((count + 1) * sizeof *whom);
+    struct ask_whom *whom = mem_array(count + 1, sizeof *whom);
     for (uint32_t i = 0; i < count; i++) {
         replicas[i].rc = ERR_TIMEDOUT;
         whom[i].address = replicas[i].address;
